@@ -1,0 +1,201 @@
+"""Follows the log, folds each plan, and answers with commands: dispatch, cancel, finish.
+
+Work per event is proportional to the successors of the task that it concerns. Several dispatchers may run: each
+decides from the log alone, the append's condition lets one of them win, and the other finds nothing left to do.
+"""
+
+import asyncio
+import logging
+from collections.abc import Awaitable, Coroutine
+from typing import Any
+
+from services.dispatcher.finalize import complete_finalize
+from services.dispatcher.prompt import build_prompt
+from services.dispatcher.timers import Timers
+from shared import commands as c
+from shared.board import SETTLED, Board
+from shared.clock import Clock
+from shared.plan import ENDED
+from shared.spec import DELIVER
+from shared.store import EventStore, Meta, Recorded
+from shared.subjects import PLAN
+from shared.task import TaskState
+from shared.transact import Loaded, to_plan, to_task
+
+log = logging.getLogger("treadle.dispatcher")
+
+DISPATCHES_IN_FLIGHT = 256
+
+
+class Dispatcher:
+    """One dispatcher: `run` for ever, `wake` when a timer is due."""
+
+    def __init__(self, store: EventStore, timers: Timers, clock: Clock) -> None:
+        self._store = store
+        self._timers = timers
+        self._clock = clock
+        self._boards: dict[str, Board] = {}
+        self._ended: set[str] = set()
+        self._finalizing: set[str] = set()
+        self._gate = asyncio.Semaphore(DISPATCHES_IN_FLIGHT)
+        self._at_work: set[asyncio.Task[None]] = set()
+        self._seen = 0
+        self._correlation = ""
+        self.caught_up = asyncio.Event()
+        """Set once the whole log was folded: until then nothing is decided."""
+
+    async def run(self) -> None:
+        """Folds the log from its beginning, then acts on every event. Ends only by being cancelled."""
+        try:
+            async for batch in self._store.follow():
+                touched: dict[str, list[Recorded]] = {}
+                for record in batch.events:
+                    self._fold(record)
+                    touched.setdefault(record.plan, []).append(record)
+                if self.caught_up.is_set():
+                    for plan, records in touched.items():
+                        self._act(plan, records)
+                elif batch.caught_up:
+                    self._take_over()
+        finally:
+            for work in self._at_work:
+                work.cancel()
+
+    def wake(self, plan: str) -> None:
+        """A timer of the plan is due: its state and the clock say whether anything follows."""
+        if self.caught_up.is_set() and (board := self._boards.get(plan)):
+            self._dispatch_ready(plan, board)
+
+    def _fold(self, record: Recorded) -> None:
+        self._seen, self._correlation = record.seq, record.meta.correlation
+        if record.plan in self._ended:
+            return
+        board = self._boards.setdefault(record.plan, Board())
+        if record.event is None:
+            board.fault = f"event {record.seq} ({record.type}): {record.fault}"
+            log.error("plan %s stands still: %s", record.plan, board.fault)
+            return
+        board.apply(record.entity, record.event, record.seq)
+        if board.plan.status in ENDED:
+            del self._boards[record.plan]
+            self._ended.add(record.plan)
+
+    def _take_over(self) -> None:
+        """What is open after a start: timers are set again, everything ready is dispatched."""
+        log.info("folded %d events; %d plans are open", self._seen, len(self._boards))
+        self.caught_up.set()
+        for plan, board in list(self._boards.items()):
+            for at, code in board.retries():
+                self._spawn(plan, self._timers.set(plan, code, at))
+            self._settle(plan, board, list(board.tasks))
+            self._dispatch_ready(plan, board)
+
+    def _act(self, plan: str, records: list[Recorded]) -> None:
+        board = self._boards.get(plan)
+        if board is None or board.fault:
+            return
+        codes = [r.entity for r in records if r.entity != PLAN]
+        for code in codes:
+            state = board.tasks[code]
+            if state.status == "retry_wait" and state.retry_at:
+                self._spawn(plan, self._timers.set(plan, code, state.retry_at))
+        if any(r.type == "cancel_requested" and r.entity == PLAN for r in records):
+            codes = list(board.tasks)
+        self._settle(plan, board, codes)
+        self._dispatch_ready(plan, board)
+
+    def _settle(self, plan: str, board: Board, codes: list[str]) -> None:
+        """Does what the plan's own state asks for; `codes` are the tasks that may have changed."""
+        if board.fault:
+            return
+        half_planned = board.plan.status == "cancelling" and len(board.tasks) < board.plan.count
+        if (board.plan.status == "finalizing" or half_planned) and plan not in self._finalizing:
+            self._finalizing.add(plan)
+            self._spawn(plan, complete_finalize(self._store, plan, board.plan, set(board.tasks), self._meta()))
+        if board.tasks and board.visible and board.tasks[DELIVER].status == "completed":
+            command = c.CompletePlan(head_commit=board.tasks[DELIVER].commit)
+            self._spawn(plan, self._to_plan(plan, command))
+        elif board.plan.status == "cancelling":
+            for code in codes:
+                if board.tasks[code].status not in (*SETTLED, "cancelling"):
+                    self._spawn(plan, self._to_task(plan, code, board, c.CancelTask(phase="cancelling")))
+            if board.settled:
+                self._spawn(plan, self._to_plan(plan, c.ConfirmCancelled()))
+        for code in board.reopening():
+            self._reopen(plan, board, code)
+
+    def _reopen(self, plan: str, board: Board, code: str) -> None:
+        """An abandoned task is to run again: only if none of its successors has begun; the queued ones are recalled.
+
+        A start that slips in between fails on its own: a runner looks at the abandoned predecessors of what it starts.
+        """
+        successors = board.successors(code)
+        if begun := [s for s in successors if board.tasks[s].lease]:
+            note = f"stays abandoned: {', '.join(begun[:5])} began on the strength of it"
+            self._spawn(plan, self._to_task(plan, code, board, c.Abandon(note=note)))
+            return
+        queued = [s for s in successors if board.tasks[s].status == "queued"]
+        for successor in queued:
+            recall = c.Release(lease=None, reason=f"{code} is to run again first")
+            self._spawn(plan, self._to_task(plan, successor, board, recall))
+        if not queued:
+            board.reopen(code)
+
+    def _dispatch_ready(self, plan: str, board: Board) -> None:
+        board.wake(self._clock())
+        for code in board.take_ready():
+            self._spawn(plan, self._dispatch(plan, board, code))
+
+    def _dispatch(self, plan: str, board: Board, code: str) -> Coroutine[Any, Any, None]:
+        """Decides everything now, from the state that made the task ready; only the append is left for later."""
+        chosen = board.plan.chosen
+        if chosen is None:
+            raise ValueError(f"plan {plan} runs without a chosen candidate")
+        command = c.Dispatch(
+            now=self._clock(),
+            prompt=build_prompt(board, code),
+            agent=board.tasks[code].agent,
+            repo_url=chosen.repo_url,
+            base_commit=chosen.base_commit,
+            heads=board.heads(code),
+            abandoned=board.abandoned_predecessors(code),
+            plan_name=chosen.spec.name,
+            setup=() if code == DELIVER else chosen.spec.setup,
+            env_allow=chosen.spec.env_allow,
+        )
+        return self._to_task(plan, code, board, command)
+
+    def _to_task(self, plan: str, code: str, board: Board, command: c.TaskCommand) -> Coroutine[Any, Any, None]:
+        known = Loaded(board.tasks[code], board.seqs[code])
+        return self._give(plan, code, command, known, self._meta())
+
+    async def _give(self, plan: str, code: str, command: c.TaskCommand, known: Loaded[TaskState], meta: Meta) -> None:
+        async with self._gate:
+            try:
+                await to_task(self._store, plan, code, command, meta, known=known)
+            except c.Refused as refusal:
+                # Somebody was faster: the event that made this command wrong is on its way to us.
+                log.info("plan %s task %s: %s was refused: %s", plan, code, type(command).__name__, refusal)
+
+    async def _to_plan(self, plan: str, command: c.PlanCommand) -> None:
+        try:
+            await to_plan(self._store, plan, command, self._meta())
+        except c.Refused as refusal:
+            log.info("plan %s: %s was refused: %s", plan, type(command).__name__, refusal)
+
+    def _meta(self) -> Meta:
+        return Meta(actor="dispatcher", causation=self._seen, correlation=self._correlation, seen=self._seen)
+
+    def _spawn(self, plan: str, work: Awaitable[None]) -> None:
+        task = asyncio.create_task(self._guard(plan, work))
+        self._at_work.add(task)
+        task.add_done_callback(self._at_work.discard)
+
+    async def _guard(self, plan: str, work: Awaitable[None]) -> None:
+        """A fault stops the plan that it concerns, loudly, and no other one."""
+        try:
+            await work
+        except Exception as error:
+            log.exception("plan %s stands still", plan)
+            if board := self._boards.get(plan):
+                board.fault = f"{type(error).__name__}: {error}"

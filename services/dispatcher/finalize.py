@@ -1,0 +1,38 @@
+"""Turns a chosen candidate into tasks: one `planned` for each, then the plan's `finalized`.
+
+Any dispatcher may do it, several at once too, and again after a crash in the middle: a task is planned once, and a
+repeated decision finds its own event.
+"""
+
+import asyncio
+
+from shared import commands as c
+from shared.board import in_order
+from shared.plan import PlanState
+from shared.spec import DELIVER
+from shared.store import EventStore, Meta
+from shared.task import INITIAL
+from shared.transact import Loaded, to_plan, to_task
+
+APPENDS_IN_FLIGHT = 256
+
+
+async def complete_finalize(store: EventStore, plan: str, state: PlanState, planned: set[str], meta: Meta) -> None:
+    """Plans every task of the choice that is not in `planned`, then marks the plan finalized."""
+    if state.chosen is None:
+        return
+    spec, choice = state.chosen.spec, state.digest
+    gate = asyncio.Semaphore(APPENDS_IN_FLIGHT)
+    unborn = Loaded(INITIAL, 0)
+
+    async def append(command: c.PlanTask) -> None:
+        async with gate:
+            await to_task(store, plan, command.spec.code, command, meta, known=unborn)
+
+    async with asyncio.TaskGroup() as group:
+        for index, task in enumerate(in_order(spec)):
+            if task.code in planned:
+                continue
+            agent = None if task.code == DELIVER else spec.agents[task.assignee]
+            group.create_task(append(c.PlanTask(digest=choice, index=index, spec=task, agent=agent)))
+    await to_plan(store, plan, c.ConfirmFinalized(digest=choice), meta)

@@ -1,0 +1,103 @@
+"""Takes messages from the pools' consumers, one for each free slot.
+
+A pull request waits at the server until a message or its expiry comes. There are never more requests open at one pool
+than slots are free, so the server hands us nothing that we can't start; with several pools a slot may be promised
+twice, and the message that comes second goes straight back.
+"""
+
+import asyncio
+import logging
+from collections.abc import Callable, Coroutine, Sequence
+
+import msgspec
+from nats.aio.client import Client
+from nats.aio.msg import Msg
+from nats.aio.subscription import Subscription
+
+from shared.streams import EVENTS, pool_consumer_name
+
+log = logging.getLogger("treadle.runner")
+
+EXPIRES_S = 20.0
+CHECK_S = 0.5
+"""How soon a reconnect is noticed: open requests die with the connection."""
+
+
+class SlotPull:
+    """Calls `take` for each message, as a task of its own, at most `slots` at once. `take` owns the message."""
+
+    def __init__(
+        self, nc: Client, pools: Sequence[str], slots: int, take: Callable[[Msg], Coroutine[object, object, None]]
+    ) -> None:
+        self._nc = nc
+        self._pools = pools
+        self._free = slots
+        self._take = take
+        self._open: dict[str, int] = dict.fromkeys(pools, 0)
+        self._changed = asyncio.Event()
+        self._inboxes: dict[str, str] = {}
+        self.stopped = False
+        self.at_work: set[asyncio.Task[None]] = set()
+
+    async def run(self) -> None:
+        """Pulls until `stop`. What is at work then goes on."""
+        while not self.stopped:
+            reconnects = self._nc.stats["reconnects"]
+            self._open = dict.fromkeys(self._pools, 0)
+            subscriptions = [await self._subscribe(pool) for pool in self._pools]
+            while not self.stopped and self._nc.stats["reconnects"] == reconnects:
+                await self._fill()
+                self._changed.clear()
+                try:
+                    await asyncio.wait_for(self._changed.wait(), timeout=CHECK_S)
+                except TimeoutError:
+                    continue
+            for subscription in subscriptions:
+                await self._drain(subscription)
+
+    def stop(self) -> None:
+        """Takes nothing more."""
+        self.stopped = True
+        self._free = 0
+        self._changed.set()
+
+    async def _subscribe(self, pool: str) -> Subscription:
+        async def arrived(message: Msg) -> None:
+            await self._arrived(pool, message)
+
+        self._inboxes[pool] = self._nc.new_inbox()
+        return await self._nc.subscribe(self._inboxes[pool], cb=arrived)
+
+    async def _drain(self, subscription: Subscription) -> None:
+        # What is on its way to us is still handled: `_arrived` sends it back, since no slot is free any more.
+        if self._nc.is_connected:
+            await subscription.drain()  # type: ignore[no-untyped-call] # nats-py leaves this one untyped
+
+    async def _fill(self) -> None:
+        for pool in self._pools:
+            while self._open[pool] < self._free:
+                body = {"batch": 1, "expires": int(EXPIRES_S * 1e9)}
+                subject = f"$JS.API.CONSUMER.MSG.NEXT.{EVENTS}.{pool_consumer_name(pool)}"
+                await self._nc.publish(subject, msgspec.json.encode(body), reply=self._inboxes[pool])
+                self._open[pool] += 1
+
+    async def _arrived(self, pool: str, message: Msg) -> None:
+        self._open[pool] = max(0, self._open[pool] - 1)
+        self._changed.set()
+        if (message.headers or {}).get("Status"):  # the request expired, or the consumer is busy being restarted
+            return
+        if self._free <= 0:
+            await message.nak()
+            return
+        self._free -= 1
+        task = asyncio.create_task(self._take(message))
+        self.at_work.add(task)
+        task.add_done_callback(self._done)
+
+    def _done(self, task: asyncio.Task[None]) -> None:
+        self.at_work.discard(task)
+        if not task.cancelled() and (error := task.exception()):
+            log.error("a delivery could not be handled; it comes again", exc_info=error)
+        if not self.stopped:
+            self._free += 1
+        self._changed.set()

@@ -1,0 +1,342 @@
+"""The runner: takes a dispatch, opens a lease, has the work done, reports, and stays silent once its lease is over.
+
+The order at the end is what makes a crash harmless at any point: the executor has stored the commit under the lease's
+own ref; `completed` is appended; the task's head ref is moved; the message is acknowledged. Whoever gets the message
+of a finished task repeats the move and acknowledges.
+"""
+
+import asyncio
+import contextlib
+import logging
+import random
+from collections.abc import Callable, Mapping
+from typing import Protocol
+
+import msgspec
+from nats.aio.client import Client
+from nats.aio.msg import Msg
+from nats.errors import Error as NatsError
+
+from services.runner.agents import Activity, Finished
+from services.runner.lease import Completion, Journal, Key, Lease
+from services.runner.pull import SlotPull
+from services.runner.transcript import Transcripts
+from shared import commands as c
+from shared.clock import Clock, new_id
+from shared.events import TaskDispatched
+from shared.jetstream import JetStreamStore, read_message
+from shared.plan import INITIAL as NO_PLAN
+from shared.plan import PlanState, evolve
+from shared.store import Meta, StoreUnavailable
+from shared.streams import EVENTS, HEARTBEAT_S
+from shared.subjects import CANCEL_REQUESTS, PLAN, pool, runner_holds
+from shared.task import LEASED, TaskState
+from shared.transact import Decided, Loaded, fold, load_task, patiently, to_task
+
+log = logging.getLogger("treadle.runner")
+
+ASK_TIMEOUT_S = 1.0
+"""How long the holder of a lease has to say that it lives."""
+TAKEOVERS_MAX = 5
+PLANS_KEPT = 200
+
+
+class Executor(Protocol):
+    """Does the work of one pool's attempts."""
+
+    async def execute(self, lease: Lease, report: Callable[[Activity], None]) -> Completion | Finished:
+        """The work. Cancelled, it leaves no process behind. It raises nothing else: a fault is a `Finished`."""
+        ...
+
+    async def settle(self, plan: str, task: str, dispatch: TaskDispatched, commit: str) -> None:
+        """After `completed` is in the log: moves the task's head ref. Harmless when repeated."""
+        ...
+
+    async def tidy(self, lease: Lease) -> None:
+        """The lease has ended, one way or another: removes what nobody needs of it."""
+        ...
+
+
+class Holds(msgspec.Struct, frozen=True):
+    """The answer to "is this lease alive with you?"."""
+
+    holds: bool
+
+
+class Runner:
+    """One runner process's work."""
+
+    def __init__(
+        self,
+        nc: Client,
+        name: str,
+        executors: Mapping[str, Executor],
+        slots: int,
+        journal: Journal,
+        clock: Clock,
+        heartbeat_s: float = HEARTBEAT_S,
+    ) -> None:
+        self.name = name
+        self._nc = nc
+        self._store = JetStreamStore(nc)
+        self._executors = executors
+        self._journal = journal
+        self._clock = clock
+        self._heartbeat_s = heartbeat_s
+        self._leases: dict[tuple[str, str], Lease] = {}
+        self._plans: dict[str, Loaded[PlanState]] = {}
+        self._transcripts = Transcripts(nc)
+        self._pull = SlotPull(nc, list(executors), slots, self._handle)
+
+    async def run(self) -> None:
+        """Works until `stop`; then everything at work has been handed back."""
+        await self._hand_back_former_life()
+        log_end = (await self._nc.jetstream().stream_info(EVENTS)).state.last_seq
+        background = [
+            asyncio.create_task(self._hear_cancels(log_end)),
+            asyncio.create_task(self._transcripts.run()),
+        ]
+        try:
+            await self._pull.run()
+            await asyncio.gather(*self._pull.at_work)
+            with contextlib.suppress(TimeoutError):  # people's view of the last second is not worth hanging for
+                await asyncio.wait_for(self._transcripts.flush(), timeout=1)
+        finally:
+            for task in background:
+                task.cancel()
+
+    def stop(self) -> None:
+        """Takes nothing more and hands back what runs."""
+        self._pull.stop()
+        for lease in self._leases.values():
+            lease.interrupt()
+
+    def holds(self, key: Key) -> Holds:
+        """Whether we are running that lease."""
+        lease = self._leases.get((key.plan, key.task))
+        return Holds(lease is not None and lease.key == key and not lease.stale)
+
+    # Taking -------------------------------------------------------------------------------------------------------
+
+    async def _handle(self, message: Msg) -> None:
+        """One delivery, from its arrival to its acknowledgement or to our silence."""
+        record = read_message(message)
+        dispatch = record.event
+        if not isinstance(dispatch, TaskDispatched):
+            log.error("event %d can't be run: %s", record.seq, record.fault)
+            return
+        plan, task = record.plan, record.entity
+        try:
+            decided = await self._take(plan, task, record.seq, dispatch, message, record.meta.correlation)
+        except c.Obsolete:
+            await self._acknowledge_obsolete(plan, task, dispatch, message)
+            return
+        if decided is None:  # a live runner has it, maybe we ourselves: its heartbeats keep the message
+            return
+        if decided.state.status not in LEASED:  # released, cancelled, or given up: there is nothing to run
+            await self._acknowledge(message)
+            return
+        lease = Lease(Key(plan, task, decided.state.lease), decided.seq, dispatch, message, record.meta.correlation)
+        await self._hold(lease)
+
+    async def _take(
+        self, plan: str, task: str, seq: int, dispatch: TaskDispatched, message: Msg, correlation: str
+    ) -> Decided[TaskState] | None:
+        """Asks the log for a lease. None where another live runner holds it, or we do."""
+        execution, superseded = new_id(), None
+        for _ in range(TAKEOVERS_MAX):
+            command = c.Start(
+                phase=(await self._plan(plan)).phase,
+                dispatch=dispatch.dispatch,
+                runner=self.name,
+                execution=execution,
+                reopened=await self._reopened(plan, dispatch),
+                supersede_lease=superseded,
+            )
+            try:
+                return await to_task(self._store, plan, task, command, self._meta(seq, correlation))
+            except c.Held as held:
+                key = Key(plan, task, held.lease)
+                if held.runner == self.name and self.holds(key).holds:
+                    self._leases[plan, task].delivery = message
+                    return None
+                if held.runner != self.name and await self._lives(held.runner, key):
+                    return None
+                superseded = held.lease
+        log.warning("plan %s task %s: its lease changed hands %d times while we asked", plan, task, TAKEOVERS_MAX)
+        return None
+
+    async def _plan(self, plan: str) -> PlanState:
+        """The plan's own state as of now; only what is new is read."""
+        loaded = self._plans.pop(plan, Loaded(NO_PLAN, 0))
+        events = await patiently(lambda: self._store.read(plan, PLAN, after=loaded.seq))
+        loaded = fold(loaded.state, evolve, events, loaded.seq)
+        self._plans[plan] = loaded
+        if len(self._plans) > PLANS_KEPT:
+            self._plans.pop(next(iter(self._plans)))
+        return loaded.state
+
+    async def _reopened(self, plan: str, dispatch: TaskDispatched) -> tuple[str, ...]:
+        """Predecessors that were counted as abandoned and are not any more."""
+        states = [(code, (await load_task(self._store, plan, code)).state) for code in dispatch.abandoned]
+        return tuple(code for code, state in states if not state.satisfied)
+
+    async def _lives(self, runner: str, key: Key) -> bool:
+        try:
+            answer = await self._nc.request(runner_holds(runner), msgspec.json.encode(key), timeout=ASK_TIMEOUT_S)
+        except (NatsError, TimeoutError):
+            return False
+        return msgspec.json.decode(answer.data, type=Holds).holds
+
+    async def _acknowledge_obsolete(self, plan: str, task: str, dispatch: TaskDispatched, message: Msg) -> None:
+        """The task went on without this message; if it is finished, its head ref may still have to be moved."""
+        state = (await patiently(lambda: load_task(self._store, plan, task))).state
+        if state.status == "completed" and state.commit and state.dispatch == dispatch.dispatch:
+            await self._settle(plan, task, dispatch, state.commit)
+        await self._acknowledge(message)
+
+    # Holding ------------------------------------------------------------------------------------------------------
+
+    async def _hold(self, lease: Lease) -> None:
+        key = lease.key
+        self._leases[key.plan, key.task] = lease
+        self._journal.add(key)
+        executor = self._executor(lease.dispatch)
+        heart = asyncio.create_task(self._beat(lease))
+        ending: Completion | Finished | None = None
+
+        async def work() -> None:
+            nonlocal ending
+            try:
+                ending = await executor.execute(lease, lambda activity: self._transcripts.tell(key, activity))
+            except Exception as error:
+                log.exception("%s: the runner itself failed", key)
+                message = f"runner {self.name} failed: {type(error).__name__}: {error}; its log tells more"
+                ending = Finished(kind="agent_error", message=message)
+
+        try:
+            lease.work = asyncio.create_task(work())
+            if self._pull.stopped:
+                lease.interrupt()
+            with contextlib.suppress(asyncio.CancelledError):
+                await lease.work
+            await self._report(lease, ending)
+        finally:
+            heart.cancel()
+            if self._leases.get((key.plan, key.task)) is lease:
+                del self._leases[key.plan, key.task]
+            await executor.tidy(lease)
+            self._journal.remove(key)
+
+    async def _beat(self, lease: Lease) -> None:
+        """Says that we live, after looking whether the lease still does. The first look comes at once."""
+        while True:
+            try:
+                await self._look(lease)
+                if not lease.stale:
+                    await lease.delivery.in_progress()
+            except (StoreUnavailable, NatsError):
+                # An outage of the bus is no reason to stop an agent; the lease holds until somebody supersedes it.
+                log.warning("%s: NATS does not answer; working on", lease.key)
+            await asyncio.sleep(self._heartbeat_s)
+
+    async def _look(self, lease: Lease) -> None:
+        key = lease.key
+        if await self._store.last_seq(key.plan, key.task) == lease.seq:
+            return
+        loaded = await load_task(self._store, key.plan, key.task)
+        if loaded.state.lease != key.lease or loaded.state.status not in LEASED:
+            if not lease.work or not lease.work.done():
+                log.warning("%s is over (the task is %s): killing its work", key, loaded.state.status)
+            lease.stale = True
+            lease.interrupt()
+        elif loaded.state.status == "cancelling":
+            lease.seq = loaded.seq
+            lease.cancelling = True
+            lease.interrupt()
+
+    async def _hear_cancels(self, after: int) -> None:
+        async for batch in self._store.follow(after=after, filters=(CANCEL_REQUESTS,)):
+            for record in batch.events:
+                lease = self._leases.get((record.plan, record.entity))
+                if lease is not None and record.seq > lease.seq:
+                    lease.seq = record.seq
+                    lease.cancelling = True
+                    lease.interrupt()
+
+    # Reporting ----------------------------------------------------------------------------------------------------
+
+    async def _report(self, lease: Lease, ending: Completion | Finished | None) -> None:
+        if lease.stale:
+            return
+        key = lease.key
+        try:
+            decided = await to_task(
+                self._store,
+                key.plan,
+                key.task,
+                await self._ending(lease, ending),
+                self._meta(lease.seq, lease.correlation),
+            )
+        except c.StaleLease as stale:
+            log.warning("%s: %s; its work is dropped", key, stale)
+            lease.stale = True
+            return
+        if decided.event is not None:
+            log.info("%s: %s", key, decided.event.name)
+        if isinstance(ending, Completion):
+            await self._settle(key.plan, key.task, lease.dispatch, ending.commit)
+        await self._acknowledge(lease.delivery)
+
+    async def _ending(self, lease: Lease, ending: Completion | Finished | None) -> c.TaskCommand:
+        number = lease.key.lease
+        if isinstance(ending, Completion):
+            return c.Complete(
+                lease=number,
+                base_commit=ending.base_commit,
+                commit=ending.commit,
+                result=ending.result,
+                usage=ending.usage,
+            )
+        if ending is None and not lease.cancelling:
+            return c.Release(lease=number, reason=f"runner {self.name} was stopped")
+        finished = ending or Finished(kind="cancelled", message="cancelled while it ran")
+        if finished.kind == "completed":
+            raise TypeError("an executor reports success by a Completion")
+        return c.Fail(
+            now=self._clock(),
+            phase=(await self._plan(lease.key.plan)).phase,
+            lease=number,
+            kind="cancelled" if lease.cancelling else finished.kind,
+            message=finished.message,
+            usage=finished.usage,
+            retry_after_s=finished.retry_after_s,
+            jitter=random.random(),  # noqa: S311 - spreads retries, hides nothing
+        )
+
+    async def _settle(self, plan: str, task: str, dispatch: TaskDispatched, commit: str) -> None:
+        try:
+            await self._executor(dispatch).settle(plan, task, dispatch, commit)
+        except Exception:
+            # The commit is in the log and under the lease's ref, which is all that successors need.
+            log.exception("plan %s task %s: the head ref could not be moved to %s", plan, task, commit)
+
+    async def _acknowledge(self, message: Msg) -> None:
+        with contextlib.suppress(NatsError):  # it comes again after `ack_wait` and is found obsolete
+            await message.ack()
+
+    async def _hand_back_former_life(self) -> None:
+        for key in self._journal.left_behind():
+            command = c.Release(lease=key.lease, reason=f"runner {self.name} was killed and came back")
+            try:
+                await to_task(self._store, key.plan, key.task, command, self._meta(0, ""))
+                log.info("%s: a former life held it; handed back", key)
+            except c.Refused as refusal:  # the log is not the one that the journal speaks of
+                log.warning("%s: a former life held it: %s", key, refusal)
+            self._journal.remove(key)
+
+    def _executor(self, dispatch: TaskDispatched) -> Executor:
+        return self._executors[pool(dispatch)]
+
+    def _meta(self, causation: int, correlation: str) -> Meta:
+        return Meta(actor=f"runner:{self.name}", causation=causation, correlation=correlation, seen=causation)

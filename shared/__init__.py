@@ -1,0 +1,1 @@
+"""What Treadle's services share: events, commands, deciders and the event store."""

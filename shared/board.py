@@ -1,0 +1,270 @@
+"""A whole plan at a glance: the fold of all its events, kept ready to answer what may run next.
+
+The board is the one place that knows readiness, the commits to start from, and how a plan stands. It changes by
+`apply` alone, in time proportional to the successors of the task that the event concerns, never to the plan: counters
+and sets are kept, not recomputed. Everything here is pure but for the board's own fields; there is no clock and no
+I/O.
+"""
+
+from bisect import insort
+from collections import Counter
+from collections.abc import Iterable
+from datetime import datetime
+from heapq import heappop, heappush
+from itertools import islice
+from typing import Literal
+
+from shared import plan, task
+from shared.events import Event, Head
+from shared.spec import DELIVER, PlanSpec, TaskSpec
+from shared.subjects import PLAN
+
+Standing = Literal["drafted", "running", "paused", "needs_attention", "cancelling", "cancelled", "completed"]
+"""How a plan stands, in one word. `needs_attention`: nothing of it can go on without a person."""
+
+
+def in_order(spec: PlanSpec) -> list[TaskSpec]:
+    """The plan's tasks in topological order, ties in the author's order, and `_deliver` behind all sinks.
+
+    The spec is valid, so there is no cycle.
+    """
+    waits = {t.code: len(t.depends_on) for t in spec.tasks}
+    place = {t.code: i for i, t in enumerate(spec.tasks)}
+    successors: dict[str, list[str]] = {t.code: [] for t in spec.tasks}
+    for t in spec.tasks:
+        for code in t.depends_on:
+            successors[code].append(t.code)
+    ordered: list[TaskSpec] = []
+    layer = [place[code] for code, count in waits.items() if count == 0]
+    while layer:
+        following: list[int] = []
+        for i in layer:
+            t = spec.tasks[i]
+            ordered.append(t)
+            for code in successors[t.code]:
+                waits[code] -= 1
+                if waits[code] == 0:
+                    insort(following, place[code])
+        layer = following
+    sinks = tuple(t.code for t in ordered if not successors[t.code])
+    deliver = TaskSpec(code=DELIVER, name="Make the plan's branch", assignee="", depends_on=sinks, budget_usd=0.0)
+    return [*ordered, deliver]
+
+
+class Board:
+    """One plan's fold."""
+
+    def __init__(self) -> None:
+        self.plan = plan.INITIAL
+        self.plan_seq = 0
+        self.tasks: dict[str, task.TaskState] = {}
+        self.seqs: dict[str, int] = {}
+        """Sequence of each task's newest event: what an append to it expects."""
+        self.fault = ""
+        """Set where an event could not be read: nothing may be decided for this plan."""
+        self.counts: Counter[task.TaskStatus] = Counter()
+        self._laid_out = False
+        self._codes: list[str] = []
+        self._successors: dict[str, list[str]] = {}
+        self._missing: dict[str, int] = {}
+        self._ancestors: list[int] = []
+        self._ready: dict[str, None] = {}
+        self._retries: list[tuple[datetime, str]] = []
+        self._due: set[str] = set()
+        self._claimed: set[str] = set()
+        self._reopening: dict[str, None] = {}
+
+    # Folding ------------------------------------------------------------------------------------------------------
+
+    def apply(self, entity: str, event: Event, seq: int) -> None:
+        """Folds the next event of the plan."""
+        if entity == PLAN:
+            self.plan = plan.evolve(self.plan, event)
+            self.plan_seq = seq
+            if self.plan.status not in ("absent", "drafted", "finalizing") and self._all_planned():
+                self._lay_out()
+            return
+        before = self.tasks.get(entity, task.INITIAL)
+        after = task.evolve(before, event)
+        self.tasks[entity] = after
+        self.seqs[entity] = seq
+        if before.status != "absent":
+            self.counts[before.status] -= 1
+        self.counts[after.status] += 1
+        self._claimed.discard(entity)
+        if self._laid_out:
+            self._follow_change(entity, before, after)
+
+    def _all_planned(self) -> bool:
+        return not self._laid_out and self.plan.count > 0 and len(self.tasks) == self.plan.count
+
+    def _lay_out(self) -> None:
+        """Builds the indices, once: after `finalized` the edges never change."""
+        self._laid_out = True
+        by_index = sorted(self.tasks.items(), key=lambda item: item[1].index)
+        self._codes = [code for code, _ in by_index]
+        self._successors = {code: [] for code in self._codes}
+        for code, state in by_index:
+            ancestors = 0
+            for predecessor in _depends_on(state):
+                self._successors[predecessor].append(code)
+                index = self.tasks[predecessor].index
+                ancestors |= self._ancestors[index] | (1 << index)
+            self._ancestors.append(ancestors)
+            self._missing[code] = sum(not self.tasks[p].satisfied for p in _depends_on(state))
+        for code in self._codes:
+            self._list(code)
+
+    def _follow_change(self, code: str, before: task.TaskState, after: task.TaskState) -> None:
+        if before.satisfied != after.satisfied:
+            step = -1 if after.satisfied else 1
+            for successor in self._successors[code]:
+                self._missing[successor] += step
+                self._list(successor)
+        self._list(code)
+
+    def _list(self, code: str) -> None:
+        """Keeps the lists of what the dispatcher may act on."""
+        state = self.tasks[code]
+        free = self._missing[code] == 0
+        if state.status == "retry_wait" and state.retry_at:
+            if code not in self._due:
+                heappush(self._retries, (state.retry_at, code))
+        else:
+            self._due.discard(code)
+        for wanted, listed in (
+            (free and (state.status == "pending" or code in self._due) and code not in self._claimed, self._ready),
+            (free and state.reopening, self._reopening),
+        ):
+            if wanted:
+                listed.setdefault(code)
+            else:
+                listed.pop(code, None)
+
+    # Asking -------------------------------------------------------------------------------------------------------
+
+    @property
+    def visible(self) -> bool:
+        """Whether the plan is finalized with all its tasks: half a plan is never shown."""
+        return self._laid_out
+
+    @property
+    def codes(self) -> list[str]:
+        """The tasks in topological order, `_deliver` last; empty until the plan is finalized."""
+        return self._codes
+
+    def successors(self, code: str) -> list[str]:
+        """The tasks that wait for this one."""
+        return self._successors.get(code, [])
+
+    def missing(self, code: str) -> list[str]:
+        """The predecessors that a task still waits for."""
+        return [p for p in _depends_on(self.tasks[code]) if not self.tasks[p].satisfied]
+
+    def free_slots(self) -> int:
+        """How many more tasks `max_parallel` lets be dispatched now."""
+        limit = self.plan.chosen.spec.max_parallel if self.plan.chosen else 0
+        return limit - len(self._claimed) - sum(self.counts[status] for status in task.IN_FLIGHT)
+
+    def wake(self, now: datetime) -> None:
+        """Makes the tasks ready whose retry's time has come."""
+        while self._retries and self._retries[0][0] <= now:
+            retry_at, code = heappop(self._retries)
+            state = self.tasks[code]
+            if state.status == "retry_wait" and state.retry_at == retry_at:
+                self._due.add(code)
+                self._list(code)
+
+    def take_ready(self) -> list[str]:
+        """Claims what is to be dispatched now: in the order in which it became ready, as much as may run.
+
+        A claim ends with the task's next event.
+        """
+        if self.plan.status != "active" or self.fault:
+            return []
+        taken = list(islice(self._ready, max(0, self.free_slots())))
+        for code in taken:
+            self._claimed.add(code)
+            del self._ready[code]
+        return taken
+
+    def reopen(self, code: str) -> None:
+        """Makes an abandoned task ready: nothing rests on its abandoning any more."""
+        if code in self._reopening and code not in self._claimed:
+            self._ready.setdefault(code)
+
+    def retries(self) -> list[tuple[datetime, str]]:
+        """The tasks that wait for a retry, each with its time."""
+        return [(at, code) for at, code in self._retries if self.tasks[code].retry_at == at]
+
+    def reopening(self) -> list[str]:
+        """Abandoned tasks that a person wants to run again."""
+        return list(self._reopening)
+
+    def heads(self, code: str) -> tuple[Head, ...]:
+        """The commits to merge for a task: of all completed ancestors, those that no other one contains.
+
+        A completed task's commit contains those of all its completed ancestors, since they had ended when it began; a
+        predecessor without a commit (abandoned, marked complete) stands for what came before it.
+        """
+        found: set[int] = set()
+        seen: set[str] = set()
+        open_ = list(_depends_on(self.tasks[code]))
+        while open_:
+            predecessor = open_.pop()
+            if predecessor in seen:
+                continue
+            seen.add(predecessor)
+            state = self.tasks[predecessor]
+            if state.status == "completed" and state.commit:
+                found.add(state.index)
+            else:
+                open_ += _depends_on(state)
+        contained = 0
+        for index in found:
+            contained |= self._ancestors[index]
+        heads = (self._codes[index] for index in sorted(found) if not contained >> index & 1)
+        return tuple(Head(c, self.tasks[c].commit) for c in heads)
+
+    def abandoned_predecessors(self, code: str) -> tuple[str, ...]:
+        """Those on whose abandoning a start would rest."""
+        return tuple(p for p in _depends_on(self.tasks[code]) if self.tasks[p].status == "abandoned")
+
+    def predecessors(self, code: str) -> Iterable[task.TaskState]:
+        """The states of the tasks that this one depends on."""
+        return (self.tasks[p] for p in _depends_on(self.tasks[code]))
+
+    @property
+    def settled(self) -> bool:
+        """Whether every task has ended or was given up."""
+        return sum(self.counts[s] for s in SETTLED) == self.plan.count
+
+    def standing(self) -> Standing:
+        """How the plan stands, from the counters."""
+        match self.plan.status:
+            case "absent" | "drafted":
+                return "drafted"
+            case "cancelling" | "cancelled" | "completed":
+                return self.plan.status
+            case "finalizing":
+                return "running"
+        moving = (
+            any(self.counts[s] for s in task.IN_FLIGHT)
+            or self._ready
+            or self._claimed
+            or self.counts["retry_wait"]
+            or self._reopening
+        )
+        if not moving and self._laid_out and self.counts["needs_attention"]:
+            return "needs_attention"
+        if self.plan.status == "paused":
+            return "paused"
+        return "running"
+
+
+SETTLED: tuple[task.TaskStatus, ...] = ("completed", "cancelled", "abandoned")
+"""What the end of a plan has nothing to do with any more."""
+
+
+def _depends_on(state: task.TaskState) -> tuple[str, ...]:
+    return state.spec.depends_on if state.spec else ()

@@ -1,0 +1,60 @@
+"""How every service connects to NATS: the same options everywhere, and they reconnect for ever."""
+
+import os
+from pathlib import Path
+from typing import Any
+
+import msgspec
+import nats
+from faststream.nats import NatsBroker
+from faststream.security import SASLPlaintext
+from nats.aio.client import Client
+
+
+class BusSettings(msgspec.Struct, frozen=True):
+    """Where NATS is and who we are there."""
+
+    url: str
+    user: str | None = None
+    password: str | None = None
+
+
+def bus_settings_from_environment() -> BusSettings:
+    """Reads `TREADLE_NATS_URL`, `TREADLE_NATS_USER` and `TREADLE_NATS_PASSWORD_FILE`.
+
+    The password comes from a file, so that no environment and no argument list shows it.
+    """
+    password_file = os.environ.get("TREADLE_NATS_PASSWORD_FILE")
+    return BusSettings(
+        url=os.environ.get("TREADLE_NATS_URL", "nats://127.0.0.1:4222"),
+        user=os.environ.get("TREADLE_NATS_USER"),
+        password=Path(password_file).read_text().strip() if password_file else None,
+    )
+
+
+def make_broker(settings: BusSettings, name: str) -> NatsBroker:
+    """FastStream's broker, not yet connected. Streams are declared by `shared.streams` alone."""
+    options = _reconnect_for_ever(name)
+    if settings.user is None:
+        return NatsBroker(settings.url, logger=None, **options)
+    security = SASLPlaintext(username=settings.user, password=settings.password or "")
+    return NatsBroker(settings.url, logger=None, security=security, **options)
+
+
+async def connect(settings: BusSettings, name: str) -> Client:
+    """A bare client with the same options. Waits a few seconds for a server that is just starting."""
+    return await nats.connect(settings.url, user=settings.user, password=settings.password, **_reconnect_for_ever(name))
+
+
+def _reconnect_for_ever(name: str) -> dict[str, Any]:
+    # A client tries again ten times a second: the default of two seconds is most of the time that a restart takes.
+    return {
+        "name": name,
+        "allow_reconnect": True,
+        "max_reconnect_attempts": -1,
+        "reconnect_time_wait": 0.1,
+        "connect_timeout": 2,
+        "ping_interval": 10,
+        "max_outstanding_pings": 2,
+        "pending_size": 64 * 1024 * 1024,
+    }

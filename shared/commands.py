@@ -1,0 +1,194 @@
+"""What somebody wants: the commands that the deciders answer with at most one event, or a refusal.
+
+A command carries everything that deciding needs besides the state, the time and random values included, so that a
+decision can be repeated from the log.
+"""
+
+from datetime import datetime
+from typing import Literal
+
+import msgspec
+
+from shared.events import FailureKind, Head, Result, Usage
+from shared.spec import AgentSpec, PlanSpec, TaskSpec
+
+PlanPhase = Literal["open", "paused", "cancelling"]
+"""What a plan allows its tasks: to start, to wait, or only to end."""
+
+
+class Command(msgspec.Struct, frozen=True, kw_only=True):
+    """Base of all commands."""
+
+
+class Refused(Exception):
+    """The state does not allow the command; the message tells a person why, and what would be allowed."""
+
+
+class StaleLease(Refused):
+    """The reporter's lease is over. Whoever gets this kills what it runs and stays silent."""
+
+
+class Obsolete(Refused):
+    """The dispatch that a runner wants to start was overtaken: its message can be acknowledged and forgotten."""
+
+
+class Held(Refused):
+    """Another lease is live. Ask `runner` before superseding `lease`."""
+
+    def __init__(self, runner: str, lease: int) -> None:
+        super().__init__(f"runner {runner} holds it under lease {lease}")
+        self.runner = runner
+        self.lease = lease
+
+
+# To a plan --------------------------------------------------------------------------------------------------------
+
+
+class Draft(Command, frozen=True, kw_only=True):
+    """Adds a candidate."""
+
+    candidate: str
+    spec: PlanSpec
+    repo_url: str
+    base_commit: str
+
+
+class Finalize(Command, frozen=True, kw_only=True):
+    """Chooses a candidate, for good."""
+
+    candidate: str
+
+
+class ConfirmFinalized(Command, frozen=True, kw_only=True):
+    """All `planned` events of the choice are stored."""
+
+    digest: str
+
+
+class Pause(Command, frozen=True, kw_only=True):
+    """Starts nothing new."""
+
+    reason: str = ""
+
+
+class Resume(Command, frozen=True, kw_only=True):
+    """Starts again."""
+
+
+class CancelPlan(Command, frozen=True, kw_only=True):
+    """Ends the plan."""
+
+    reason: str = ""
+
+
+class ConfirmCancelled(Command, frozen=True, kw_only=True):
+    """Every task has ended."""
+
+
+class CompletePlan(Command, frozen=True, kw_only=True):
+    """`_deliver` is completed."""
+
+    head_commit: str
+
+
+PlanCommand = Draft | Finalize | ConfirmFinalized | Pause | Resume | CancelPlan | ConfirmCancelled | CompletePlan
+
+
+# To a task --------------------------------------------------------------------------------------------------------
+
+
+class PlanTask(Command, frozen=True, kw_only=True):
+    """Writes the task down, while its plan is finalizing."""
+
+    digest: str
+    index: int
+    spec: TaskSpec
+    agent: AgentSpec | None
+
+
+class Dispatch(Command, frozen=True, kw_only=True):
+    """Opens an attempt; whoever sends it has found the task ready."""
+
+    now: datetime
+    prompt: str
+    agent: AgentSpec | None
+    repo_url: str
+    base_commit: str
+    heads: tuple[Head, ...]
+    abandoned: tuple[str, ...]
+    plan_name: str
+    setup: tuple[str, ...]
+    env_allow: tuple[str, ...]
+
+
+class Start(Command, frozen=True, kw_only=True):
+    """Takes a dispatched attempt, or takes it over from a runner that did not answer."""
+
+    phase: PlanPhase
+    dispatch: int
+    runner: str
+    execution: str
+    reopened: tuple[str, ...] = ()
+    """Predecessors counted as abandoned at dispatch which are not any more."""
+    supersede_lease: int | None = None
+    """The live lease whose runner was asked and did not answer."""
+
+
+class Release(Command, frozen=True, kw_only=True):
+    """Hands an attempt back unspent."""
+
+    lease: int | None
+    reason: str
+
+
+class Complete(Command, frozen=True, kw_only=True):
+    """Reports success."""
+
+    lease: int
+    base_commit: str
+    commit: str
+    result: Result
+    usage: Usage
+
+
+class Fail(Command, frozen=True, kw_only=True):
+    """Reports any other end."""
+
+    now: datetime
+    phase: PlanPhase
+    lease: int
+    kind: FailureKind
+    message: str
+    usage: Usage
+    retry_after_s: float | None = None
+    """At the earliest, as whoever refused the work said."""
+    jitter: float = 0.0
+    """Random, 0 to 1: spreads retries by up to a quarter of their wait."""
+
+
+class CancelTask(Command, frozen=True, kw_only=True):
+    """Stops a task: a person's wish for one, or the plan's end for all."""
+
+    phase: PlanPhase
+    reason: str = ""
+
+
+class MarkComplete(Command, frozen=True, kw_only=True):
+    """A person's word that the task is done."""
+
+    note: str = ""
+
+
+class Abandon(Command, frozen=True, kw_only=True):
+    """A person gives the task up."""
+
+    note: str = ""
+
+
+class Redispatch(Command, frozen=True, kw_only=True):
+    """A person wants another attempt."""
+
+    note: str = ""
+
+
+TaskCommand = PlanTask | Dispatch | Start | Release | Complete | Fail | CancelTask | MarkComplete | Abandon | Redispatch

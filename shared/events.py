@@ -1,0 +1,328 @@
+"""What happened: every event that the log may hold, under its stored name and version.
+
+An event is a fact in the past tense, frozen, and complete: whoever acts on it needs nothing else. The stored name is
+`plan.<type>` or `task.<type>`; a class may be renamed, a stored name never. A change of shape gets a new version and
+one pure upcast step from the old one (see CONTRIBUTING.md, "How to add an event").
+"""
+
+from collections.abc import Callable
+from datetime import datetime
+from typing import Any, ClassVar, Literal
+
+import msgspec
+
+from shared.spec import AgentSpec, PlanSpec, TaskSpec
+
+FailureKind = Literal[
+    "agent_error",
+    "setup_failed",
+    "verification_failed",
+    "authentication_refused",
+    "usage_limit",
+    "timeout",
+    "budget_spent",
+    "cancelled",
+    "merge_conflict",
+    "runner_lost",
+    "unavailable",
+]
+"""How an attempt may end, other than completed. `unavailable`: an overloaded model or a network that failed."""
+
+
+class Event(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
+    """Base of all events. `name` is the stored name, `version` the shape's."""
+
+    name: ClassVar[str]
+    version: ClassVar[int] = 1
+
+
+class Usage(msgspec.Struct, frozen=True, omit_defaults=True):
+    """What an attempt consumed. Tokens are counts; money is US dollars."""
+
+    input_tokens: int = 0
+    output_tokens: int = 0
+    cache_read_tokens: int = 0
+    cache_write_tokens: int = 0
+    cost_usd: float = 0.0
+
+    def __add__(self, other: "Usage") -> "Usage":
+        return Usage(
+            self.input_tokens + other.input_tokens,
+            self.output_tokens + other.output_tokens,
+            self.cache_read_tokens + other.cache_read_tokens,
+            self.cache_write_tokens + other.cache_write_tokens,
+            self.cost_usd + other.cost_usd,
+        )
+
+
+class Head(msgspec.Struct, frozen=True):
+    """A task's finished work: what its successors are merged from."""
+
+    task: str
+    commit: str
+    """Full object id."""
+
+
+class Result(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
+    """What a finished task says of itself; the same object as a manual task's `result.json`."""
+
+    task_code: str
+    summary: str
+    artifacts: tuple[str, ...] = ()
+    """Repository-relative paths of the files that the task changed, at most `ARTIFACTS_MAX`."""
+
+
+ARTIFACTS_MAX = 200
+
+
+# The plan -------------------------------------------------------------------------------------------------------
+
+
+class PlanDrafted(Event, frozen=True, kw_only=True):
+    """A candidate was accepted as valid. The first one opens the plan."""
+
+    name = "plan.drafted"
+    candidate: str
+    spec: PlanSpec
+    repo_url: str
+    base_commit: str
+    """Full object id that every task starts from; the code repository holds it."""
+
+
+class PlanFinalizing(Event, frozen=True, kw_only=True):
+    """The choice of a candidate; from here on no other can win. One `task.planned` for each task follows."""
+
+    name = "plan.finalizing"
+    candidate: str
+    digest: str
+    count: int
+    """Tasks to come, `_deliver` included."""
+
+
+class PlanFinalized(Event, frozen=True, kw_only=True):
+    """Every task of the choice is in the log: the plan may run."""
+
+    name = "plan.finalized"
+    digest: str
+
+
+class PlanPaused(Event, frozen=True, kw_only=True):
+    """Nothing new starts; what runs goes on."""
+
+    name = "plan.paused"
+    reason: str = ""
+
+
+class PlanResumed(Event, frozen=True, kw_only=True):
+    """Tasks start again."""
+
+    name = "plan.resumed"
+
+
+class PlanCancelRequested(Event, frozen=True, kw_only=True):
+    """Nothing starts any more and what runs is asked to stop."""
+
+    name = "plan.cancel_requested"
+    reason: str = ""
+
+
+class PlanCancelled(Event, frozen=True, kw_only=True):
+    """No task of the plan runs or will run."""
+
+    name = "plan.cancelled"
+
+
+class PlanCompleted(Event, frozen=True, kw_only=True):
+    """The plan's branch holds everybody's work."""
+
+    name = "plan.completed"
+    head_commit: str
+
+
+# A task ---------------------------------------------------------------------------------------------------------
+
+
+class TaskPlanned(Event, frozen=True, kw_only=True):
+    """The task exists, once the plan's `finalized` with the same digest is in the log."""
+
+    name = "task.planned"
+    digest: str
+    index: int
+    """Place in the plan's topological order, from 0; ties keep the author's order."""
+    spec: TaskSpec
+    agent: AgentSpec | None = None
+    """Who does it; None for `_deliver`."""
+
+
+class TaskDispatched(Event, frozen=True, kw_only=True):
+    """An attempt was opened: this event is the message that a runner takes, and leaves it no choices."""
+
+    name = "task.dispatched"
+    dispatch: int
+    """From 1, over the task's whole life: a message that is not of the newest dispatch is obsolete."""
+    attempt: int
+    """From 1; counts retries. A handed-back attempt is dispatched again under the same number."""
+    prompt: str
+    agent: AgentSpec | None
+    repo_url: str
+    base_commit: str
+    heads: tuple[Head, ...]
+    """Merged onto `base_commit`, in this (topological) order."""
+    abandoned: tuple[str, ...] = ()
+    """Predecessors that were abandoned: each must still be when the task starts."""
+    plan_name: str
+    task_name: str
+    setup: tuple[str, ...] = ()
+    verify: tuple[str, ...] = ()
+    env_allow: tuple[str, ...] = ()
+    timeout_s: float
+    budget_usd: float
+
+
+class TaskStarted(Event, frozen=True, kw_only=True):
+    """A lease was opened. Only its holder may report from now on."""
+
+    name = "task.started"
+    lease: int
+    """From 1, over the task's whole life: the fence."""
+    runner: str
+    execution: str
+    """Random id of this taking of the message: tells a repeated command from another runner process."""
+    supersedes: int | None = None
+    """The lease before, where it was lost: its runner did not answer."""
+
+
+class TaskReleased(Event, frozen=True, kw_only=True):
+    """The attempt was handed back unspent: by its runner (with its lease), or before any start."""
+
+    name = "task.released"
+    lease: int | None = None
+    reason: str
+
+
+class TaskCompleted(Event, frozen=True, kw_only=True):
+    """The attempt succeeded and its commit is in the code repository under the lease's ref."""
+
+    name = "task.completed"
+    lease: int
+    base_commit: str
+    """What the agent started from: the plan's base merged with the heads."""
+    commit: str
+    """Equal to `base_commit` when nothing was changed."""
+    result: Result
+    usage: Usage = Usage()
+
+
+class TaskFailed(Event, frozen=True, kw_only=True):
+    """The attempt ended otherwise. `retry_at` is the verdict: a time, or None for a person's attention."""
+
+    name = "task.failed"
+    lease: int
+    kind: FailureKind
+    message: str
+    """For people: what happened, and what to do now."""
+    retry_at: datetime | None = None
+    spent: bool = True
+    """False: the attempt does not count against the task's limit (a usage limit that resets at a known time)."""
+    usage: Usage = Usage()
+
+
+class TaskCancelRequested(Event, frozen=True, kw_only=True):
+    """Somebody wants the task to stop. One that does not run is held for attention at once."""
+
+    name = "task.cancel_requested"
+    reason: str = ""
+
+
+class TaskCancelled(Event, frozen=True, kw_only=True):
+    """The plan was cancelled and this task will not run (any more)."""
+
+    name = "task.cancelled"
+    lease: int | None = None
+    usage: Usage = Usage()
+
+
+class TaskMarkedComplete(Event, frozen=True, kw_only=True):
+    """A person says that the task is done. It has no commit of its own."""
+
+    name = "task.marked_complete"
+    note: str = ""
+
+
+class TaskAbandoned(Event, frozen=True, kw_only=True):
+    """A person gave the task up: its successors don't wait for it."""
+
+    name = "task.abandoned"
+    note: str = ""
+
+
+class TaskRedispatchRequested(Event, frozen=True, kw_only=True):
+    """A person wants another attempt."""
+
+    name = "task.redispatch_requested"
+    note: str = ""
+
+
+REGISTRY: dict[str, type[Event]] = {
+    event_type.name: event_type
+    for event_type in (
+        PlanDrafted,
+        PlanFinalizing,
+        PlanFinalized,
+        PlanPaused,
+        PlanResumed,
+        PlanCancelRequested,
+        PlanCancelled,
+        PlanCompleted,
+        TaskPlanned,
+        TaskDispatched,
+        TaskReleased,
+        TaskStarted,
+        TaskCompleted,
+        TaskFailed,
+        TaskCancelRequested,
+        TaskCancelled,
+        TaskMarkedComplete,
+        TaskAbandoned,
+        TaskRedispatchRequested,
+    )
+}
+"""Stored name → newest shape."""
+
+UPCASTS: dict[tuple[str, int], Callable[[dict[str, Any]], dict[str, Any]]] = {}
+"""(stored name, version) → the pure step from that version's body to the next one's."""
+
+_DECODERS = {name: msgspec.json.Decoder(event_type) for name, event_type in REGISTRY.items()}
+_ENCODER = msgspec.json.Encoder(order="deterministic")
+
+
+class UndecodableEvent(Exception):
+    """A stored event that this code can't read: a newer version, an unknown name, or a damaged body."""
+
+
+def encode(event: Event) -> bytes:
+    """The stored body of an event."""
+    return _ENCODER.encode(event)
+
+
+def decode(name: str, version: int, body: bytes) -> Event:
+    """Reads a stored event into its newest shape.
+
+    Raises `UndecodableEvent` with the name and version in its message.
+    """
+    decoder = _DECODERS.get(name)
+    if decoder is None:
+        raise UndecodableEvent(f"unknown event {name!r} (version {version}): it was written by a newer Treadle")
+    newest = REGISTRY[name].version
+    try:
+        if version == newest:
+            return decoder.decode(body)
+        raw = msgspec.json.decode(body)
+        while version < newest:
+            raw = UPCASTS[name, version](raw)
+            version += 1
+        if version > newest:
+            raise UndecodableEvent(f"{name} version {version} was written by a newer Treadle (this one knows {newest})")
+        return msgspec.convert(raw, REGISTRY[name])
+    except (msgspec.MsgspecError, KeyError) as error:
+        raise UndecodableEvent(f"{name} version {version} can't be read: {error}") from error

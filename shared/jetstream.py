@@ -1,0 +1,158 @@
+"""The event store on NATS JetStream: the stream `TREADLE_EVENTS` is the log.
+
+Reading goes through JetStream only (direct gets and consumers): a plain subscriber also hears publishes that the
+stream refused, and would show events that never happened.
+"""
+
+import contextlib
+from collections.abc import AsyncIterator
+from datetime import datetime
+
+import msgspec
+from nats.aio.client import Client
+from nats.aio.msg import Msg
+from nats.errors import Error as NatsError
+from nats.errors import MaxPayloadError
+from nats.js.errors import APIError
+
+from shared.events import Event, encode
+from shared.store import Batch, Conflict, EventTooLarge, Meta, Recorded, StoreUnavailable, recorded
+from shared.streams import EVENTS
+from shared.subjects import MANY_EVENTS, entity_filter, event_subject, parse_event_subject, plan_filter
+from shared.tail import follow_messages
+
+WRONG_LAST_SEQUENCE = 10071
+"""The server's error code for a condition that does not hold. Its text may change, the code doesn't."""
+
+APPEND_TIMEOUT_S = 5.0
+READ_TIMEOUT_S = 5.0
+PAGE_MESSAGES = 500
+
+
+class JetStreamStore:
+    """See `shared.store.EventStore`."""
+
+    def __init__(self, nc: Client) -> None:
+        self._nc = nc
+        self._js = nc.jetstream(timeout=APPEND_TIMEOUT_S)
+
+    async def append(self, plan: str, entity: str, event: Event, meta: Meta, *, expected: int) -> int:
+        """See `EventStore.append`."""
+        headers = _headers(event, meta)
+        headers["Nats-Expected-Last-Subject-Sequence"] = str(expected)
+        headers["Nats-Expected-Last-Subject-Sequence-Subject"] = entity_filter(plan, entity)
+        try:
+            ack = await self._js.publish(event_subject(plan, entity, event), encode(event), headers=headers)
+        except APIError as error:
+            if error.err_code == WRONG_LAST_SEQUENCE:
+                raise Conflict(f"{plan} {entity}: {error.description}") from error
+            raise StoreUnavailable(f"NATS refused an append to {plan} {entity}: {error.description}") from error
+        except MaxPayloadError as error:
+            raise EventTooLarge(f"{event.name} of {plan} {entity} is over the server's limit for a message") from error
+        except (NatsError, OSError, TimeoutError) as error:
+            raise StoreUnavailable(f"NATS did not answer an append to {plan} {entity}: {error!r}") from error
+        return ack.seq
+
+    async def read(
+        self, plan: str, entity: str | None = None, *, after: int = 0, limit: int | None = None
+    ) -> list[Recorded]:
+        """See `EventStore.read`."""
+        events: list[Recorded] = []
+        subject = entity_filter(plan, entity) if entity else plan_filter(plan)
+        more = True
+        while more and (limit is None or len(events) < limit):
+            size = PAGE_MESSAGES if limit is None else min(PAGE_MESSAGES, limit - len(events))
+            page, more = await self._direct_get({"seq": after + 1, "batch": size, "next_by_subj": subject})
+            events += page
+            after = page[-1].seq if page else after
+        return events
+
+    async def last_seq(self, plan: str, entity: str) -> int:
+        """See `EventStore.last_seq`."""
+        page, _ = await self._direct_get({"last_by_subj": entity_filter(plan, entity)})
+        return page[0].seq if page else 0
+
+    async def follow(self, *, after: int = 0, filters: tuple[str, ...] = ()) -> AsyncIterator[Batch]:
+        """See `EventStore.follow`."""
+        async for arrived in follow_messages(self._nc, EVENTS, after=after, filters=filters or (MANY_EVENTS,)):
+            yield Batch(tuple(read_message(message) for message in arrived.messages), arrived.caught_up)
+
+    async def _direct_get(self, request: dict[str, object]) -> tuple[list[Recorded], bool]:
+        """One batched direct get: its messages, and whether more are there."""
+        inbox = self._nc.new_inbox()
+        subscription = await self._nc.subscribe(inbox)
+        page: list[Recorded] = []
+        try:
+            await self._nc.publish(f"$JS.API.DIRECT.GET.{EVENTS}", msgspec.json.encode(request), reply=inbox)
+            while True:
+                message = await subscription.next_msg(timeout=READ_TIMEOUT_S)
+                headers = message.headers or {}
+                status = headers.get("Status", "")
+                if status == "204":  # the end of a batch
+                    return page, int(headers.get("Nats-Num-Pending", 0)) > 0
+                if status == "404":
+                    return page, False
+                if status:
+                    raise StoreUnavailable(f"NATS answered a read with {status} {headers.get('Description', '')}")
+                page.append(_read_direct(message))
+                if "batch" not in request:
+                    return page, False
+        except (NatsError, OSError, TimeoutError) as error:
+            raise StoreUnavailable(f"NATS did not answer a read: {error!r}") from error
+        finally:
+            with contextlib.suppress(NatsError):  # a closed connection has no subscriptions left to end
+                await subscription.unsubscribe()
+
+
+_META = {
+    "Treadle-Actor": "actor",
+    "Treadle-Command": "command",
+    "Treadle-Command-Id": "command_id",
+    "Treadle-Causation": "causation",
+    "Treadle-Correlation": "correlation",
+    "Treadle-Seen": "seen",
+}
+
+
+def _headers(event: Event, meta: Meta) -> dict[str, str]:
+    headers = {"Treadle-Version": str(event.version)}
+    for header, field in _META.items():
+        if value := getattr(meta, field):
+            headers[header] = str(value)
+    return headers
+
+
+def _meta(headers: dict[str, str]) -> Meta:
+    values = {field: headers[header] for header, field in _META.items() if header in headers}
+    return msgspec.convert({"actor": "", **values}, Meta, strict=False)
+
+
+def read_message(message: Msg) -> Recorded:
+    """The event in a message that a consumer of the log delivered."""
+    headers = message.headers or {}
+    metadata = message.metadata
+    return recorded(
+        metadata.sequence.stream,
+        metadata.timestamp,
+        parse_event_subject(message.subject),
+        int(headers.get("Treadle-Version", 1)),
+        message.data,
+        _meta(headers),
+    )
+
+
+def _read_direct(message: Msg) -> Recorded:
+    headers = message.headers or {}
+    return recorded(
+        int(headers["Nats-Sequence"]),
+        _server_time(headers["Nats-Time-Stamp"]),
+        parse_event_subject(headers["Nats-Subject"]),
+        int(headers.get("Treadle-Version", 1)),
+        message.data,
+        _meta(headers),
+    )
+
+
+def _server_time(text: str) -> datetime:
+    """RFC 3339 with nanoseconds, which `fromisoformat` does not read."""
+    return msgspec.convert(text, datetime)

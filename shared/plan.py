@@ -1,0 +1,166 @@
+"""The plan: one decider. State, `INITIAL`, `evolve`, `decide`, read from top to bottom.
+
+drafted → finalizing → active ⇄ paused
+   └──────────┴──────────┴────────┴→ cancelling → cancelled
+                         └────────┴→ completed
+"""
+
+from typing import Literal, assert_never
+
+import msgspec
+
+from shared import commands as c
+from shared import events as e
+from shared.spec import PlanSpec, digest
+
+PlanStatus = Literal["absent", "drafted", "finalizing", "active", "paused", "cancelling", "cancelled", "completed"]
+
+ENDED: frozenset[PlanStatus] = frozenset({"cancelled", "completed"})
+
+
+class Candidate(msgspec.Struct, frozen=True):
+    """A valid plan that may be chosen."""
+
+    spec: PlanSpec
+    repo_url: str
+    base_commit: str
+
+
+class PlanState(msgspec.Struct, frozen=True):
+    """The fold of a plan's own events."""
+
+    status: PlanStatus = "absent"
+    candidates: dict[str, Candidate] = {}
+    chosen: Candidate | None = None
+    chosen_name: str = ""
+    digest: str = ""
+    count: int = 0
+    reason: str = ""
+    """Why it was paused or cancelled."""
+    head_commit: str = ""
+
+    @property
+    def phase(self) -> c.PlanPhase:
+        """What the plan allows its tasks now."""
+        if self.status == "active":
+            return "open"
+        return "paused" if self.status == "paused" else "cancelling"
+
+
+INITIAL = PlanState()
+
+
+def evolve(state: PlanState, event: e.Event) -> PlanState:
+    """The state after `event`. Pure and total: an event in the log did happen, whatever the state was."""
+    match event:
+        case e.PlanDrafted():
+            candidate = Candidate(event.spec, event.repo_url, event.base_commit)
+            status = "drafted" if state.status == "absent" else state.status
+            return msgspec.structs.replace(
+                state, status=status, candidates={**state.candidates, event.candidate: candidate}
+            )
+        case e.PlanFinalizing():
+            # The other candidates go: from here on nobody may choose them, and a plan can be megabytes.
+            return msgspec.structs.replace(
+                state,
+                status="finalizing",
+                chosen=state.candidates.get(event.candidate),
+                chosen_name=event.candidate,
+                candidates={},
+                digest=event.digest,
+                count=event.count,
+            )
+        case e.PlanFinalized():
+            return msgspec.structs.replace(state, status="active")
+        case e.PlanPaused():
+            return msgspec.structs.replace(state, status="paused", reason=event.reason)
+        case e.PlanResumed():
+            return msgspec.structs.replace(state, status="active", reason="")
+        case e.PlanCancelRequested():
+            return msgspec.structs.replace(state, status="cancelling", reason=event.reason)
+        case e.PlanCancelled():
+            return msgspec.structs.replace(state, status="cancelled")
+        case e.PlanCompleted():
+            return msgspec.structs.replace(state, status="completed", head_commit=event.head_commit)
+        case _:
+            raise TypeError(f"{type(event).__name__} is not an event of a plan")
+
+
+def decide(state: PlanState, command: c.PlanCommand) -> e.Event | None:
+    """The event that `command` leads to, or None where it changes nothing (it was carried out before).
+
+    Raises `Refused` where the state does not allow it.
+    """
+    match command:
+        case c.Draft():
+            return _draft(state, command)
+        case c.Finalize():
+            return _finalize(state, command)
+        case c.ConfirmFinalized():
+            if state.status == "finalizing" and command.digest == state.digest:
+                return e.PlanFinalized(digest=state.digest)
+            return None
+        case c.Pause():
+            if state.status == "active":
+                return e.PlanPaused(reason=command.reason)
+            return _nothing_or_refused(state, "paused", may_be={"paused"})
+        case c.Resume():
+            if state.status == "paused":
+                return e.PlanResumed()
+            return _nothing_or_refused(state, "resumed", may_be={"active"})
+        case c.CancelPlan():
+            if state.status in ("drafted", "finalizing", "active", "paused"):
+                return e.PlanCancelRequested(reason=command.reason)
+            return _nothing_or_refused(state, "cancelled", may_be={"cancelling", "cancelled"})
+        case c.ConfirmCancelled():
+            return e.PlanCancelled() if state.status == "cancelling" else None
+        case c.CompletePlan():
+            # A cancel that came too late: the branch is there, so the plan is complete, not cancelled.
+            if state.status in ("active", "paused", "cancelling"):
+                return e.PlanCompleted(head_commit=command.head_commit)
+            return None
+        case _:
+            assert_never(command)
+
+
+def _draft(state: PlanState, command: c.Draft) -> e.Event | None:
+    if state.status not in ("absent", "drafted"):
+        raise c.Refused(f"the plan is {state.status}: it takes no further candidates")
+    known = state.candidates.get(command.candidate)
+    if known is None:
+        return e.PlanDrafted(
+            candidate=command.candidate,
+            spec=command.spec,
+            repo_url=command.repo_url,
+            base_commit=command.base_commit,
+        )
+    if known == Candidate(command.spec, command.repo_url, command.base_commit):
+        return None
+    raise c.Refused(f"candidate {command.candidate} exists already and is another plan")
+
+
+def _finalize(state: PlanState, command: c.Finalize) -> e.Event | None:
+    if state.status == "absent":
+        raise c.Refused("there is no such plan")
+    if state.status != "drafted":
+        if command.candidate == state.chosen_name:
+            return None
+        raise c.Refused(
+            f"the plan is {state.status}, with candidate {state.chosen_name or 'none'}: the choice is final"
+        )
+    candidate = state.candidates.get(command.candidate)
+    if candidate is None:
+        raise c.Refused(f"the plan has no candidate {command.candidate}; it has {', '.join(state.candidates)}")
+    return e.PlanFinalizing(
+        candidate=command.candidate,
+        digest=digest(candidate.spec),
+        count=len(candidate.spec.tasks) + 1,
+    )
+
+
+def _nothing_or_refused(state: PlanState, wish: str, may_be: set[PlanStatus]) -> e.Event | None:
+    if state.status in may_be:
+        return None
+    if state.status == "absent":
+        raise c.Refused("there is no such plan")
+    raise c.Refused(f"the plan is {state.status}: it can't be {wish}")

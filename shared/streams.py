@@ -1,0 +1,127 @@
+"""Every stream and durable consumer: the only place that declares one.
+
+`declare_streams` runs at the start of each service and is idempotent; it never rewrites what an operator set by hand
+on an existing stream, but for the settings that Treadle's correctness rests on.
+"""
+
+from nats.js import JetStreamContext
+from nats.js.api import (
+    AckPolicy,
+    ConsumerConfig,
+    DeliverPolicy,
+    DiscardPolicy,
+    RetentionPolicy,
+    StorageType,
+    StreamConfig,
+)
+from nats.js.errors import NotFoundError
+
+from shared import subjects
+
+EVENTS = "TREADLE_EVENTS"
+TRANSCRIPTS = "TREADLE_TRANSCRIPTS"
+TIMERS = "TREADLE_TIMERS"
+
+ACK_WAIT_S = 60.0
+"""A runner's silence after which its message goes to another one."""
+HEARTBEAT_S = 10.0
+"""How often a runner says that it is alive: five may be lost."""
+
+TRANSCRIPTS_AGE_MAX_S = 14 * 24 * 3600.0
+TRANSCRIPTS_BYTES_MAX = 2 * 1024**3
+TIMERS_CONSUMER = "dispatcher_timers"
+CONSUMERS_MAX = 10_000
+"""The server's silent limit is 1,000 where none is set."""
+
+
+async def declare_streams(js: JetStreamContext) -> None:
+    """Makes the streams that are missing."""
+    for config in (
+        StreamConfig(
+            name=EVENTS,
+            subjects=[subjects.MANY_EVENTS],
+            retention=RetentionPolicy.LIMITS,
+            storage=StorageType.FILE,
+            discard=DiscardPolicy.NEW,  # a full disk must refuse what is new, never forget what is old
+            max_consumers=CONSUMERS_MAX,
+            allow_direct=True,
+            deny_delete=True,
+            deny_purge=True,
+        ),
+        StreamConfig(
+            name=TRANSCRIPTS,
+            subjects=[subjects.MANY_TRANSCRIPTS],
+            retention=RetentionPolicy.LIMITS,
+            storage=StorageType.FILE,
+            discard=DiscardPolicy.OLD,
+            max_age=TRANSCRIPTS_AGE_MAX_S,
+            max_bytes=TRANSCRIPTS_BYTES_MAX,
+            max_consumers=CONSUMERS_MAX,
+            allow_direct=True,
+        ),
+        StreamConfig(
+            name=TIMERS,
+            subjects=[subjects.MANY_TIMERS],
+            retention=RetentionPolicy.LIMITS,
+            storage=StorageType.FILE,
+            max_msgs_per_subject=1,
+            allow_msg_schedules=True,
+            allow_msg_ttl=True,
+            allow_direct=True,
+        ),
+    ):
+        try:
+            await js.stream_info(config.name or "")
+        except NotFoundError:
+            await js.add_stream(config)
+
+
+def pool_consumer_name(pool: str) -> str:
+    """The durable consumer that every runner of a pool pulls from."""
+    return f"pool_{pool}"
+
+
+async def declare_pool(js: JetStreamContext, pool: str) -> None:
+    """Makes the pool's consumer if it is missing.
+
+    Deliveries are unlimited: the decider counts lost leases, the server's count is no lease number (it starts again
+    when the server is killed).
+    """
+    await _declare_consumer(
+        js,
+        EVENTS,
+        ConsumerConfig(
+            durable_name=pool_consumer_name(pool),
+            filter_subject=subjects.pool_filter(pool),
+            deliver_policy=DeliverPolicy.ALL,
+            ack_policy=AckPolicy.EXPLICIT,
+            ack_wait=ACK_WAIT_S,
+            max_deliver=-1,
+            max_ack_pending=-1,
+            max_waiting=10_000,
+        ),
+    )
+
+
+async def declare_timers_consumer(js: JetStreamContext) -> None:
+    """Makes the consumer by which a dispatcher hears of timers that are due."""
+    await _declare_consumer(
+        js,
+        TIMERS,
+        ConsumerConfig(
+            durable_name=TIMERS_CONSUMER,
+            filter_subject=subjects.TIMERS_DUE,
+            deliver_policy=DeliverPolicy.ALL,
+            ack_policy=AckPolicy.EXPLICIT,
+            ack_wait=ACK_WAIT_S,
+            max_deliver=-1,
+            max_ack_pending=-1,
+        ),
+    )
+
+
+async def _declare_consumer(js: JetStreamContext, stream: str, config: ConsumerConfig) -> None:
+    try:
+        await js.consumer_info(stream, config.durable_name or "")
+    except NotFoundError:
+        await js.add_consumer(stream, config)

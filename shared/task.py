@@ -1,0 +1,389 @@
+"""The task: one decider. State, `INITIAL`, `evolve`, `decide`, read from top to bottom.
+
+    pending → queued → running → completed
+       ↑         ├─released─┤  └→ retry_wait | needs_attention
+       └─────────┴──────────┘
+
+ARCHITECTURE.md holds the whole table state × event. Two numbers guard against the past: `dispatch` tells an obsolete
+message, `lease` an obsolete runner.
+"""
+
+from datetime import datetime, timedelta
+from typing import Literal, assert_never
+
+import msgspec
+
+from shared import commands as c
+from shared import events as e
+from shared.spec import DELIVER, AgentSpec, Retry, TaskSpec
+
+TaskStatus = Literal[
+    "absent",
+    "pending",
+    "queued",
+    "running",
+    "retry_wait",
+    "needs_attention",
+    "cancelling",
+    "completed",
+    "cancelled",
+    "abandoned",
+]
+
+FINAL: frozenset[TaskStatus] = frozenset({"completed", "cancelled"})
+WAITING: frozenset[TaskStatus] = frozenset({"pending", "queued", "retry_wait", "needs_attention"})
+"""Neither ended nor in a runner's hands: a person or the plan's end may settle these at once."""
+IN_FLIGHT: frozenset[TaskStatus] = frozenset({"queued", "running", "cancelling"})
+"""What `max_parallel` bounds."""
+LEASED: frozenset[TaskStatus] = frozenset({"running", "cancelling"})
+
+TRANSIENT: frozenset[e.FailureKind] = frozenset({"unavailable"})
+"""Nobody's fault, and likely to pass: tried again even where the task does not ask for it."""
+NOT_RETRIED: frozenset[e.FailureKind] = frozenset(
+    {"authentication_refused", "cancelled", "merge_conflict", "budget_spent", "runner_lost"}
+)
+"""Trying again can't help or costs money that was not granted. For `runner_lost` the lost leases were the tries."""
+
+TRANSIENT_ATTEMPTS = 3
+BACKOFF_MAX_S = 600.0
+
+
+class TaskState(msgspec.Struct, frozen=True):
+    """The fold of a task's events."""
+
+    status: TaskStatus = "absent"
+    spec: TaskSpec | None = None
+    agent: AgentSpec | None = None
+    digest: str = ""
+    index: int = -1
+    dispatch: int = 0
+    """Number of the newest dispatch."""
+    attempt: int = 0
+    """Number of the newest attempt."""
+    attempt_open: bool = False
+    """The newest attempt was not spent: the next dispatch continues it."""
+    tries: int = 0
+    """Attempts spent since a person last asked for one."""
+    lease: int = 0
+    """Number of the newest lease."""
+    lost: int = 0
+    """Leases lost in this attempt."""
+    runner: str = ""
+    execution: str = ""
+    reopening: bool = False
+    """Abandoned, but a person wants another attempt: no successor may start on the strength of the abandoning."""
+    retry_at: datetime | None = None
+    commit: str = ""
+    kind: e.FailureKind | None = None
+    message: str = ""
+    summary: str = ""
+    usage: e.Usage = e.Usage()
+    """Of all attempts so far."""
+
+    @property
+    def satisfied(self) -> bool:
+        """Whether successors may go ahead."""
+        return self.status == "completed" or (self.status == "abandoned" and not self.reopening)
+
+
+INITIAL = TaskState()
+
+
+def evolve(state: TaskState, event: e.Event) -> TaskState:
+    """The state after `event`. Pure and total: an event in the log did happen, whatever the state was."""
+    replace = msgspec.structs.replace
+    match event:
+        case e.TaskPlanned():
+            return replace(
+                state,
+                status="pending",
+                spec=event.spec,
+                agent=event.agent,
+                digest=event.digest,
+                index=event.index,
+            )
+        case e.TaskDispatched():
+            return replace(
+                state,
+                status="queued",
+                dispatch=event.dispatch,
+                attempt=event.attempt,
+                attempt_open=True,
+                lost=state.lost if state.attempt_open else 0,
+                reopening=False,
+                retry_at=None,
+                kind=None,
+                message="",
+            )
+        case e.TaskStarted():
+            lost = state.lost + (event.supersedes is not None)
+            return replace(
+                state, status="running", lease=event.lease, lost=lost, runner=event.runner, execution=event.execution
+            )
+        case e.TaskReleased():
+            if state.status == "cancelling":
+                return replace(state, status="needs_attention", runner="", kind="cancelled", attempt_open=False)
+            return replace(state, status="pending", runner="", message=event.reason)
+        case e.TaskCompleted():
+            return replace(
+                state,
+                status="completed",
+                runner="",
+                commit=event.commit,
+                summary=event.result.summary,
+                usage=state.usage + event.usage,
+                message="",
+            )
+        case e.TaskFailed():
+            return replace(
+                state,
+                status="retry_wait" if event.retry_at else "needs_attention",
+                attempt_open=False,
+                tries=state.tries + event.spent,
+                runner="",
+                retry_at=event.retry_at,
+                kind=event.kind,
+                message=event.message,
+                usage=state.usage + event.usage,
+            )
+        case e.TaskCancelRequested():
+            if state.status == "running":
+                return replace(state, status="cancelling", message=event.reason)
+            return replace(
+                state,
+                status="needs_attention",
+                attempt_open=False,
+                retry_at=None,
+                kind="cancelled",
+                message=event.reason or "cancelled by a person",
+            )
+        case e.TaskCancelled():
+            return replace(state, status="cancelled", runner="", retry_at=None, usage=state.usage + event.usage)
+        case e.TaskMarkedComplete():
+            return replace(state, status="completed", reopening=False, retry_at=None, summary=event.note, message="")
+        case e.TaskAbandoned():
+            return replace(
+                state, status="abandoned", reopening=False, attempt_open=False, retry_at=None, message=event.note
+            )
+        case e.TaskRedispatchRequested():
+            if state.status == "abandoned":
+                return replace(state, reopening=True, tries=0, lost=0)
+            return replace(state, status="pending", attempt_open=False, tries=0, lost=0, retry_at=None)
+        case _:
+            raise TypeError(f"{type(event).__name__} is not an event of a task")
+
+
+def decide(state: TaskState, command: c.TaskCommand) -> e.Event | None:
+    """The event that `command` leads to, or None where it changes nothing (it was carried out before).
+
+    Raises `Refused` where the state does not allow it; `StaleLease`, `Obsolete` and `Held` tell runners apart what to
+    do then.
+    """
+    if state.status == "absent" and not isinstance(command, c.PlanTask):
+        raise c.Refused("the plan has no such task")
+    match command:
+        case c.PlanTask():
+            if state.status != "absent":
+                return None
+            return e.TaskPlanned(digest=command.digest, index=command.index, spec=command.spec, agent=command.agent)
+        case c.Dispatch():
+            return _dispatch(state, command)
+        case c.Start():
+            return _start(state, command)
+        case c.Release():
+            return _release(state, command)
+        case c.Complete():
+            return _complete(state, command)
+        case c.Fail():
+            return _fail(state, command)
+        case c.CancelTask():
+            return _cancel(state, command)
+        case c.MarkComplete():
+            return _mark_complete(state, command)
+        case c.Abandon():
+            return _abandon(state, command)
+        case c.Redispatch():
+            return _redispatch(state, command)
+        case _:
+            assert_never(command)
+
+
+def _dispatch(state: TaskState, command: c.Dispatch) -> e.Event | None:
+    due = state.status == "retry_wait" and state.retry_at is not None and command.now >= state.retry_at
+    if not (state.status == "pending" or due or state.reopening):
+        return None
+    spec = _spec(state)
+    return e.TaskDispatched(
+        dispatch=state.dispatch + 1,
+        attempt=state.attempt if state.attempt_open else state.attempt + 1,
+        prompt=command.prompt,
+        agent=command.agent,
+        repo_url=command.repo_url,
+        base_commit=command.base_commit,
+        heads=command.heads,
+        abandoned=command.abandoned,
+        plan_name=command.plan_name,
+        task_name=spec.name,
+        setup=command.setup,
+        verify=spec.verify,
+        env_allow=command.env_allow,
+        timeout_s=spec.timeout_minutes * 60,
+        budget_usd=spec.budget_usd,
+    )
+
+
+def _start(state: TaskState, command: c.Start) -> e.Event | None:
+    if state.execution == command.execution and state.status in LEASED:
+        return None  # our own event: its acknowledgement was lost
+    if state.dispatch != command.dispatch or state.status not in {"queued", *LEASED}:
+        raise c.Obsolete(f"dispatch {command.dispatch} was overtaken: the task is {state.status}")
+    supersedes = None
+    if state.status in LEASED:
+        if command.supersede_lease != state.lease:
+            raise c.Held(state.runner, state.lease)
+        supersedes = state.lease
+        if state.status == "cancelling":
+            if command.phase == "cancelling":
+                return e.TaskCancelled(lease=state.lease)
+            return e.TaskFailed(lease=state.lease, kind="cancelled", message="cancelled; its runner was gone")
+        if state.lost + 1 >= _attempts_max(state, "runner_lost"):
+            return e.TaskFailed(
+                lease=state.lease,
+                kind="runner_lost",
+                message=f"{state.lost + 1} runners were lost while they ran it, the last one was {state.runner}: "
+                "look at their logs (out of memory?), then redispatch it",
+            )
+    if command.phase == "cancelling":
+        return e.TaskCancelled(lease=supersedes)
+    if command.phase == "paused":
+        return e.TaskReleased(lease=supersedes, reason="the plan is paused")
+    if command.reopened:
+        return e.TaskReleased(lease=supersedes, reason=f"{', '.join(command.reopened)} is to run again first")
+    return e.TaskStarted(
+        lease=state.lease + 1, runner=command.runner, execution=command.execution, supersedes=supersedes
+    )
+
+
+def _release(state: TaskState, command: c.Release) -> e.Event | None:
+    if command.lease is None:
+        return e.TaskReleased(reason=command.reason) if state.status == "queued" else None
+    if state.status in LEASED and state.lease == command.lease:
+        return e.TaskReleased(lease=command.lease, reason=command.reason)
+    return None
+
+
+def _complete(state: TaskState, command: c.Complete) -> e.Event | None:
+    if state.status == "completed" and state.lease == command.lease:
+        return None
+    _check_lease(state, command.lease)
+    # Also while cancelling: the work is done and stored, to throw it away would help nobody.
+    return e.TaskCompleted(
+        lease=command.lease,
+        base_commit=command.base_commit,
+        commit=command.commit,
+        result=command.result,
+        usage=command.usage,
+    )
+
+
+def _fail(state: TaskState, command: c.Fail) -> e.Event | None:
+    if state.lease == command.lease and state.status in ("retry_wait", "needs_attention", "cancelled"):
+        return None
+    _check_lease(state, command.lease)
+    if state.status == "cancelling" and command.phase == "cancelling":
+        return e.TaskCancelled(lease=command.lease, usage=command.usage)
+    limit_resets = command.kind == "usage_limit" and command.retry_after_s is not None
+    retry_at = None
+    if state.status == "running" and command.phase != "cancelling":
+        if limit_resets and command.retry_after_s is not None:
+            retry_at = command.now + timedelta(seconds=command.retry_after_s)
+        elif state.tries + 1 < _attempts_max(state, command.kind):
+            retry_at = command.now + timedelta(seconds=_backoff_s(state, command))
+    return e.TaskFailed(
+        lease=command.lease,
+        kind=command.kind,
+        message=command.message,
+        retry_at=retry_at,
+        spent=not (limit_resets and retry_at is not None),
+        usage=command.usage,
+    )
+
+
+def _cancel(state: TaskState, command: c.CancelTask) -> e.Event | None:
+    if state.status == "running":
+        return e.TaskCancelRequested(reason=command.reason)
+    if command.phase == "cancelling":
+        return e.TaskCancelled() if state.status in WAITING else None
+    if state.status in ("needs_attention", "cancelling"):
+        return None
+    if state.status in WAITING:
+        return e.TaskCancelRequested(reason=command.reason)
+    raise c.Refused(f"the task is {state.status}: there is nothing to cancel")
+
+
+def _mark_complete(state: TaskState, command: c.MarkComplete) -> e.Event | None:
+    _refuse_deliver(state, "marked complete")
+    if state.status == "completed":
+        return None
+    if state.status in WAITING:
+        return e.TaskMarkedComplete(note=command.note)
+    if state.status == "abandoned":
+        raise c.Refused("the task is abandoned: its successors don't wait for it already")
+    raise c.Refused(f"the task is {state.status}: {_WAY_OUT[state.status]}")
+
+
+def _abandon(state: TaskState, command: c.Abandon) -> e.Event | None:
+    _refuse_deliver(state, "abandoned")
+    if state.status == "abandoned" and not state.reopening:
+        return None
+    if state.status in WAITING or state.reopening:
+        return e.TaskAbandoned(note=command.note)
+    raise c.Refused(f"the task is {state.status}: {_WAY_OUT[state.status]}")
+
+
+def _redispatch(state: TaskState, command: c.Redispatch) -> e.Event | None:
+    if state.status in ("needs_attention", "retry_wait") or (state.status == "abandoned" and not state.reopening):
+        return e.TaskRedispatchRequested(note=command.note)
+    if state.status in FINAL:
+        raise c.Refused(f"the task is {state.status}, which is final: start a new plan to do it again")
+    return None
+
+
+_WAY_OUT: dict[TaskStatus, str] = {
+    "running": "cancel it first",
+    "cancelling": "wait until it has stopped",
+    "completed": "that is final",
+    "cancelled": "that is final",
+}
+
+
+def _refuse_deliver(state: TaskState, wish: str) -> None:
+    if _spec(state).code == DELIVER:
+        raise c.Refused(f"{DELIVER} makes the plan's branch and can't be {wish}: redispatch it, or cancel the plan")
+
+
+def _check_lease(state: TaskState, lease: int) -> None:
+    if state.status not in LEASED or state.lease != lease:
+        raise c.StaleLease(f"lease {lease} is over: the task is {state.status}, its newest lease is {state.lease}")
+
+
+def _attempts_max(state: TaskState, kind: e.FailureKind) -> int:
+    retry = _spec(state).retry
+    if kind == "runner_lost":
+        return retry.max_attempts if retry else TRANSIENT_ATTEMPTS
+    if kind in NOT_RETRIED:
+        return 1
+    if retry:
+        return retry.max_attempts
+    return TRANSIENT_ATTEMPTS if kind in TRANSIENT else 1
+
+
+def _backoff_s(state: TaskState, command: c.Fail) -> float:
+    backoff_s = (_spec(state).retry or Retry()).backoff_s * 2.0**state.tries
+    spread_s = min(backoff_s, BACKOFF_MAX_S) * (1 + command.jitter / 4)
+    return max(spread_s, command.retry_after_s or 0.0)
+
+
+def _spec(state: TaskState) -> TaskSpec:
+    assert state.spec is not None  # noqa: S101 - every state but `absent` has one, and decide() has refused that
+    return state.spec

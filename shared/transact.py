@@ -1,0 +1,153 @@
+"""Load, decide, append, and again on conflict: the one place where a decision meets the log."""
+
+import asyncio
+from collections.abc import Awaitable, Callable
+from time import monotonic
+from typing import Any, Generic, TypeVar
+
+import msgspec
+
+from shared import plan, task
+from shared.commands import PlanCommand, Refused, TaskCommand
+from shared.events import Event
+from shared.store import Conflict, EventStore, Meta, Recorded, StoreUnavailable
+from shared.subjects import PLAN
+
+S = TypeVar("S")
+T = TypeVar("T")
+
+CONFLICTS_MAX = 16
+"""Writers of one entity are few; more conflicts than this in a row mean that something is wrong."""
+PAUSE_MIN_S = 0.05
+PAUSE_MAX_S = 1.0
+FOREVER_S = float("inf")
+
+
+class Loaded(msgspec.Struct, Generic[S], frozen=True):
+    """A state and the sequence of the entity's newest event in it."""
+
+    state: S
+    seq: int
+
+
+class Decided(msgspec.Struct, Generic[S], frozen=True):
+    """What came of a command."""
+
+    state: S
+    """After the event, if there was one."""
+    seq: int
+    """Of the entity's newest event: the new one, or the one that made the command superfluous."""
+    event: Event | None
+
+
+class Contended(Exception):
+    """The entity changed under every one of our tries."""
+
+
+class UnreadableEntity(Refused):
+    """The entity's history holds an event that this code can't read: nothing may be decided on half a state."""
+
+
+async def load_plan(store: EventStore, plan_id: str) -> Loaded[plan.PlanState]:
+    """Folds a plan's own events."""
+    return fold(plan.INITIAL, plan.evolve, await store.read(plan_id, PLAN))
+
+
+async def load_task(store: EventStore, plan_id: str, code: str) -> Loaded[task.TaskState]:
+    """Folds one task's events."""
+    return fold(task.INITIAL, task.evolve, await store.read(plan_id, code))
+
+
+def fold(initial: S, evolve: Callable[[S, Event], S], events: list[Recorded], seq: int = 0) -> Loaded[S]:
+    """The state that `events` lead to. Raises `UnreadableEntity`."""
+    state = initial
+    for record in events:
+        if record.event is None:
+            raise UnreadableEntity(f"event {record.seq} of {record.plan} {record.entity} can't be read: {record.fault}")
+        state = evolve(state, record.event)
+        seq = record.seq
+    return Loaded(state, seq)
+
+
+async def patiently(read: Callable[[], Awaitable[T]]) -> T:
+    """Reads from the store, waiting out any outage."""
+    pause_s = PAUSE_MIN_S
+    while True:
+        try:
+            return await read()
+        except StoreUnavailable:
+            await asyncio.sleep(pause_s)
+            pause_s = min(pause_s * 2, PAUSE_MAX_S)
+
+
+async def to_plan(
+    store: EventStore, plan_id: str, command: PlanCommand, meta: Meta, *, patience_s: float = FOREVER_S
+) -> Decided[plan.PlanState]:
+    """Gives a command to a plan. Raises `Refused`, `EventTooLarge`, and after `patience_s` `StoreUnavailable`."""
+    return await _transact(
+        store,
+        plan_id,
+        PLAN,
+        lambda: load_plan(store, plan_id),
+        plan.decide,
+        plan.evolve,
+        command,
+        meta,
+        patience_s,
+        None,
+    )
+
+
+async def to_task(
+    store: EventStore,
+    plan_id: str,
+    code: str,
+    command: TaskCommand,
+    meta: Meta,
+    *,
+    known: Loaded[task.TaskState] | None = None,
+    patience_s: float = FOREVER_S,
+) -> Decided[task.TaskState]:
+    """Gives a command to a task. Raises `Refused`, `EventTooLarge`, and after `patience_s` `StoreUnavailable`.
+
+    `known` is what the caller has folded already: right most of the time, and the append's condition tells when not.
+    """
+    return await _transact(
+        store, plan_id, code, lambda: load_task(store, plan_id, code), task.decide, task.evolve, command, meta,
+        patience_s, known,
+    )  # fmt: skip
+
+
+async def _transact(
+    store: EventStore,
+    plan_id: str,
+    entity: str,
+    load: Callable[[], Any],
+    decide: Callable[[S, Any], Event | None],
+    evolve: Callable[[S, Event], S],
+    command: Any,
+    meta: Meta,
+    patience_s: float,
+    known: Loaded[S] | None,
+) -> Decided[S]:
+    meta = msgspec.structs.replace(meta, command=type(command).__name__)
+    deadline = monotonic() + patience_s
+    conflicts, pause_s = 0, PAUSE_MIN_S
+    while True:
+        try:
+            loaded: Loaded[S] = known if known is not None else await load()
+            known = None
+            event = decide(loaded.state, command)
+            if event is None:
+                return Decided(loaded.state, loaded.seq, None)
+            seq = await store.append(plan_id, entity, event, meta, expected=loaded.seq)
+            return Decided(evolve(loaded.state, event), seq, event)
+        except Conflict as conflict:
+            conflicts += 1
+            if conflicts > CONFLICTS_MAX:
+                raise Contended(f"{entity} of plan {plan_id} changed {conflicts} times meanwhile") from conflict
+        except StoreUnavailable:
+            if monotonic() + pause_s > deadline:
+                raise
+            await asyncio.sleep(pause_s)
+            pause_s = min(pause_s * 2, PAUSE_MAX_S)
