@@ -67,6 +67,8 @@ class Board:
         self._codes: list[str] = []
         self._successors: dict[str, list[str]] = {}
         self._missing: dict[str, int] = {}
+        """How many of a task's predecessors are not clear."""
+        self._clear: set[str] = set()
         self._ancestors: list[int] = []
         self._ready: dict[str, None] = {}
         self._retries: list[tuple[datetime, str]] = []
@@ -93,7 +95,7 @@ class Board:
         self.counts[after.status] += 1
         self._claimed.discard(entity)
         if self._laid_out:
-            self._follow_change(entity, before, after)
+            self._follow_change(entity)
 
     def _all_planned(self) -> bool:
         return not self._laid_out and self.plan.count > 0 and len(self.tasks) == self.plan.count
@@ -111,16 +113,33 @@ class Board:
                 index = self.tasks[predecessor].index
                 ancestors |= self._ancestors[index] | (1 << index)
             self._ancestors.append(ancestors)
-            self._missing[code] = sum(not self.tasks[p].satisfied for p in _depends_on(state))
+            self._missing[code] = sum(p not in self._clear for p in _depends_on(state))
+            if self._is_clear(code):
+                self._clear.add(code)
         for code in self._codes:
             self._list(code)
 
-    def _follow_change(self, code: str, before: task.TaskState, after: task.TaskState) -> None:
-        if before.satisfied != after.satisfied:
-            step = -1 if after.satisfied else 1
-            for successor in self._successors[code]:
-                self._missing[successor] += step
+    def _is_clear(self, code: str) -> bool:
+        """Whether successors need not wait for the task.
+
+        One that was given up or marked complete has no commit; it stands for what came before it, so that has to be
+        clear too. Else a successor would start without work that is still being done, and nobody would merge it later.
+        """
+        state = self.tasks[code]
+        return state.satisfied and (bool(state.commit) or self._missing[code] == 0)
+
+    def _follow_change(self, code: str) -> None:
+        changed = [code]
+        while changed:
+            one = changed.pop()
+            clear = self._is_clear(one)
+            if clear == (one in self._clear):
+                continue
+            (self._clear.add if clear else self._clear.discard)(one)
+            for successor in self._successors[one]:
+                self._missing[successor] += -1 if clear else 1
                 self._list(successor)
+                changed.append(successor)
         self._list(code)
 
     def _list(self, code: str) -> None:
@@ -158,8 +177,20 @@ class Board:
         return self._successors.get(code, [])
 
     def missing(self, code: str) -> list[str]:
-        """The predecessors that a task still waits for."""
-        return [p for p in _depends_on(self.tasks[code]) if not self.tasks[p].satisfied]
+        """The tasks that a task still waits for: its predecessors and, behind those that stand for others, theirs."""
+        waits_for: dict[str, None] = {}
+        seen: set[str] = set()
+        open_ = list(reversed(_depends_on(self.tasks[code])))
+        while open_:
+            predecessor = open_.pop()
+            if predecessor in self._clear or predecessor in seen:
+                continue
+            seen.add(predecessor)
+            if self.tasks[predecessor].satisfied:
+                open_ += reversed(_depends_on(self.tasks[predecessor]))
+            else:
+                waits_for[predecessor] = None
+        return list(waits_for)
 
     def free_slots(self) -> int:
         """How many more tasks `max_parallel` lets be dispatched now."""
@@ -194,8 +225,8 @@ class Board:
             self._ready.setdefault(code)
 
     def retries(self) -> list[tuple[datetime, str]]:
-        """The tasks that wait for a retry, each with its time."""
-        return [(at, code) for at, code in self._retries if self.tasks[code].retry_at == at]
+        """The tasks that wait for a retry, each with its time, the earliest first."""
+        return sorted({(at, code) for at, code in self._retries if self.tasks[code].retry_at == at})
 
     def reopening(self) -> list[str]:
         """Abandoned tasks that a person wants to run again."""
@@ -207,28 +238,42 @@ class Board:
         A completed task's commit contains those of all its completed ancestors, since they had ended when it began; a
         predecessor without a commit (abandoned, marked complete) stands for what came before it.
         """
-        found: set[int] = set()
-        seen: set[str] = set()
-        open_ = list(_depends_on(self.tasks[code]))
-        while open_:
-            predecessor = open_.pop()
-            if predecessor in seen:
-                continue
-            seen.add(predecessor)
-            state = self.tasks[predecessor]
-            if state.status == "completed" and state.commit:
-                found.add(state.index)
-            else:
-                open_ += _depends_on(state)
+        found = [index for index in self._nearest(code) if self.tasks[self._codes[index]].commit]
         contained = 0
         for index in found:
             contained |= self._ancestors[index]
-        heads = (self._codes[index] for index in sorted(found) if not contained >> index & 1)
+        heads = (self._codes[index] for index in found if not contained >> index & 1)
         return tuple(Head(c, self.tasks[c].commit) for c in heads)
 
-    def abandoned_predecessors(self, code: str) -> tuple[str, ...]:
-        """Those on whose abandoning a start would rest."""
-        return tuple(p for p in _depends_on(self.tasks[code]) if self.tasks[p].status == "abandoned")
+    def abandoned_before(self, code: str) -> tuple[str, ...]:
+        """The tasks on whose abandoning a start would rest: predecessors and, behind those without a commit, theirs."""
+        before = (self._codes[index] for index in self._nearest(code))
+        return tuple(c for c in before if self.tasks[c].status == "abandoned")
+
+    def _nearest(self, code: str) -> list[int]:
+        """On every way back from a task, all ancestors as far as the first one with a commit; in topological order."""
+        found: set[int] = set()
+        open_ = list(_depends_on(self.tasks[code]))
+        while open_:
+            state = self.tasks[open_.pop()]
+            if state.index not in found:
+                found.add(state.index)
+                open_ += () if state.commit else _depends_on(state)
+        return sorted(found)
+
+    def resting_on(self, code: str) -> Iterable[str]:
+        """The tasks that may have been dispatched because this one was abandoned: its successors and, behind those
+        without a commit, theirs."""
+        seen: set[str] = set()
+        open_ = list(self._successors[code])
+        while open_:
+            successor = open_.pop()
+            if successor in seen:
+                continue
+            seen.add(successor)
+            yield successor
+            if self.tasks[successor].status in ("completed", "abandoned"):
+                open_ += self._successors[successor]
 
     def predecessors(self, code: str) -> Iterable[task.TaskState]:
         """The states of the tasks that this one depends on."""

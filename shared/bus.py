@@ -1,5 +1,6 @@
 """How every service connects to NATS: the same options everywhere, and they reconnect for ever."""
 
+import logging
 import os
 from pathlib import Path
 from typing import Any
@@ -36,9 +37,13 @@ def make_broker(settings: BusSettings, name: str) -> NatsBroker:
     """FastStream's broker, not yet connected. Streams are declared by `shared.streams` alone."""
     options = _reconnect_for_ever(name)
     if settings.user is None:
-        return NatsBroker(settings.url, logger=None, **options)
+        return NatsBroker(settings.url, **_LOGGING, **options)
     security = SASLPlaintext(username=settings.user, password=settings.password or "")
-    return NatsBroker(settings.url, logger=None, security=security, **options)
+    return NatsBroker(settings.url, **_LOGGING, security=security, **options)
+
+
+_LOGGING: dict[str, Any] = {"logger": logging.getLogger("treadle.bus"), "log_level": logging.DEBUG}
+"""A handler's exception is logged as an error; that a message came is not worth a line."""
 
 
 async def connect(settings: BusSettings, name: str) -> Client:

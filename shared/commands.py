@@ -129,7 +129,7 @@ class Start(Command, frozen=True, kw_only=True):
     runner: str
     execution: str
     reopened: tuple[str, ...] = ()
-    """Predecessors counted as abandoned at dispatch which are not any more."""
+    """Of the dispatch's `abandoned`, those that are not any more, or are to run again."""
     supersede_lease: int | None = None
     """The live lease whose runner was asked and did not answer."""
 

@@ -169,7 +169,7 @@ class TaskDispatched(Event, frozen=True, kw_only=True):
     heads: tuple[Head, ...]
     """Merged onto `base_commit`, in this (topological) order."""
     abandoned: tuple[str, ...] = ()
-    """Predecessors that were abandoned: each must still be when the task starts."""
+    """Tasks before it whose being abandoned it rests on: each must still be when the task starts."""
     plan_name: str
     task_name: str
     setup: tuple[str, ...] = ()

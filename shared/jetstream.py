@@ -69,8 +69,17 @@ class JetStreamStore:
 
     async def last_seq(self, plan: str, entity: str) -> int:
         """See `EventStore.last_seq`."""
-        page, _ = await self._direct_get({"last_by_subj": entity_filter(plan, entity)})
-        return page[0].seq if page else 0
+        body = msgspec.json.encode({"last_by_subj": entity_filter(plan, entity)})
+        try:
+            answer = await self._nc.request(_DIRECT_GET, body, timeout=READ_TIMEOUT_S)
+        except (NatsError, OSError, TimeoutError) as error:
+            raise StoreUnavailable(f"NATS did not answer a read: {error!r}") from error
+        headers = answer.headers or {}
+        if headers.get("Status") == "404":
+            return 0
+        if "Status" in headers:
+            raise StoreUnavailable(_refused_read(headers))
+        return int(headers["Nats-Sequence"])
 
     async def follow(self, *, after: int = 0, filters: tuple[str, ...] = ()) -> AsyncIterator[Batch]:
         """See `EventStore.follow`."""

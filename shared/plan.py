@@ -44,7 +44,8 @@ class PlanState(msgspec.Struct, frozen=True):
         """What the plan allows its tasks now."""
         if self.status == "active":
             return "open"
-        return "paused" if self.status == "paused" else "cancelling"
+        # Before it is finalized a plan starts nothing, but what is cancelled then is held, not ended for good.
+        return "cancelling" if self.status in ("cancelling", *ENDED) else "paused"
 
 
 INITIAL = PlanState()

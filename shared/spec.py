@@ -19,7 +19,7 @@ DELIVER = "_deliver"
 SdkType = Literal["claude", "command"]
 """The agents that a runner can drive; each is the name of a runner pool too."""
 
-DEFAULT_MODEL = "claude-sonnet-4-5-20250929"
+DEFAULT_MODEL = "claude-sonnet-5-5"
 """Pinned: an alias or no model at all would let the work change under a running plan."""
 
 MODEL_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._:/@\[\]-]{0,127}")

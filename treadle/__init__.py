@@ -1,0 +1,1 @@
+"""The command, and the supervisor of one machine's suite."""

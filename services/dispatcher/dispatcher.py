@@ -5,8 +5,10 @@ decides from the log alone, the append's condition lets one of them win, and the
 """
 
 import asyncio
+import contextlib
 import logging
-from collections.abc import Awaitable, Coroutine
+from collections.abc import Awaitable, Coroutine, Iterator
+from datetime import UTC, datetime
 from typing import Any
 
 from services.dispatcher.finalize import complete_finalize
@@ -25,6 +27,8 @@ from shared.transact import Loaded, to_plan, to_task
 log = logging.getLogger("treadle.dispatcher")
 
 DISPATCHES_IN_FLIGHT = 256
+LOOK_AGAIN_S = 5.0
+"""How late a retry may be whose timer was lost: heard by a dispatcher that died of it, or whose clock is behind."""
 
 
 class Dispatcher:
@@ -37,15 +41,18 @@ class Dispatcher:
         self._boards: dict[str, Board] = {}
         self._ended: set[str] = set()
         self._finalizing: set[str] = set()
+        self._causes: dict[str, Recorded] = {}
+        """The newest event of each open plan: what is decided for it follows from that one."""
         self._gate = asyncio.Semaphore(DISPATCHES_IN_FLIGHT)
         self._at_work: set[asyncio.Task[None]] = set()
         self._seen = 0
-        self._correlation = ""
+        self._now = datetime.min.replace(tzinfo=UTC)
         self.caught_up = asyncio.Event()
         """Set once the whole log was folded: until then nothing is decided."""
 
     async def run(self) -> None:
         """Folds the log from its beginning, then acts on every event. Ends only by being cancelled."""
+        looking = asyncio.create_task(self._look_again())
         try:
             async for batch in self._store.follow():
                 touched: dict[str, list[Recorded]] = {}
@@ -54,30 +61,45 @@ class Dispatcher:
                     touched.setdefault(record.plan, []).append(record)
                 if self.caught_up.is_set():
                     for plan, records in touched.items():
-                        self._act(plan, records)
+                        with self._fence(plan):
+                            self._act(plan, records)
                 elif batch.caught_up:
                     self._take_over()
         finally:
-            for work in self._at_work:
+            for work in (looking, *self._at_work):
                 work.cancel()
 
     def wake(self, plan: str) -> None:
         """A timer of the plan is due: its state and the clock say whether anything follows."""
         if self.caught_up.is_set() and (board := self._boards.get(plan)):
-            self._dispatch_ready(plan, board)
+            with self._fence(plan):
+                self._dispatch_ready(plan, board)
+
+    async def _look_again(self) -> None:
+        while True:
+            await asyncio.sleep(LOOK_AGAIN_S)
+            for plan, board in list(self._boards.items()):
+                if board.counts["retry_wait"]:
+                    self.wake(plan)
 
     def _fold(self, record: Recorded) -> None:
-        self._seen, self._correlation = record.seq, record.meta.correlation
+        self._seen = record.seq
         if record.plan in self._ended:
             return
         board = self._boards.setdefault(record.plan, Board())
+        self._causes[record.plan] = record
+        if board.fault:
+            return  # what follows an event that could not be read means nothing any more
         if record.event is None:
             board.fault = f"event {record.seq} ({record.type}): {record.fault}"
             log.error("plan %s stands still: %s", record.plan, board.fault)
             return
-        board.apply(record.entity, record.event, record.seq)
+        with self._fence(record.plan):
+            board.apply(record.entity, record.event, record.seq)
         if board.plan.status in ENDED:
             del self._boards[record.plan]
+            del self._causes[record.plan]
+            self._finalizing.discard(record.plan)
             self._ended.add(record.plan)
 
     def _take_over(self) -> None:
@@ -85,10 +107,13 @@ class Dispatcher:
         log.info("folded %d events; %d plans are open", self._seen, len(self._boards))
         self.caught_up.set()
         for plan, board in list(self._boards.items()):
-            for at, code in board.retries():
-                self._spawn(plan, self._timers.set(plan, code, at))
-            self._settle(plan, board, list(board.tasks))
-            self._dispatch_ready(plan, board)
+            if board.fault:
+                continue
+            with self._fence(plan):
+                for at, code in board.retries():
+                    self._spawn(plan, self._timers.set(plan, code, at))
+                self._settle(plan, board, list(board.tasks))
+                self._dispatch_ready(plan, board)
 
     def _act(self, plan: str, records: list[Recorded]) -> None:
         board = self._boards.get(plan)
@@ -106,35 +131,33 @@ class Dispatcher:
 
     def _settle(self, plan: str, board: Board, codes: list[str]) -> None:
         """Does what the plan's own state asks for; `codes` are the tasks that may have changed."""
-        if board.fault:
-            return
         half_planned = board.plan.status == "cancelling" and len(board.tasks) < board.plan.count
         if (board.plan.status == "finalizing" or half_planned) and plan not in self._finalizing:
             self._finalizing.add(plan)
-            self._spawn(plan, complete_finalize(self._store, plan, board.plan, set(board.tasks), self._meta()))
+            self._spawn(plan, complete_finalize(self._store, plan, board.plan, set(board.tasks), self._meta(plan)))
         if board.tasks and board.visible and board.tasks[DELIVER].status == "completed":
             command = c.CompletePlan(head_commit=board.tasks[DELIVER].commit)
-            self._spawn(plan, self._to_plan(plan, command))
+            self._spawn(plan, self._to_plan(plan, command, self._meta(plan)))
         elif board.plan.status == "cancelling":
             for code in codes:
                 if board.tasks[code].status not in (*SETTLED, "cancelling"):
                     self._spawn(plan, self._to_task(plan, code, board, c.CancelTask(phase="cancelling")))
             if board.settled:
-                self._spawn(plan, self._to_plan(plan, c.ConfirmCancelled()))
+                self._spawn(plan, self._to_plan(plan, c.ConfirmCancelled(), self._meta(plan)))
         for code in board.reopening():
             self._reopen(plan, board, code)
 
     def _reopen(self, plan: str, board: Board, code: str) -> None:
-        """An abandoned task is to run again: only if none of its successors has begun; the queued ones are recalled.
+        """An abandoned task is to run again: only if none of those that rest on it has begun; queued ones are recalled.
 
-        A start that slips in between fails on its own: a runner looks at the abandoned predecessors of what it starts.
+        A start that slips in between fails on its own: a runner looks at the abandoned tasks that its own rests on.
         """
-        successors = board.successors(code)
-        if begun := [s for s in successors if board.tasks[s].lease]:
+        resting = list(board.resting_on(code))
+        if begun := [s for s in resting if board.tasks[s].lease]:
             note = f"stays abandoned: {', '.join(begun[:5])} began on the strength of it"
             self._spawn(plan, self._to_task(plan, code, board, c.Abandon(note=note)))
             return
-        queued = [s for s in successors if board.tasks[s].status == "queued"]
+        queued = [s for s in resting if board.tasks[s].status == "queued"]
         for successor in queued:
             recall = c.Release(lease=None, reason=f"{code} is to run again first")
             self._spawn(plan, self._to_task(plan, successor, board, recall))
@@ -142,7 +165,9 @@ class Dispatcher:
             board.reopen(code)
 
     def _dispatch_ready(self, plan: str, board: Board) -> None:
-        board.wake(self._clock())
+        # A clock that is set back must not make a task undue that was found due.
+        self._now = max(self._now, self._clock())
+        board.wake(self._now)
         for code in board.take_ready():
             self._spawn(plan, self._dispatch(plan, board, code))
 
@@ -152,13 +177,13 @@ class Dispatcher:
         if chosen is None:
             raise ValueError(f"plan {plan} runs without a chosen candidate")
         command = c.Dispatch(
-            now=self._clock(),
+            now=self._now,
             prompt=build_prompt(board, code),
             agent=board.tasks[code].agent,
             repo_url=chosen.repo_url,
             base_commit=chosen.base_commit,
             heads=board.heads(code),
-            abandoned=board.abandoned_predecessors(code),
+            abandoned=board.abandoned_before(code),
             plan_name=chosen.spec.name,
             setup=() if code == DELIVER else chosen.spec.setup,
             env_allow=chosen.spec.env_allow,
@@ -167,7 +192,7 @@ class Dispatcher:
 
     def _to_task(self, plan: str, code: str, board: Board, command: c.TaskCommand) -> Coroutine[Any, Any, None]:
         known = Loaded(board.tasks[code], board.seqs[code])
-        return self._give(plan, code, command, known, self._meta())
+        return self._give(plan, code, command, known, self._meta(plan))
 
     async def _give(self, plan: str, code: str, command: c.TaskCommand, known: Loaded[TaskState], meta: Meta) -> None:
         async with self._gate:
@@ -177,24 +202,30 @@ class Dispatcher:
                 # Somebody was faster: the event that made this command wrong is on its way to us.
                 log.info("plan %s task %s: %s was refused: %s", plan, code, type(command).__name__, refusal)
 
-    async def _to_plan(self, plan: str, command: c.PlanCommand) -> None:
+    async def _to_plan(self, plan: str, command: c.PlanCommand, meta: Meta) -> None:
         try:
-            await to_plan(self._store, plan, command, self._meta())
+            await to_plan(self._store, plan, command, meta)
         except c.Refused as refusal:
             log.info("plan %s: %s was refused: %s", plan, type(command).__name__, refusal)
 
-    def _meta(self) -> Meta:
-        return Meta(actor="dispatcher", causation=self._seen, correlation=self._correlation, seen=self._seen)
+    def _meta(self, plan: str) -> Meta:
+        cause = self._causes[plan]
+        return Meta(actor="dispatcher", causation=cause.seq, correlation=cause.meta.correlation, seen=self._seen)
 
     def _spawn(self, plan: str, work: Awaitable[None]) -> None:
-        task = asyncio.create_task(self._guard(plan, work))
+        task = asyncio.create_task(self._fenced_work(plan, work))
         self._at_work.add(task)
         task.add_done_callback(self._at_work.discard)
 
-    async def _guard(self, plan: str, work: Awaitable[None]) -> None:
+    async def _fenced_work(self, plan: str, work: Awaitable[None]) -> None:
+        with self._fence(plan):
+            await work
+
+    @contextlib.contextmanager
+    def _fence(self, plan: str) -> Iterator[None]:
         """A fault stops the plan that it concerns, loudly, and no other one."""
         try:
-            await work
+            yield
         except Exception as error:
             log.exception("plan %s stands still", plan)
             if board := self._boards.get(plan):

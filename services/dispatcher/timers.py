@@ -4,7 +4,7 @@ Setting a timer again replaces it, so arming every open one at each start does n
 """
 
 import asyncio
-from datetime import UTC, datetime
+from datetime import UTC, datetime, timedelta
 
 from nats.aio.client import Client
 from nats.errors import Error as NatsError
@@ -12,6 +12,7 @@ from nats.errors import Error as NatsError
 from shared.subjects import timer, timer_due
 
 AGAIN_S = 0.5
+ONE_MS = timedelta(milliseconds=1)
 
 
 class Timers:
@@ -22,7 +23,8 @@ class Timers:
 
     async def set(self, plan: str, code: str, at: datetime) -> None:
         """Wakes a dispatcher at `at`; one in the past fires at once. Waits out an outage."""
-        moment = at.astimezone(UTC).isoformat(timespec="milliseconds").replace("+00:00", "Z")
+        # Rounded up: a timer that fires a fraction early finds nothing due.
+        moment = (at.astimezone(UTC) + ONE_MS).isoformat(timespec="milliseconds").replace("+00:00", "Z")
         headers = {"Nats-Schedule": f"@at {moment}", "Nats-Schedule-Target": timer_due(plan, code)}
         while True:
             try:

@@ -1,0 +1,1 @@
+"""Turns HTTP requests into commands, and the folded log into answers."""

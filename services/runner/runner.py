@@ -19,6 +19,7 @@ from nats.errors import Error as NatsError
 
 from services.runner.agents import Activity, Finished
 from services.runner.lease import Completion, Journal, Key, Lease
+from services.runner.process import end_lease, lease_mark
 from services.runner.pull import SlotPull
 from services.runner.transcript import Transcripts
 from shared import commands as c
@@ -85,6 +86,7 @@ class Runner:
         self._heartbeat_s = heartbeat_s
         self._leases: dict[tuple[str, str], Lease] = {}
         self._plans: dict[str, Loaded[PlanState]] = {}
+        self._folding_plan = asyncio.Lock()
         self._transcripts = Transcripts(nc)
         self._pull = SlotPull(nc, list(executors), slots, self._handle)
 
@@ -137,7 +139,7 @@ class Runner:
             await self._acknowledge(message)
             return
         lease = Lease(Key(plan, task, decided.state.lease), decided.seq, dispatch, message, record.meta.correlation)
-        await self._hold(lease)
+        await self._hold(lease, Loaded(decided.state, decided.seq))
 
     async def _take(
         self, plan: str, task: str, seq: int, dispatch: TaskDispatched, message: Msg, correlation: str
@@ -167,13 +169,17 @@ class Runner:
         return None
 
     async def _plan(self, plan: str) -> PlanState:
-        """The plan's own state as of now; only what is new is read."""
-        loaded = self._plans.pop(plan, Loaded(NO_PLAN, 0))
-        events = await patiently(lambda: self._store.read(plan, PLAN, after=loaded.seq))
-        loaded = fold(loaded.state, evolve, events, loaded.seq)
-        self._plans[plan] = loaded
-        if len(self._plans) > PLANS_KEPT:
-            self._plans.pop(next(iter(self._plans)))
+        """The plan's own state as of now, without its tasks; only what is new is read."""
+        newest = await patiently(lambda: self._store.last_seq(plan, PLAN))
+        async with self._folding_plan:  # a plan may be megabytes: sixty starts at once must not each read it
+            loaded = self._plans.pop(plan, Loaded(NO_PLAN, 0))
+            if loaded.seq < newest:
+                events = await patiently(lambda: self._store.read(plan, PLAN, after=loaded.seq))
+                folded = fold(loaded.state, evolve, events, loaded.seq)
+                loaded = Loaded(msgspec.structs.replace(folded.state, candidates={}, chosen=None), folded.seq)
+            self._plans[plan] = loaded
+            if len(self._plans) > PLANS_KEPT:
+                self._plans.pop(next(iter(self._plans)))
         return loaded.state
 
     async def _reopened(self, plan: str, dispatch: TaskDispatched) -> tuple[str, ...]:
@@ -197,7 +203,7 @@ class Runner:
 
     # Holding ------------------------------------------------------------------------------------------------------
 
-    async def _hold(self, lease: Lease) -> None:
+    async def _hold(self, lease: Lease, known: Loaded[TaskState]) -> None:
         key = lease.key
         self._leases[key.plan, key.task] = lease
         self._journal.add(key)
@@ -220,7 +226,7 @@ class Runner:
                 lease.interrupt()
             with contextlib.suppress(asyncio.CancelledError):
                 await lease.work
-            await self._report(lease, ending)
+            await self._report(lease, ending, known)
         finally:
             heart.cancel()
             if self._leases.get((key.plan, key.task)) is lease:
@@ -266,7 +272,8 @@ class Runner:
 
     # Reporting ----------------------------------------------------------------------------------------------------
 
-    async def _report(self, lease: Lease, ending: Completion | Finished | None) -> None:
+    async def _report(self, lease: Lease, ending: Completion | Finished | None, known: Loaded[TaskState]) -> None:
+        """Tells the log how the work ended. `known` is the task as the start left it, which is mostly how it still is."""
         if lease.stale:
             return
         key = lease.key
@@ -277,6 +284,7 @@ class Runner:
                 key.task,
                 await self._ending(lease, ending),
                 self._meta(lease.seq, lease.correlation),
+                known=known,
             )
         except c.StaleLease as stale:
             log.warning("%s: %s; its work is dropped", key, stale)
@@ -328,6 +336,7 @@ class Runner:
     async def _hand_back_former_life(self) -> None:
         for key in self._journal.left_behind():
             command = c.Release(lease=key.lease, reason=f"runner {self.name} was killed and came back")
+            await end_lease(lease_mark(key.plan, key.task, key.lease))
             try:
                 await to_task(self._store, key.plan, key.task, command, self._meta(0, ""))
                 log.info("%s: a former life held it; handed back", key)

@@ -1,0 +1,63 @@
+"""What a plan will do and the most that it can cost, before anything is spent."""
+
+import msgspec
+
+from services.planner.graph import layers
+from shared.spec import BACKOFF_MAX_S, PlanSpec, Retry, TaskSpec
+
+
+class Estimate(msgspec.Struct, frozen=True):
+    """Bounds, not forecasts: most plans need far less."""
+
+    layers: tuple[tuple[str, ...], ...]
+    """The order of work: the tasks of a layer need only tasks of earlier layers, and may run side by side."""
+    critical_path: tuple[str, ...]
+    """The chain of tasks whose time limits add up to the most, retries and the waits between them included."""
+    most_usd: float
+    """In US dollars. Command tasks count nothing; their programs' own costs are unknown here."""
+    most_minutes: float
+    """The critical path's length in minutes: what the plan takes at most where every ready task finds a slot."""
+
+
+def estimate(plan: PlanSpec) -> Estimate:
+    """The bounds of a valid plan.
+
+    An attempt costs at most its task's `budget_usd` (one answer of the model may overshoot it) and lasts at most
+    `timeout_minutes`. A task has `retry.max_attempts` of them. Without `retry` it has three: faults that are
+    nobody's (overload, network, a lost runner) are tried that often, all others once, so three is the bound. Attempts
+    that a person orders later come on top.
+    """
+    tasks = {task.code: task for task in plan.tasks}
+    order, _ = layers({task.code: task.depends_on for task in plan.tasks})
+    ends: dict[str, float] = {}
+    longest_before: dict[str, str | None] = {}
+    for layer in order:
+        for code in layer:
+            before = max(tasks[code].depends_on, key=ends.__getitem__, default=None)
+            longest_before[code] = before
+            ends[code] = _most_minutes(tasks[code]) + (ends[before] if before is not None else 0.0)
+    path: list[str] = []
+    last = max(ends, key=ends.__getitem__, default=None)
+    while last is not None:
+        path.append(last)
+        last = longest_before[last]
+    return Estimate(
+        layers=tuple(tuple(layer) for layer in order),
+        critical_path=tuple(reversed(path)),
+        most_usd=sum(
+            task.budget_usd * _retry(task).max_attempts
+            for task in plan.tasks
+            if plan.agents[task.assignee].sdk_type == "claude"
+        ),
+        most_minutes=ends[path[0]] if path else 0.0,
+    )
+
+
+def _retry(task: TaskSpec) -> Retry:
+    return task.retry or Retry()
+
+
+def _most_minutes(task: TaskSpec) -> float:
+    retry = _retry(task)
+    waits_s = sum(min(retry.backoff_s * 2.0**before, BACKOFF_MAX_S) for before in range(retry.max_attempts - 1))
+    return task.timeout_minutes * retry.max_attempts + waits_s / 60

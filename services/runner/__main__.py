@@ -1,0 +1,43 @@
+"""`python -m services.runner`: settings come from the environment, secrets as a line of JSON on standard input.
+
+`TREADLE_RUNNER_NAME`, `TREADLE_RUNNER_DIR`, `TREADLE_DATA`, `TREADLE_SLOTS`, and those of `shared.bus`.
+"""
+
+import asyncio
+import fcntl
+import os
+import sys
+from pathlib import Path
+
+from services.runner.app import RunnerSettings, main, read_secrets
+from shared.bus import bus_settings_from_environment
+
+EX_CONFIG = 78
+
+
+def run() -> int:
+    """Returns 78 for settings that can't work."""
+    try:
+        settings = RunnerSettings(
+            name=os.environ["TREADLE_RUNNER_NAME"],
+            directory=Path(os.environ["TREADLE_RUNNER_DIR"]),
+            data_dir=Path(os.environ["TREADLE_DATA"]),
+            slots=int(os.environ.get("TREADLE_SLOTS", "2")),
+        )
+        secrets = read_secrets()
+        settings.directory.mkdir(parents=True, exist_ok=True)
+        lock = (settings.directory / "lock").open("w")
+        fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        print(f"runner: another process runs as {settings.name}", file=sys.stderr)  # noqa: T201 - the one message
+        return 1
+    except (KeyError, ValueError, OSError) as error:
+        # The error's text could quote the line with the secrets, so only its kind is told.
+        print(f"runner: its settings can't be used: {type(error).__name__}", file=sys.stderr)  # noqa: T201 - as above
+        return EX_CONFIG
+    asyncio.run(main(bus_settings_from_environment(), settings, secrets))
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(run())

@@ -1,0 +1,118 @@
+"""The runner's composition root: everything is wired here, nothing at import."""
+
+import asyncio
+import contextlib
+import ctypes
+import logging
+import os
+import sys
+from collections.abc import Mapping
+from contextlib import AsyncExitStack
+from pathlib import Path
+
+import msgspec
+from faststream import FastStream
+from faststream.nats import NatsMessage
+
+from services.runner.agents import AGENTS, open_runner
+from services.runner.execution import AgentExecutor, DeliverExecutor
+from services.runner.lease import Journal, Key
+from services.runner.runner import Executor, Runner
+from shared import streams
+from shared.bus import BusSettings, make_broker
+from shared.clock import utc_now
+from shared.subjects import DELIVER_POOL, runner_holds
+
+PR_SET_DUMPABLE = 4
+
+
+class Secrets(msgspec.Struct, frozen=True):
+    """The line of JSON on standard input: what must be in no environment, argument or file."""
+
+    anthropic_api_key: str | None = None
+    anthropic_base_url: str | None = None
+
+    def environment(self) -> dict[str, str]:
+        """As the agents' modules ask for them; never this process's own environment."""
+        pairs = {"ANTHROPIC_API_KEY": self.anthropic_api_key, "ANTHROPIC_BASE_URL": self.anthropic_base_url}
+        return {name: value for name, value in pairs.items() if value}
+
+
+class RunnerSettings(msgspec.Struct, frozen=True):
+    """One runner process's own settings."""
+
+    name: str
+    directory: Path
+    """Of this runner alone: what its former life held is noted there."""
+    data_dir: Path
+    """Shared by the machine's runners: mirrors and workspaces."""
+    slots: int
+
+
+async def main(bus: BusSettings, settings: RunnerSettings, secrets: Secrets) -> None:
+    """Runs until SIGTERM or SIGINT; then hands back what runs."""
+    logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(name)s: %(message)s")
+    hide_memory()
+    async with AsyncExitStack() as held:
+        executors: dict[str, Executor] = {DELIVER_POOL: DeliverExecutor(settings.data_dir)}
+        for pool in AGENTS:
+            agent = await held.enter_async_context(open_runner(pool, secrets.environment()))
+            executors[pool] = AgentExecutor(settings.data_dir, agent, allowed_environment())
+        await make_app(bus, settings, executors).run()
+
+
+def make_app(bus: BusSettings, settings: RunnerSettings, executors: Mapping[str, Executor]) -> FastStream:
+    """The service around one `Runner`."""
+    broker = make_broker(bus, f"treadle-{settings.name}")
+    app = FastStream(broker, logger=None)
+    parts: dict[str, Runner] = {}
+    tasks: dict[str, asyncio.Task[None]] = {}
+
+    @broker.subscriber(runner_holds(settings.name))
+    async def holds(message: NatsMessage) -> bytes:
+        return msgspec.json.encode(parts["runner"].holds(msgspec.json.decode(message.body, type=Key)))
+
+    @app.on_startup
+    async def prepare() -> None:
+        nc = await broker.connect()
+        await streams.declare_streams(nc.jetstream())
+        for pool in executors:
+            await streams.declare_pool(nc.jetstream(), pool)
+        journal = Journal(settings.directory / "leases")
+        parts["runner"] = Runner(nc, settings.name, executors, settings.slots, journal, utc_now)
+
+    @app.after_startup
+    async def start() -> None:
+        tasks["run"] = asyncio.create_task(parts["runner"].run())
+        # A runner that stopped taking work must not look alive: the process ends and its supervisor starts another.
+        tasks["run"].add_done_callback(lambda _: app.exit())
+
+    @app.on_shutdown
+    async def stop() -> None:
+        parts["runner"].stop()
+        with contextlib.suppress(asyncio.CancelledError):
+            await tasks["run"]
+
+    return app
+
+
+def read_secrets() -> Secrets:
+    """Reads the line from standard input; none where that is a terminal or closed. Raises msgspec's errors."""
+    if sys.stdin is None or sys.stdin.isatty():
+        return Secrets()
+    line = sys.stdin.buffer.readline()
+    return msgspec.json.decode(line, type=Secrets) if line.strip() else Secrets()
+
+
+def hide_memory() -> None:
+    """Linux: other processes of the same user, agents among them, can't read this process's memory or environment.
+
+    Root can; there only the agents' sandbox helps.
+    """
+    if sys.platform == "linux":
+        ctypes.CDLL(None, use_errno=True).prctl(PR_SET_DUMPABLE, 0, 0, 0, 0)
+
+
+def allowed_environment() -> Mapping[str, str]:
+    """What a plan's `env_allow` may name: everything but Treadle's own settings."""
+    return {name: value for name, value in os.environ.items() if not name.startswith(("TREADLE_", "ANTHROPIC_"))}

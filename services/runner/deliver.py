@@ -1,0 +1,134 @@
+"""Pushes what was made: a lease's ref, a task's head, and the plan's branch."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from services.runner.git import GitFailed, GitRejected, MergeConflict, checked_commit, checked_ids, printable, run_git
+from services.runner.merge import contains, merge_base_commit, tasks_that_touched
+from services.runner.mirror import Mirror
+from services.runner.workspace import PUSHED, Workspace
+from shared.events import Head
+from shared.repo_url import is_local_path
+from shared.spec import DELIVER
+
+DELIVER_TRIES = 5
+
+_LOOSE_MAX_OBJECTS = 100
+_PACK_HEADER_BYTES = 12
+
+
+@dataclass(frozen=True)
+class Delivered:
+    """The plan's branch as it is in the code repository now."""
+
+    commit: str
+    branch: str
+    changed: bool
+    """Whether the branch holds anything besides the plan's base."""
+
+
+def push_lease(workspace: Workspace, commit: str) -> str:
+    """Pushes a lease's result to its own ref, gives the mirror a copy, and returns the ref's name. May be repeated."""
+    checked_commit(commit)
+    ref = f"refs/treadle/{workspace.plan}/{workspace.task}/{workspace.lease}"
+    workspace.mirror.push(workspace.runners_repo, f"+{commit}:{ref}")
+    if commit != workspace.base:
+        _hand_over(workspace, commit)
+    (workspace.path / PUSHED).write_text(f"{commit}\n")
+    return ref
+
+
+def move_head(mirror: Mirror, plan: str, task: str, commit: str) -> None:
+    """Moves a task's head ref to its accepted result. May be repeated, by any runner."""
+    checked_ids(plan, task)
+    mirror.ensure(plan, [commit])
+    mirror.push(mirror.path, f"+{commit}:refs/treadle/{plan}/{task}/head")
+
+
+def deliver(mirror: Mirror, plan: str, base: str, heads: Sequence[Head]) -> Delivered:
+    """Merges the heads and makes the plan's branch of them; never takes from it what somebody else put there.
+
+    Whoever pushed to the branch keeps their commits: the heads are merged on top. May be repeated. Raises
+    `MergeConflict`, and `GitFailed` when the branch is checked out, or the repository refuses it.
+    """
+    checked_ids(plan, DELIVER)
+    branch = f"treadle/{plan}"
+    ref = f"refs/heads/{branch}"
+    mirror.ensure(plan, [base, *(h.commit for h in heads)])
+    own = merge_base_commit(mirror.path, base, heads)
+    refused_at: str | None = None
+    for tries in range(DELIVER_TRIES):
+        tip = mirror.remote_tip(ref)
+        if tip is not None:
+            mirror.ensure(plan, [tip])
+            if contains(mirror.path, tip, own):
+                return Delivered(tip, branch, tip != base)
+        commit = own if tip is None else _merge_onto(mirror.path, branch, tip, base, own, heads)
+        _refuse_checked_out(mirror, ref)
+        try:
+            # Not forced: the server takes it only while the branch is where we saw it, and only forward from there.
+            mirror.push(mirror.path, f"{commit}:{ref}")
+        except GitRejected:
+            # Refused although nobody moved it: then trying again changes nothing.
+            if tries and tip == refused_at:
+                raise
+            refused_at = tip
+            continue
+        return Delivered(commit, branch, commit != base)
+    raise GitFailed(
+        f"the branch {branch} of {mirror.shown} moved {DELIVER_TRIES} times while the plan was being delivered: "
+        "redispatch the delivery when it is quiet"
+    )
+
+
+def _merge_onto(repo: Path, branch: str, tip: str, base: str, own: str, heads: Sequence[Head]) -> str:
+    try:
+        return merge_base_commit(repo, tip, [Head(DELIVER, own)])
+    except MergeConflict as conflict:
+        codes = tasks_that_touched(repo, base, heads, conflict.files)
+        raise MergeConflict(conflict.files, codes, f"what somebody put on the branch {branch}") from None
+
+
+def _refuse_checked_out(mirror: Mirror, ref: str) -> None:
+    """A push would move the branch away from under a person's files."""
+    if not is_local_path(mirror.repo_url):
+        return
+    args = ("-C", mirror.repo_url, "worktree", "list", "--porcelain")
+    out = run_git(*args, doing=f"looking at the worktrees of {mirror.shown}", as_operator=True).out
+    place = ""
+    for line in out.decode(errors="replace").splitlines():
+        key, _, value = line.partition(" ")
+        if key == "worktree":
+            place = value
+        elif key == "branch" and value == ref:
+            branch = ref.removeprefix("refs/heads/")
+            raise GitFailed(
+                f"the branch {branch} is checked out in {printable(place)}, whose files Treadle never changes: "
+                "switch to another branch there, then redispatch the delivery"
+            )
+
+
+def _hand_over(workspace: Workspace, commit: str) -> None:
+    """Gives the mirror what the lease made, so that no runner on this machine has to fetch it.
+
+    Through a pack, whose objects git names by their content on arrival: a file that an agent put under another object's
+    name must not get into what other tasks see. The push before it has proved that nothing is missing.
+    """
+    doing = f"keeping the work of {workspace.task}"
+    prefix = workspace.runners_repo / "handover"
+    for old in workspace.runners_repo.glob("handover-*"):
+        old.unlink()
+    revisions = f"{commit}\n^{workspace.base}\n".encode()
+    run_git("pack-objects", "-q", "--revs", str(prefix), doing=doing, git_dir=workspace.runners_repo, stdin=revisions)
+    (pack,) = workspace.runners_repo.glob("handover-*.pack")
+    take = ("unpack-objects", "-q") if _object_count(pack) <= _LOOSE_MAX_OBJECTS else ("index-pack", "--stdin")
+    run_git(*take, doing=doing, git_dir=workspace.mirror.path, stdin=pack)
+    workspace.mirror.mark_complete(commit)
+
+
+def _object_count(pack: Path) -> int:
+    with pack.open("rb") as file:
+        return int.from_bytes(file.read(_PACK_HEADER_BYTES)[8:], "big")

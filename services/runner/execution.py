@@ -1,0 +1,223 @@
+"""What a lease does: prepare the workspace, set up, run the agent, verify, store its commit. Or deliver the plan.
+
+Every fault ends in a `Finished` whose message a person can act on; nothing is half done when it does.
+"""
+
+import asyncio
+import contextlib
+import logging
+import shutil
+from collections.abc import Callable, Mapping
+from contextlib import AsyncExitStack
+from pathlib import Path
+from typing import Any, TypeVar
+
+from services.runner.agents import Activity, AgentRunner, Finished, Job
+from services.runner.agents.command import ShellFailure, run_shell
+from services.runner.deliver import deliver, move_head, push_lease
+from services.runner.git import GitFailed, MergeConflict, printable
+from services.runner.lease import Completion, Lease
+from services.runner.leftovers import Outcome, commit_leftovers
+from services.runner.merge import merge_base_commit
+from services.runner.mirror import Mirror, mirror_of
+from services.runner.workspace import Workspace, create_workspace, list_workspaces, remove_workspace
+from shared.events import FailureKind, Result, TaskDispatched, Usage
+from shared.spec import AgentSpec
+
+log = logging.getLogger("treadle.runner")
+
+Report = Callable[[Activity], None]
+T = TypeVar("T")
+
+NO_AGENT = AgentSpec(sdk_type="command", command=("true",))
+
+
+class Failed(Exception):
+    """An attempt's end that is not success, on its way to the log."""
+
+    def __init__(self, kind: FailureKind, message: str) -> None:
+        super().__init__(message)
+        self.kind = kind
+
+
+class AgentExecutor:
+    """Runs one kind of agent in worktrees of its own."""
+
+    def __init__(self, data_dir: Path, agent: AgentRunner, environment: Mapping[str, str]) -> None:
+        self._data_dir = data_dir
+        self._agent = agent
+        self._environment = environment
+        self._workspaces: dict[Any, Workspace] = {}
+
+    async def execute(self, lease: Lease, report: Report) -> Completion | Finished:
+        """See `Executor.execute`."""
+        usage = Usage()
+        try:
+            async with asyncio.timeout(lease.dispatch.timeout_s), AsyncExitStack() as held:
+                workspace = await self._prepare(lease)
+                scratch = self._scratch(lease)
+                held.callback(shutil.rmtree, scratch, ignore_errors=True)
+                job = self._job(lease, workspace, scratch)
+                await self._shell(lease.dispatch.setup, job, report, "setup_failed", "set-up")
+                finished = await self._agent.run(job, report)
+                usage = finished.usage
+                if finished.kind != "completed":
+                    return finished
+                await self._shell(lease.dispatch.verify, job, report, "verification_failed", "verification")
+                return await self._store(lease, workspace, finished)
+        except Failed as failed:
+            return Finished(kind=failed.kind, message=str(failed), usage=usage)
+        except TimeoutError:
+            minutes = lease.dispatch.timeout_s / 60
+            words = f"It did not finish within {minutes:g} minutes, set-up and verification included."
+            return Finished(
+                kind="timeout", message=f"{words} Raise timeout_minutes, or make the task smaller.", usage=usage
+            )
+
+    async def settle(self, plan: str, task: str, dispatch: TaskDispatched, commit: str) -> None:
+        """See `Executor.settle`."""
+        await asyncio.to_thread(move_head, mirror_of(self._data_dir, dispatch.repo_url), plan, task, commit)
+
+    async def tidy(self, lease: Lease) -> None:
+        """Removes the workspace, but for one with work that was never pushed: that one is kept, and listed."""
+        workspace = self._workspaces.pop(lease.key, None)
+        if workspace is not None:
+            await asyncio.to_thread(self._remove_saved, workspace)
+
+    async def _prepare(self, lease: Lease) -> Workspace:
+        key, dispatch = lease.key, lease.dispatch
+
+        def work() -> Workspace:
+            mirror = mirror_of(self._data_dir, dispatch.repo_url)
+            base = prepare_base(mirror, key.plan, dispatch)
+            return create_workspace(self._data_dir, mirror, key.plan, key.task, key.lease, base)
+
+        workspace = await in_git(work, "setup_failed")
+        self._workspaces[key] = workspace
+        return workspace
+
+    def _scratch(self, lease: Lease) -> Path:
+        key = lease.key
+        scratch = self._data_dir / "scratch" / f"{key.plan}-{key.task}-{key.lease}"
+        shutil.rmtree(scratch, ignore_errors=True)
+        scratch.mkdir(mode=0o700, parents=True)
+        return scratch
+
+    def _job(self, lease: Lease, workspace: Workspace, scratch: Path) -> Job:
+        key, dispatch = lease.key, lease.dispatch
+        return Job(
+            plan=key.plan,
+            task=key.task,
+            attempt=dispatch.attempt,
+            lease=key.lease,
+            prompt=dispatch.prompt,
+            agent=dispatch.agent or NO_AGENT,
+            cwd=workspace.code,
+            scratch=scratch,
+            timeout_s=dispatch.timeout_s,
+            budget_usd=dispatch.budget_usd,
+            env={name: self._environment[name] for name in dispatch.env_allow if name in self._environment},
+        )
+
+    async def _shell(self, commands: tuple[str, ...], job: Job, report: Report, kind: FailureKind, doing: str) -> None:
+        failure: ShellFailure | None = await run_shell(commands, job, report)
+        if failure is not None:
+            words = f"The {doing} command `{failure.command}` ended with status {failure.status}."
+            raise Failed(kind, f"{words} Its last output:\n{failure.tail}")
+
+    async def _store(self, lease: Lease, workspace: Workspace, finished: Finished) -> Completion:
+        """Commits what was left, pushes it under the lease's ref. After this the work can't be lost."""
+
+        def work() -> Outcome:
+            outcome = commit_leftovers(workspace, lease.dispatch.task_name)
+            push_lease(workspace, outcome.commit)
+            return outcome
+
+        outcome = await in_git(work, "agent_error")
+        summary = finished.summary or "done, without a word"
+        if not outcome.changed:
+            summary += " (no file was changed)"
+        if outcome.left_out:
+            left_out = ", ".join(printable(path) for path in outcome.left_out[:5])
+            summary += f" (not committed, being git repositories of their own: {left_out})"
+        return Completion(
+            base_commit=workspace.base,
+            commit=outcome.commit,
+            result=Result(task_code=lease.key.task, summary=summary, artifacts=outcome.files),
+            usage=finished.usage,
+        )
+
+    def _remove_saved(self, workspace: Workspace) -> None:
+        stored = next((s for s in list_workspaces(self._data_dir) if s.path == workspace.path), None)
+        if stored is not None and stored.unsaved:
+            log.warning("%s is kept: it holds work that was never pushed", workspace.path)
+        else:
+            remove_workspace(workspace.path)
+
+
+class DeliverExecutor:
+    """Makes the plan's branch."""
+
+    def __init__(self, data_dir: Path) -> None:
+        self._data_dir = data_dir
+
+    async def execute(self, lease: Lease, report: Report) -> Completion | Finished:
+        """See `Executor.execute`."""
+        key, dispatch = lease.key, lease.dispatch
+
+        def work() -> Completion:
+            mirror = mirror_of(self._data_dir, dispatch.repo_url)
+            delivered = deliver(mirror, key.plan, dispatch.base_commit, dispatch.heads)
+            summary = f"branch {delivered.branch} is at {delivered.commit[:12]}"
+            if not delivered.changed:
+                summary += ", where the plan began: no task changed a file"
+            return Completion(
+                base_commit=dispatch.base_commit,
+                commit=delivered.commit,
+                result=Result(task_code=key.task, summary=summary),
+            )
+
+        try:
+            async with asyncio.timeout(dispatch.timeout_s):
+                return await in_git(work, "unavailable")
+        except Failed as failed:
+            return Finished(kind=failed.kind, message=str(failed))
+        except TimeoutError:
+            return Finished(kind="timeout", message="The delivery did not finish in time: is the repository reachable?")
+
+    async def settle(self, plan: str, task: str, dispatch: TaskDispatched, commit: str) -> None:
+        """Nothing: the plan's branch is the head."""
+
+    async def tidy(self, lease: Lease) -> None:
+        """Nothing is left behind."""
+
+
+def prepare_base(mirror: Mirror, plan: str, dispatch: TaskDispatched) -> str:
+    """Makes sure that the commits are here and merges them: the commit that the agent starts from."""
+    mirror.ensure(plan, [dispatch.base_commit, *(head.commit for head in dispatch.heads)])
+    return merge_base_commit(mirror.path, dispatch.base_commit, dispatch.heads)
+
+
+async def in_git(work: Callable[[], T], kind: FailureKind) -> T:
+    """Runs blocking git work in a thread. Raises `Failed` with `kind`, or as a merge conflict.
+
+    Cancelled, it waits for the thread first: what follows may remove the files under its feet.
+    """
+    task = asyncio.create_task(asyncio.to_thread(work))
+    try:
+        return await asyncio.shield(task)
+    except asyncio.CancelledError:
+        with contextlib.suppress(GitFailed, MergeConflict, OSError):
+            await task
+        raise
+    except MergeConflict as conflict:
+        words = "Redispatch one of them after making them agree, or abandon one."
+        raise Failed("merge_conflict", f"{_sentence(str(conflict))} {words}") from conflict
+    except GitFailed as error:
+        raise Failed(kind, _sentence(str(error))) from error
+    except OSError as error:
+        raise Failed("setup_failed", f"The workspace could not be used: {error}") from error
+
+
+def _sentence(text: str) -> str:
+    return f"{text[:1].upper()}{text[1:]}" + ("" if text.endswith((".", "!", "?")) else ".")

@@ -1,0 +1,154 @@
+"""Makes a commit of what an agent left in its worktree, and trusts nothing that it left there.
+
+Whatever could make git run a program on the way is out of reach: the repository used is the runner's own, filters
+and hooks come from a configuration only, and nested repositories (whose configuration an agent may have written) are
+never entered.
+"""
+
+from __future__ import annotations
+
+import shutil
+from dataclasses import dataclass
+from pathlib import Path
+
+from services.runner.git import GitFailed, checked_commit, printable, run_git
+from services.runner.merge import contains
+from services.runner.workspace import Workspace, agents_head, exclude_placeholders
+from shared.events import ARTIFACTS_MAX
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """What a lease's work came to, against its base."""
+
+    commit: str
+    """The base itself when the agent neither changed nor committed anything."""
+    changed: bool
+    """Whether any file differs from the base."""
+    files_changed: int
+    insertions: int
+    deletions: int
+    files: tuple[str, ...]
+    """Repository-relative paths of what differs from the base, at most `ARTIFACTS_MAX`."""
+    left_out: tuple[str, ...]
+    """Git repositories that the agent left in the worktree: what is in them is not part of the commit."""
+
+
+def commit_leftovers(workspace: Workspace, name: str) -> Outcome:
+    """Commits what the agent left uncommitted, on top of its own commits; `name` is the task's.
+
+    Takes changes, deletions and untracked files that are not ignored. No process of the agent may be alive. Changes
+    nothing that the agent sees, so it can be called again. Raises `GitFailed` when the agent's HEAD does not contain
+    the base any more, when the agent redirected its objects, and when git can't take what lies in the worktree.
+    """
+    repo, base = workspace.runners_repo, workspace.base
+    _check_objects(workspace)
+    head = agents_head(workspace.agents_repo, workspace.task) or base
+    if head != base:
+        _check_history(workspace, head)
+    tree, left_out = _write_tree(workspace, head)
+    files, changes = _changes(repo, base, tree)
+    clean = changes[0] == 0 if head == base else tree == _tree_of(repo, head)
+    commit = head if clean else _commit(workspace, tree, head, name)
+    return Outcome(commit, changes[0] > 0, *changes, files, left_out)
+
+
+def _check_objects(workspace: Workspace) -> None:
+    """Refuses objects that the agent made git look for elsewhere, where it might not read itself."""
+    objects = workspace.agents_repo / "objects"
+    alternates = objects / "info/alternates"
+    linked = any(p.is_symlink() for p in (workspace.agents_repo, objects, objects / "info", alternates))
+    if linked or (alternates.exists() and alternates.read_bytes() != f"{workspace.mirror.objects}\n".encode()):
+        raise GitFailed(
+            f"the agent of {workspace.task} redirected its repository's objects ({alternates}), "
+            "so its work can't be trusted: look at it, then redispatch the task"
+        )
+
+
+def _check_history(workspace: Workspace, head: str) -> None:
+    base = workspace.base
+    doing = f"reading the commit {head[:12]} that the agent of {workspace.task} made"
+    try:
+        follows = contains(workspace.runners_repo, head, base)
+    except GitFailed as fault:
+        raise GitFailed(f"{doing}: {fault}; its work is in {workspace.code}") from None
+    if not follows:
+        raise GitFailed(
+            f"the agent of {workspace.task} moved HEAD to {head[:12]}, which does not contain the commit "
+            f"it started from ({base[:12]}): look at its work in {workspace.code}, then redispatch the task"
+        )
+
+
+def _write_tree(workspace: Workspace, head: str) -> tuple[str, tuple[str, ...]]:
+    """The worktree as a tree, and the repositories in it that were left out."""
+    repo, code = workspace.runners_repo, workspace.code
+    # A copy each time, made with its time: an earlier call, finished or killed, then makes no difference.
+    index = repo / "index.taken"
+    index.with_suffix(".taken.lock").unlink(missing_ok=True)
+    shutil.copy2(repo / "index", index)
+    exclude_placeholders(workspace.path)
+    doing = f"taking what the agent of {workspace.task} left in {code}"
+    if head != workspace.base:
+        run_git("read-tree", "-m", head, doing=doing, git_dir=repo, work_tree=code, index=index)
+    left_out = _nested_repositories(workspace, index, doing)
+    pathspecs = b"".join([b".", *(b"\0:(top,exclude,literal)" + path for path in left_out)])
+    run_git(
+        *("add", "--all", "--pathspec-from-file=-", "--pathspec-file-nul"),
+        doing=doing,
+        git_dir=repo,
+        work_tree=code,
+        index=index,
+        stdin=pathspecs,
+    )
+    tree = run_git("write-tree", doing=doing, git_dir=repo, index=index).out.decode().strip()
+    return checked_commit(tree), tuple(path.decode(errors="replace") for path in left_out)
+
+
+def _nested_repositories(workspace: Workspace, index: Path, doing: str) -> list[bytes]:
+    """Repositories in the worktree: new ones, and submodules that the agent filled.
+
+    Git would take the first for submodules, and run `git status` with their own configuration in the second.
+    """
+    listing = run_git(
+        *("ls-files", "-z", "-t", "--stage", "--others", "--exclude-standard"),
+        doing=doing,
+        git_dir=workspace.runners_repo,
+        work_tree=workspace.code,
+        index=index,
+    ).out
+    found = []
+    for entry in listing.split(b"\0"):
+        if entry.startswith(b"? ") and entry.endswith(b"/"):
+            found.append(entry[2:-1])
+        elif entry.startswith(b"H 160000 "):
+            path = entry.partition(b"\t")[2]
+            if (workspace.code / path.decode(errors="surrogateescape") / ".git").exists():
+                found.append(path)
+    return found
+
+
+def _changes(repo: Path, base: str, tree: str) -> tuple[tuple[str, ...], tuple[int, int, int]]:
+    """The first changed files' names, and how many files, insertions and deletions there are in all."""
+    args = ("diff-tree", "-r", "-z", "--numstat", "--no-renames", "--no-ext-diff", "--no-textconv", base, tree)
+    lines = run_git(*args, doing="counting changes", git_dir=repo).out.split(b"\0")[:-1]
+    counts = [line.split(b"\t", 2) for line in lines]
+    # A binary file has "-" for both.
+    insertions, deletions = (sum(int(c[side]) for c in counts if c[side] != b"-") for side in (0, 1))
+    names = tuple(c[2].decode(errors="replace") for c in counts[:ARTIFACTS_MAX])
+    return names, (len(counts), insertions, deletions)
+
+
+def _tree_of(repo: Path, commit: str) -> str:
+    return run_git("rev-parse", f"{commit}^{{tree}}", doing="reading a commit", git_dir=repo).out.decode().strip()
+
+
+def _commit(workspace: Workspace, tree: str, parent: str, name: str) -> str:
+    subject = printable(f"{workspace.task}: {name}")
+    message = f"{subject}\n\nTreadle-Plan: {workspace.plan}\nTreadle-Task: {workspace.task}\n"
+    done = run_git(
+        *("commit-tree", tree, "-p", parent, "-F", "-"),
+        doing=f"committing the work of {workspace.task}",
+        git_dir=workspace.runners_repo,
+        stdin=message.encode(errors="replace"),
+    )
+    return checked_commit(done.out.decode().strip())

@@ -1,0 +1,114 @@
+"""Merges the work of tasks: always in the same way, so that every lease makes the very same commit."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from services.runner.git import GitFailed, MergeConflict, checked_commit, run_git
+from shared.events import Head
+
+DIFF_MAX_BYTES = 4 * 1024 * 1024
+
+
+@dataclass(frozen=True)
+class Diff:
+    """What changed between two commits, for people. It holds an agent's text as it is: clean it before a terminal."""
+
+    stat: str
+    patch: str
+    cut: bool
+    """Whether the patch was cut at `DIFF_MAX_BYTES`."""
+
+
+def merge_base_commit(repo: Path, base: str, heads: Sequence[Head]) -> str:
+    """The commit that a task starts from: `base` merged with the heads, which come in topological order.
+
+    Merges are sequential, with two parents each, and their dates come from what they merge: the same input gives
+    the same commit, wherever and whenever. What another one contains is skipped. Needs git 2.38. Raises
+    `MergeConflict`.
+    """
+    commits = list(dict.fromkeys([checked_commit(base), *(checked_commit(h.commit) for h in heads)]))
+    if len(commits) == 1:
+        return base
+    done = run_git("merge-base", "--independent", *commits, doing="comparing the tasks' commits", git_dir=repo)
+    independent = set(done.out.decode().split())
+    parts = [c for c in commits if c in independent]
+    if len(parts) == 1:
+        return parts[0]
+    tasks = {h.commit: h.task for h in reversed(heads)}
+    dates = _commit_dates(repo, parts)
+    merged, date = parts[0], dates[0]
+    for number, part in enumerate(parts[1:], start=1):
+        date = max(date, dates[number])
+        tree, conflicting = _merge_tree(repo, merged, part)
+        if conflicting:
+            earlier = [Head(tasks[c], c) for c in parts[:number] if c in tasks]
+            raise MergeConflict(conflicting, [*tasks_that_touched(repo, base, earlier, conflicting), tasks[part]])
+        merged = _commit_merge(repo, tree, (merged, part), f"Merge {tasks[part]}", date)
+    return merged
+
+
+def diff(repo: Path, base: str, commit: str) -> Diff:
+    """What `commit` changes against `base`, as a stat and a patch; runs no program of anybody's choosing."""
+    plain = ("diff", "--no-ext-diff", "--no-textconv", "--no-color")
+    ends = (checked_commit(base), checked_commit(commit), "--")
+    doing = "comparing two commits"
+    stat = run_git(*plain, "--stat=100", *ends, doing=doing, git_dir=repo, out_max_bytes=DIFF_MAX_BYTES)
+    patch = run_git(*plain, "--patch", *ends, doing=doing, git_dir=repo, out_max_bytes=DIFF_MAX_BYTES)
+    return Diff(stat.out.decode(errors="replace"), patch.out.decode(errors="replace"), patch.cut)
+
+
+def contains(repo: Path, commit: str, ancestor: str) -> bool:
+    """Whether `commit` is `ancestor` or comes after it. Raises `GitFailed` when one of them is missing."""
+    args = ("merge-base", "--is-ancestor", ancestor, commit)
+    return run_git(*args, doing="comparing two commits", git_dir=repo, statuses=(0, 1)).status == 0
+
+
+def tasks_that_touched(repo: Path, base: str, heads: Sequence[Head], files: Sequence[str]) -> list[str]:
+    """The codes of the heads that changed one of the files since `base`."""
+    codes = [h.task for h in heads if not _touched(repo, base, h.commit).isdisjoint(files)]
+    # A renamed file is named by its new name, which one side may not know: then any of them may be meant.
+    return codes or [h.task for h in heads]
+
+
+def _commit_dates(repo: Path, commits: Sequence[str]) -> list[int]:
+    args = ("rev-list", "--no-walk=unsorted", "--timestamp", *commits)
+    lines = run_git(*args, doing="reading the tasks' commits", git_dir=repo).out.decode().splitlines()
+    dates = {commit: int(date) for date, commit in (line.split() for line in lines)}
+    # A date is whatever the commit's author wrote; beyond this one git does not take it everywhere.
+    return [max(0, min(dates[c], 2**31 - 1)) for c in commits]
+
+
+def _merge_tree(repo: Path, ours: str, theirs: str) -> tuple[str, list[str]]:
+    """The merged tree, and the files that conflict in it."""
+    args = ("merge-tree", "--write-tree", "--no-messages", "--name-only", "-z", ours, theirs)
+    done = run_git(*args, doing="merging the tasks' commits", git_dir=repo, statuses=(0, 1, 129))
+    if done.status == 129:
+        version = run_git("version", doing="asking git for its version").out.decode(errors="replace").strip()
+        raise GitFailed(
+            f"merging the tasks' commits needs git 2.38 or newer, and this is {version}: install a newer git"
+        )
+    tree, _, names = done.out.partition(b"\0")
+    return tree.decode().strip(), _names(names) if done.status else []
+
+
+def _commit_merge(repo: Path, tree: str, parents: tuple[str, str], message: str, date: int) -> str:
+    when = f"@{date} +0000"
+    done = run_git(
+        *("commit-tree", checked_commit(tree), "-p", parents[0], "-p", parents[1], "-m", message),
+        doing="merging the tasks' commits",
+        git_dir=repo,
+        env={"GIT_AUTHOR_DATE": when, "GIT_COMMITTER_DATE": when},
+    )
+    return checked_commit(done.out.decode().strip())
+
+
+def _touched(repo: Path, base: str, commit: str) -> set[str]:
+    args = ("diff-tree", "-r", "-z", "--name-only", "--no-renames", base, commit)
+    return set(_names(run_git(*args, doing="comparing two commits", git_dir=repo).out))
+
+
+def _names(listing: bytes) -> list[str]:
+    return [n.decode(errors="replace") for n in dict.fromkeys(listing.split(b"\0")) if n]

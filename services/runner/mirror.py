@@ -1,0 +1,196 @@
+"""The runner's own copy of a code repository: one bare repository per address, to which objects are only ever added.
+
+A commit is taken as present only when a marker says that all of it has arrived (`complete/`): a fetch that was killed
+may leave a commit without its files, and that must not count. Without a marker git itself looks, and fetches what is
+missing. Nothing else in a mirror matters to the result: its refs only save git from fetching things again.
+"""
+
+from __future__ import annotations
+
+import fcntl
+import os
+import time
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from hashlib import sha256
+from pathlib import Path
+
+from services.runner.git import Done, GitFailed, GitRejected, checked_commit, checked_ids, masked, printable, run_git
+from shared.repo_url import is_local_path
+from shared.spec import DELIVER
+
+# The operator's repository on this machine runs its side of the work with our settings: no hook, no maintenance that
+# would prune, no checked-out branch moved; and a commit that no branch reaches (a detached head) may be had by its id.
+_LOCAL_SIDE = "git -c core.hooksPath=/dev/null -c gc.auto=0 -c maintenance.auto=false"
+_LOCAL_UPLOAD = f"--upload-pack={_LOCAL_SIDE} -c uploadpack.allowAnySHA1InWant=true upload-pack"
+_LOCAL_RECEIVE = (
+    f"--receive-pack={_LOCAL_SIDE} -c receive.autogc=false -c receive.denyCurrentBranch=refuse "
+    "-c core.fsync=committed,loose-object,reference -c core.fsyncMethod=batch receive-pack"
+)
+
+_HEADS = "+refs/heads/*:refs/heads/*"
+_ABANDONED_S = 24 * 3600.0
+
+
+@dataclass(frozen=True)
+class Mirror:
+    """The mirror of one repository; make it with `mirror_of`."""
+
+    path: Path
+    repo_url: str
+
+    @property
+    def objects(self) -> Path:
+        """Its object directory, for a workspace to borrow from. Agents must be able to read it."""
+        return self.path / "objects"
+
+    def ensure(self, plan: str, commits: Iterable[str]) -> None:
+        """Makes sure that the commits and all they contain are here; without the network when they are.
+
+        Raises `GitFailed` when the repository can't be reached or has no such commit.
+        """
+        checked_ids(plan, DELIVER)
+        wanted = [checked_commit(c) for c in dict.fromkeys(commits)]
+        if not self._incomplete(wanted):
+            return
+        with self._locked():
+            if missing := self._incomplete(wanted):
+                write_bare_repository(self.path)
+                self._sweep()
+                self._fetch(plan, missing)
+                for commit in missing:
+                    self.mark_complete(commit)
+
+    def mark_complete(self, commit: str) -> None:
+        """Says that the commit and all it contains are here."""
+        marker = self._marker(commit)
+        marker.parent.mkdir(parents=True, exist_ok=True)
+        marker.touch()
+
+    def push(self, source: Path, refspec: str) -> None:
+        """Pushes from the repository `source` to the mirrored one. Raises `GitRejected` when that refuses the ref."""
+        local = [_LOCAL_RECEIVE] if is_local_path(self.repo_url) else []
+        done = run_git(
+            *("push", "--porcelain", "--quiet", "--no-verify", *local, "--", self.repo_url, refspec),
+            doing=f"pushing to {self.shown}",
+            git_dir=source,
+            statuses=(0, 1),
+            as_operator=True,
+        )
+        if done.status:
+            raise GitRejected(f"pushing {refspec.partition(':')[2]} to {self.shown}: {_rejection(done)}")
+
+    def remote_tip(self, ref: str) -> str | None:
+        """The commit that a ref of the mirrored repository has now; None when it does not exist."""
+        local = [_LOCAL_UPLOAD] if is_local_path(self.repo_url) else []
+        done = run_git(
+            *("ls-remote", "--quiet", *local, "--", self.repo_url, ref),
+            doing=f"asking {self.shown} for {ref}",
+            git_dir=self.path,
+            as_operator=True,
+        )
+        for line in done.out.decode(errors="replace").splitlines():
+            commit, _, name = line.partition("\t")
+            if name == ref:
+                return checked_commit(commit)
+        return None
+
+    @property
+    def shown(self) -> str:
+        """The repository's address for a message."""
+        return printable(masked(self.repo_url))
+
+    def _incomplete(self, commits: Sequence[str]) -> list[str]:
+        return [c for c in commits if not self._marker(c).exists()]
+
+    def _marker(self, commit: str) -> Path:
+        return self.path / "complete" / commit[:2] / commit[2:]
+
+    def _fetch(self, plan: str, commits: Sequence[str]) -> None:
+        fetched_before = self.path / "fetched"
+        if not fetched_before.exists():
+            self._run_fetch("--prune", _HEADS)
+            fetched_before.touch()
+        # Refs for what comes now, so that the next fetch need not bring it again; one place each, used over and over.
+        by_id = [f"+{commit}:refs/fetched/{plan}/{at}" for at, commit in enumerate(commits)]
+        try:
+            self._run_fetch(*by_id)
+        except GitFailed as by_id_failed:
+            # A server may hand out only what its refs name. Then the plan's refs bring it, if it is there at all.
+            self._run_fetch("--prune", _HEADS, f"+refs/treadle/{plan}/*:refs/treadle/{plan}/*")
+            if not self._connected(commits):
+                named = ", ".join(c[:12] for c in commits)
+                raise GitFailed(f"{self.shown} has no commit {named}: push it there, then try again") from by_id_failed
+
+    def _run_fetch(self, *args: str) -> None:
+        options = [a for a in args if a.startswith("--")]
+        refspecs = [a for a in args if not a.startswith("--")]
+        local = [_LOCAL_UPLOAD] if is_local_path(self.repo_url) else []
+        run_git(
+            *("fetch", "--quiet", "--no-tags", "--no-write-fetch-head", "--update-shallow"),
+            *(*options, *local, "--", self.repo_url, *refspecs),
+            doing=f"fetching from {self.shown}",
+            git_dir=self.path,
+            as_operator=True,
+        )
+
+    def _connected(self, commits: Sequence[str]) -> bool:
+        done = run_git(
+            *("rev-list", "--quiet", "--objects", *commits, "--not", "--all"),
+            doing=f"looking for commits of {self.shown}",
+            git_dir=self.path,
+            statuses=(0, 1, 128),
+        )
+        return done.status == 0
+
+    @contextmanager
+    def _locked(self) -> Iterator[None]:
+        self.path.parent.mkdir(parents=True, exist_ok=True)
+        with self.path.with_suffix(".lock").open("w") as lock:
+            fcntl.flock(lock, fcntl.LOCK_EX)
+            yield
+
+    def _sweep(self) -> None:
+        """Removes what killed git processes left. Only we write refs here, and only under the lock."""
+        for lock in (*self.path.glob("*.lock"), *self.path.glob("refs/**/*.lock")):
+            lock.unlink(missing_ok=True)
+        for piece in (*self.objects.glob("pack/tmp_*"), *self.objects.glob("??/tmp_obj_*")):
+            if piece.stat().st_mtime < time.time() - _ABANDONED_S:
+                piece.unlink(missing_ok=True)
+
+
+def mirror_of(data_dir: Path, repo_url: str) -> Mirror:
+    """The mirror of a repository, by its checked address; a local path must be absolute. Touches nothing yet."""
+    if is_local_path(repo_url) and not os.path.isabs(repo_url):  # noqa: PTH117 - it is text, not yet a path
+        raise ValueError(f"the path of a repository must be absolute: {repo_url!r}")
+    name = sha256(repo_url.encode()).hexdigest()[:24]
+    return Mirror(data_dir.resolve() / "mirrors" / f"{name}.git", repo_url)
+
+
+def write_bare_repository(path: Path, *, alternates: Sequence[Path] = (), head: str = "", config: str = "") -> None:
+    """Makes a bare repository without starting a process; harmless where there is one already.
+
+    `head` is the content of HEAD. By default it names a branch that can't exist, so that no attribute is ever read
+    from it. HEAD comes last: without it git sees no repository.
+    """
+    if (path / "HEAD").exists():
+        return
+    for directory in ("objects/info", "objects/pack", "refs/heads", "info"):
+        (path / directory).mkdir(parents=True, exist_ok=True)
+    if alternates:
+        (path / "objects/info/alternates").write_text("".join(f"{a}\n" for a in alternates))
+    (path / "config").write_text(
+        "[core]\n\trepositoryformatversion = 0\n\tbare = true\n[gc]\n\tauto = 0\n[maintenance]\n\tauto = false\n"
+        + config
+    )
+    unfinished = path / "HEAD.new"
+    unfinished.write_text((head or "ref: refs/heads/.invalid") + "\n")
+    unfinished.rename(path / "HEAD")
+
+
+def _rejection(done: Done) -> str:
+    for line in done.out.decode(errors="replace").splitlines():
+        if line.startswith("!"):
+            return printable(line.split("\t")[-1])
+    return done.reason or "refused"

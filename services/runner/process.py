@@ -1,0 +1,197 @@
+"""Starting agents' programs, and making sure that nothing of them stays.
+
+Every process of a lease carries `TREADLE_LEASE=<plan>/<task>/<lease>` in its environment and hands it down to its
+children, whatever session or process group they move to. So a lease's processes are: those with its mark, and
+their descendants (which may have cleared their environment). Only a program that clears its environment *and* has been
+orphaned before we look gets away; the sandbox's process namespace is what closes that gap.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import logging
+import os
+import shutil
+import sys
+import tempfile
+import time
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from pathlib import Path
+from typing import IO
+
+import psutil
+
+LEASE_VARIABLE = "TREADLE_LEASE"
+READ_BYTES = 32 * 1024
+
+_POLL_S = 0.01
+_PIPE_GRACE_S = 0.5
+
+Output = Callable[[bytes], None]
+
+_log = logging.getLogger(__name__)
+
+
+class CannotStart(Exception):
+    """The program can't be started; the text says which one and why."""
+
+
+def lease_mark(plan: str, task: str, lease: int) -> str:
+    """The value of `TREADLE_LEASE` in every process of a lease."""
+    return f"{plan}/{task}/{lease}"
+
+
+def die_with_parent() -> list[str]:
+    """Words to put before a command so that it gets SIGTERM when the process that started it dies, even by kill -9.
+
+    Empty where util-linux is missing. The kernel means the *thread* that started it: start programs from the main one.
+    """
+    setpriv = shutil.which("setpriv") if sys.platform == "linux" else None
+    return [setpriv, "--pdeathsig", "TERM", "--"] if setpriv else []
+
+
+async def run_program(
+    argv: Sequence[str], *, cwd: Path, env: Mapping[str, str], stdin: bytes, stdout: Output, stderr: Output
+) -> int:
+    """Runs a program to its end, and then ends whatever it left behind. `env` is all of its environment, mark included.
+
+    Output arrives in pieces of at most `READ_BYTES`, as it comes; a slow receiver slows the program down. When
+    cancelled, ends the whole tree before it raises. Returns the exit status (negative: the signal that killed
+    it). Raises CannotStart.
+    """
+    program = _resolve(argv[0], cwd, env)
+    with contextlib.ExitStack() as files:
+        # A file as standard input, not a pipe: a program that doesn't read it can neither block nor break us.
+        prompt = files.enter_context(tempfile.TemporaryFile())
+        prompt.write(stdin)
+        prompt.seek(0)
+        # Pipes of our own: asyncio's Process.wait() may wait for its pipes to close, which a daemon that the program
+        # left behind would hold open for ever.
+        (out_read, out_write), (err_read, err_write) = _pipe(files), _pipe(files)
+        try:
+            process = await asyncio.create_subprocess_exec(
+                *die_with_parent(),
+                program,
+                *argv[1:],
+                cwd=cwd,
+                env=dict(env),
+                stdin=prompt,
+                stdout=out_write,
+                stderr=err_write,
+                start_new_session=True,
+            )
+        except OSError as error:
+            raise CannotStart(f"{argv[0]} can't be started in {cwd}: {error.strerror}") from error
+        out_write.close()
+        err_write.close()
+        exited = asyncio.create_task(process.wait())
+        reading = asyncio.gather(_read(out_read, stdout), _read(err_read, stderr))
+        try:
+            await asyncio.wait((exited, reading), return_when=asyncio.FIRST_COMPLETED)
+            if not exited.done():
+                await reading  # raises what the receiver of the output raised; else the program only closed its output
+            return await exited
+        finally:
+            await end_lease(env[LEASE_VARIABLE])
+            await asyncio.wait((exited, reading), timeout=_PIPE_GRACE_S)
+            reading.cancel()
+            exited.cancel()
+            await asyncio.gather(reading, exited, return_exceptions=True)
+
+
+def _resolve(program: str, cwd: Path, env: Mapping[str, str]) -> str:
+    """The program's path; found here because a missing one would otherwise end as status 127 of the wrapper."""
+    path = env.get("PATH", os.defpath)
+    found = shutil.which(cwd / program) if "/" in program else shutil.which(program, path=path)
+    if found is None:
+        where = cwd if "/" in program else f"PATH ({path})"
+        raise CannotStart(f"there is no executable {program} in {where}: install it, or correct the agent's command")
+    return found
+
+
+def _pipe(files: contextlib.ExitStack) -> tuple[IO[bytes], IO[bytes]]:
+    read, write = os.pipe()
+    return files.enter_context(os.fdopen(read, "rb", 0)), files.enter_context(os.fdopen(write, "wb", 0))
+
+
+async def _read(pipe: IO[bytes], output: Output) -> None:
+    reader = asyncio.StreamReader(READ_BYTES)
+    transport, _ = await asyncio.get_running_loop().connect_read_pipe(
+        lambda: asyncio.StreamReaderProtocol(reader), pipe
+    )
+    try:
+        while piece := await reader.read(READ_BYTES):
+            output(piece)
+    finally:
+        transport.close()
+
+
+async def end_lease(mark: str, *, grace_s: float = 0.3, deadline_s: float = 5.0) -> None:
+    """Ends every process of a lease: SIGTERM first, SIGKILL after `grace_s`. Returns when all are gone.
+
+    Also for what an earlier life of this runner left behind. What can't be killed within `deadline_s` (a process stuck
+    in the kernel) is logged.
+    """
+    known = await asyncio.to_thread(_processes_of, mark)
+    _signal(known, psutil.Process.terminate)
+    await _gone(known, grace_s)
+    deadline = time.monotonic() + deadline_s
+    while alive := {process for process in known if _is_alive(process)}:
+        if time.monotonic() > deadline:
+            pids = sorted(process.pid for process in alive)
+            _log.error("processes %s of lease %s could not be killed: look at them with ps", pids, mark)
+            return
+        # Stopped ones can't fork while we look for their children, which the dead would have orphaned.
+        _signal(alive, psutil.Process.suspend)
+        children = await asyncio.to_thread(_processes_of, mark) - known
+        known |= children
+        if not children:
+            _signal(alive, psutil.Process.kill)
+            await _gone(alive, _POLL_S * 10)
+
+
+def _processes_of(mark: str) -> set[psutil.Process]:
+    """Everything that carries the mark, and its descendants."""
+    wanted = f"{LEASE_VARIABLE}={mark}".encode()
+    found: set[psutil.Process] = set()
+    for pid in psutil.pids():
+        if wanted not in _environment(pid):
+            continue
+        with contextlib.suppress(psutil.NoSuchProcess):
+            process = psutil.Process(pid)
+            found |= {process, *process.children(recursive=True)}
+    return found
+
+
+def _environment(pid: int) -> Sequence[bytes]:
+    """The variables a process was started with; none for one that is gone, a zombie, or another user's."""
+    if sys.platform == "linux":  # read directly: psutil takes ten times as long, which counts on a busy machine
+        try:
+            return Path(f"/proc/{pid}/environ").read_bytes().split(b"\0")
+        except OSError:
+            return ()
+    try:
+        return [f"{name}={value}".encode() for name, value in psutil.Process(pid).environ().items()]
+    except psutil.Error:
+        return ()
+
+
+def _is_alive(process: psutil.Process) -> bool:
+    try:
+        return process.is_running() and process.status() != psutil.STATUS_ZOMBIE
+    except psutil.NoSuchProcess:
+        return False
+
+
+def _signal(processes: Iterable[psutil.Process], send: Callable[[psutil.Process], None]) -> None:
+    for process in processes:
+        with contextlib.suppress(psutil.NoSuchProcess):
+            send(process)
+
+
+async def _gone(processes: Iterable[psutil.Process], within_s: float) -> None:
+    """Returns when all are gone, or the time is up."""
+    deadline = time.monotonic() + within_s
+    while time.monotonic() < deadline and any(map(_is_alive, processes)):  # noqa: ASYNC110 - only a parent is notified
+        await asyncio.sleep(_POLL_S)

@@ -1,0 +1,228 @@
+"""Keeps the key away from the agent: a proxy on loopback that adds it.
+
+An agent gets the proxy's address and a token that is good for its lease only. The proxy passes on just the two calls of
+the Messages API that an agent needs, with the real key in the token's place, and counts what each lease consumes.
+Bytes are passed on as they come, in both directions, at the pace of the slower side.
+"""
+
+from __future__ import annotations
+
+import hmac
+import secrets
+from collections.abc import Iterator, Mapping, Set
+from contextlib import contextmanager
+from types import TracebackType
+
+import aiohttp
+import msgspec
+from aiohttp import web
+from multidict import CIMultiDict
+from yarl import URL
+
+from services.runner.usage_meter import UsageMeter
+from shared.events import Usage
+
+DEFAULT_UPSTREAM = "https://api.anthropic.com"
+
+ERROR_MAX_BYTES = 64 * 1024
+"""An error's body is read whole, up to here, so that it can be understood and stripped of the key."""
+
+_CONNECT_TIMEOUT_S = 10.0
+_PATHS = ("/v1/messages", "/v1/messages/count_tokens")
+
+_HOP_BY_HOP = {"connection", "keep-alive", "proxy-authenticate", "proxy-authorization", "proxy-connection"}
+_HOP_BY_HOP |= {"te", "trailer", "transfer-encoding", "upgrade"}
+_NOT_SENT_UP = _HOP_BY_HOP | {"host", "x-api-key", "authorization", "cookie", "accept-encoding"}
+_NOT_SENT_DOWN = _HOP_BY_HOP | {"set-cookie", "content-encoding"}
+
+
+class Refusal(msgspec.Struct, frozen=True, kw_only=True):
+    """The last call that did not succeed."""
+
+    status: int
+    """HTTP status; 502 when the API could not be reached."""
+    kind: str
+    """The API's own name for it, such as `rate_limit_error`."""
+    message: str
+    retry_after_s: float | None
+
+
+class Access:
+    """What one lease may use of the model, and what it has used."""
+
+    def __init__(self, base_url: str, budget_usd: float) -> None:
+        self.base_url = base_url
+        self.token = secrets.token_urlsafe(32)
+        self.budget_usd = budget_usd
+        self.meter = UsageMeter()
+        self.refusal: Refusal | None = None
+        self.has_answered = False
+        """Whether any call of this lease succeeded."""
+
+    @property
+    def usage(self) -> Usage:
+        """Consumed so far, the answer that is being written included."""
+        return self.meter.usage
+
+    @property
+    def is_budget_spent(self) -> bool:
+        return self.usage.cost_usd >= self.budget_usd
+
+
+class KeyProxy:
+    """`async with KeyProxy(key, upstream) as proxy:` serves until the block ends; one for a runner's whole process."""
+
+    def __init__(self, api_key: str, upstream: str = DEFAULT_UPSTREAM) -> None:
+        """`upstream` may have a path of its own. Raises ValueError for one that is no HTTP address."""
+        self._key = api_key
+        self._upstream = URL(upstream)
+        if self._upstream.scheme not in ("http", "https") or not self._upstream.host:
+            raise ValueError(f"{upstream} is no address of an API: it must begin with https:// (or http://)")
+        self._leases: list[Access] = []
+
+    def __repr__(self) -> str:
+        return f"KeyProxy(upstream={self._upstream.origin()})"
+
+    async def __aenter__(self) -> KeyProxy:
+        self._session = aiohttp.ClientSession(
+            connector=aiohttp.TCPConnector(limit=0),
+            cookie_jar=aiohttp.DummyCookieJar(),  # leases must not meet through the API's cookies
+            # How long an answer may take is the agent's business: when it gives up, its connection ends, and ours too.
+            timeout=aiohttp.ClientTimeout(total=None, sock_connect=_CONNECT_TIMEOUT_S),
+            trust_env=self._upstream.scheme == "https",  # a company's HTTPS_PROXY; never for a loopback address
+        )
+        app = web.Application()
+        app.router.add_route("*", "/{path:.*}", self._serve)
+        self._runner = web.AppRunner(app, access_log=None, handler_cancellation=True, shutdown_timeout=0.1)
+        await self._runner.setup()
+        await web.TCPSite(self._runner, "127.0.0.1", 0).start()
+        return self
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        await self._runner.cleanup()
+        await self._session.close()
+
+    @contextmanager
+    def lease(self, budget_usd: float) -> Iterator[Access]:
+        """Access for one lease; its token is worthless afterwards, and once the budget is spent."""
+        host, port = self._runner.addresses[0][:2]
+        access = Access(f"http://{host}:{port}", budget_usd)
+        self._leases.append(access)
+        try:
+            yield access
+        finally:
+            self._leases.remove(access)
+
+    def _holder(self, request: web.Request) -> Access | None:
+        token = request.headers.get("x-api-key") or request.headers.get("authorization", "").removeprefix("Bearer ")
+        offered = token.encode(errors="replace")
+        return next((lease for lease in self._leases if hmac.compare_digest(lease.token.encode(), offered)), None)
+
+    async def _serve(self, request: web.Request) -> web.StreamResponse:
+        access = self._holder(request)
+        if access is None:
+            return _error(401, "authentication_error", "This token is not, or no longer, good for any lease.")
+        if request.method != "POST" or request.path not in _PATHS:
+            return _error(404, "not_found_error", f"Treadle passes on POST {' and '.join(_PATHS)} only.")
+        if access.is_budget_spent:
+            return _error(400, "invalid_request_error", f"This attempt's budget of {access.budget_usd:g} USD is spent.")
+        try:
+            return await self._forward(request, access)
+        except (aiohttp.ClientError, TimeoutError, OSError) as error:
+            # Only the error's class: its text may name more than the agent should see.
+            words = f"{self._upstream.origin()} can't be reached ({type(error).__name__})."
+            access.refusal = Refusal(status=502, kind="api_error", message=words, retry_after_s=None)
+            return _error(502, "api_error", words, is_final=not access.has_answered)
+
+    async def _forward(self, request: web.Request, access: Access) -> web.StreamResponse:
+        headers = _passed_on(request.headers, _NOT_SENT_UP)
+        headers["x-api-key"] = self._key
+        headers["accept-encoding"] = "identity"  # what is counted must be readable
+        async with self._session.request(
+            request.method,
+            self._upstream.joinpath(request.path.lstrip("/")).with_query(request.query_string),
+            headers=headers,
+            data=request.content,
+            allow_redirects=False,  # a redirect would take the key to another host
+        ) as answer:
+            headers = _passed_on(answer.headers, _NOT_SENT_DOWN)
+            for name in [name for name, value in headers.items() if self._key in value]:
+                del headers[name]
+            if "content-encoding" in answer.headers:  # sent against our wish, and decoded by our client
+                headers.popall("content-length", None)
+            if answer.status >= 400:
+                return await self._refused(answer, headers, access)
+            access.has_answered = True
+            return await _stream(request, answer, headers, access.meter)
+
+    async def _refused(
+        self, answer: aiohttp.ClientResponse, headers: CIMultiDict[str], access: Access
+    ) -> web.StreamResponse:
+        body = b""
+        while len(body) < ERROR_MAX_BYTES and (piece := await answer.content.readany()):
+            body += piece
+        body = body[:ERROR_MAX_BYTES].replace(self._key.encode(), b"[key]")
+        access.refusal = _refusal(answer, body)
+        headers.popall("content-length", None)
+        if answer.status == 401:
+            headers["x-should-retry"] = "false"  # the CLI would try a wrong key ten times, for minutes
+        return web.Response(status=answer.status, headers=headers, body=body)
+
+
+async def _stream(
+    request: web.Request, answer: aiohttp.ClientResponse, headers: CIMultiDict[str], meter: UsageMeter
+) -> web.StreamResponse:
+    """Passes an answer on, piece by piece; `write` waits while the agent doesn't read."""
+    response = web.StreamResponse(status=answer.status, headers=headers)
+    with meter.answer(is_stream=answer.content_type == "text/event-stream") as counted:
+        await response.prepare(request)
+        try:
+            async for piece in answer.content.iter_any():
+                counted.feed(piece)
+                await response.write(piece)
+            await response.write_eof()
+        except (aiohttp.ClientError, OSError):
+            # One side broke off in the middle. A proper end would make half an answer look whole.
+            if request.transport is not None:
+                request.transport.abort()
+    return response
+
+
+def _passed_on(headers: Mapping[str, str], dropped: Set[str]) -> CIMultiDict[str]:
+    """End-to-end headers: without those of the connection, which it may name itself (RFC 9110, section 7.6.1)."""
+    named = {name.strip().lower() for name in headers.get("connection", "").split(",")}
+    return CIMultiDict((name, value) for name, value in headers.items() if name.lower() not in dropped | named)
+
+
+def _refusal(answer: aiohttp.ClientResponse, body: bytes) -> Refusal:
+    try:
+        error = msgspec.json.decode(body, type=_ErrorBody).error
+    except (msgspec.DecodeError, RecursionError):  # not the API's own words, such as a gateway's page
+        error = _Error(message=body[:500].decode(errors="replace"))
+    return Refusal(status=answer.status, kind=error.type, message=error.message, retry_after_s=_retry_after_s(answer))
+
+
+def _retry_after_s(answer: aiohttp.ClientResponse) -> float | None:
+    """How long the API wants us to wait, in seconds; None when it does not say so in numbers."""
+    try:
+        wait_s = float(answer.headers.get("retry-after", ""))
+    except ValueError:
+        return None
+    return wait_s if 0 <= wait_s < float("inf") else None
+
+
+class _Error(msgspec.Struct, frozen=True):
+    type: str = "api_error"
+    message: str = ""
+
+
+class _ErrorBody(msgspec.Struct, frozen=True):
+    error: _Error
+
+
+def _error(status: int, kind: str, message: str, *, is_final: bool = True) -> web.Response:
+    """An answer of our own, in the API's shape. A final one is not tried again by the CLI."""
+    error = {"type": "error", "error": {"type": kind, "message": message}}
+    return web.json_response(error, status=status, headers={"x-should-retry": "false"} if is_final else {})

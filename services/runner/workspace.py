@@ -1,0 +1,260 @@
+"""One lease's workspace: what the agent gets, what is read back from it, and what becomes of it.
+
+    work/<plan>/<task>-<lease>/
+        code/        the worktree, where the agent works; on the local branch treadle/<task>
+        repo.git/    its private bare repository: the agent may commit, branch and configure here as it likes
+        runner.git/  the runner's own view of code/, outside the agent's sandbox: its own index and configuration
+        pushed       the commit that was pushed, once it was
+
+The agent's repository is never used as a repository by the runner: a hook, a filter, a file system monitor or an
+include in its configuration would run with the runner's rights. The runner reads two things from it, the commit that
+HEAD names and the objects (by their hash), and looks at `code/` through `runner.git`, whatever `code/.git` says by
+then.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import re
+import shutil
+import stat
+import time
+from dataclasses import dataclass
+from pathlib import Path
+
+from services.runner.git import IDENTITY_EMAIL, IDENTITY_NAME, GitFailed, checked_commit, checked_ids, run_git
+from services.runner.mirror import Mirror, write_bare_repository
+
+PUSHED = "pushed"
+"""The name of the file in a workspace that says which commit of it was pushed."""
+
+SANDBOX_PLACEHOLDERS = [
+    "/.bash_profile",
+    "/.bashrc",
+    "/.gitconfig",
+    "/.gitmodules",
+    "/.idea",
+    "/.mcp.json",
+    "/.profile",
+    "/.ripgreprc",
+    "/.vscode",
+    "/.zprofile",
+    "/.zshrc",
+    "/.claude/",
+]
+"""What the agents' sandbox puts into the worktree, for `git add` inside it to pass over."""
+
+_AGENTS_CONFIG = f"[user]\n\tname = {IDENTITY_NAME}\n\temail = {IDENTITY_EMAIL}\n[commit]\n\tgpgSign = false\n"
+_UNFINISHED = re.compile(r"\..+-[0-9]+\.(?:new|gone)")
+_UNFINISHED_S = 24 * 3600.0
+_COMMIT = re.compile(r"[0-9a-f]{40}")
+_REF = re.compile(r"refs/heads/[^\s\\~^:?*\[\x00-\x1f\x7f]+")
+_SMALL_FILE_MAX_BYTES = 4096
+_PACKED_REFS_MAX_BYTES = 16 * 1024 * 1024
+
+
+@dataclass(frozen=True)
+class Workspace:
+    """A lease's workspace on disk; make it with `create_workspace`."""
+
+    path: Path
+    mirror: Mirror
+    plan: str
+    task: str
+    lease: int
+    base: str
+
+    @property
+    def code(self) -> Path:
+        """Where the agent works."""
+        return self.path / "code"
+
+    @property
+    def agents_repo(self) -> Path:
+        """The bare repository behind `code`, which the agent may write to."""
+        return self.path / "repo.git"
+
+    @property
+    def runners_repo(self) -> Path:
+        """The runner's own repository, which sees the objects of the agent's and of the mirror."""
+        return self.path / "runner.git"
+
+
+@dataclass(frozen=True)
+class Stored:
+    """A workspace found on disk."""
+
+    path: Path
+    plan: str
+    task: str
+    lease: int
+    size_bytes: int
+    unsaved: bool
+    """Whether it holds work that was never pushed. A lease that is still running has such work too."""
+
+
+def create_workspace(data_dir: Path, mirror: Mirror, plan: str, task: str, lease: int, base: str) -> Workspace:
+    """Checks the base commit out for a new lease; the mirror must have it.
+
+    It is built beside its place and moved there whole, so a workspace is either complete or not there.
+    """
+    checked_ids(plan, task, lease)
+    place = _place(data_dir, plan, task, lease)
+    if place.exists():
+        raise GitFailed(f"lease {lease} of {task} has a workspace already: {place}; remove it with treadle clean")
+    building = place.with_name(f".{place.name}.new")
+    if building.exists():
+        _remove_tree(building)
+    (building / "code").mkdir(parents=True)
+    _write_repositories(building, place, mirror, task, checked_commit(base))
+    run_git(
+        *("read-tree", "--reset", "-u", base),
+        doing=f"checking out {base[:12]} of {mirror.shown}",
+        git_dir=building / "runner.git",
+        work_tree=building / "code",
+    )
+    # A copy with its time: git trusts a file's entry only when the index is younger than the file.
+    shutil.copy2(building / "runner.git/index", building / "repo.git/worktrees/code/index")
+    building.rename(place)
+    return Workspace(place, mirror, plan, task, lease, base)
+
+
+def remove_workspace(path: Path) -> None:
+    """Removes a workspace and whatever is in it; harmless when it is gone already."""
+    leaving = path.with_name(f".{path.name}.gone")
+    if leaving.exists():
+        _remove_tree(leaving)
+    if path.exists():
+        # First out of sight: a removal that is killed half way must not look like work that nobody pushed.
+        path.rename(leaving)
+        _remove_tree(leaving)
+
+
+def list_workspaces(data_dir: Path) -> list[Stored]:
+    """The workspaces on disk, by plan, task and lease; removes what killed processes left half made or half removed."""
+    found = []
+    for directory in sorted((data_dir.resolve() / "work").glob("*/*")):
+        plan, (task, _, lease) = directory.parent.name, directory.name.rpartition("-")
+        if _UNFINISHED.fullmatch(directory.name) and directory.stat().st_mtime < time.time() - _UNFINISHED_S:
+            _remove_tree(directory)
+        elif lease.isdecimal() and not directory.name.startswith("."):
+            unsaved = not (directory / PUSHED).exists() and _differs_from_base(directory, task)
+            found.append(Stored(directory, plan, task, int(lease), _size_bytes(directory), unsaved))
+    return found
+
+
+def agents_head(agents_repo: Path, task: str) -> str | None:
+    """The commit that the agent's HEAD names, read without running git on what the agent may have changed.
+
+    None when it names none: an orphan branch, or a repository that the agent has removed.
+    """
+    text = _read_small(agents_repo / "worktrees/code/HEAD") or f"ref: {_branch(task)}"
+    for _ in range(5):
+        text = text.strip()
+        if not text.startswith("ref:"):
+            return text if _COMMIT.fullmatch(text) else None
+        ref = text.removeprefix("ref:").strip()
+        if not _REF.fullmatch(ref) or ".." in ref:
+            return None
+        text = _read_small(agents_repo / ref) or _packed_ref(agents_repo, ref)
+    return None
+
+
+def exclude_placeholders(path: Path) -> None:
+    """Makes the runner pass over the sandbox's placeholders in a workspace, as long as nothing is in them."""
+    empty = [p for p in SANDBOX_PLACEHOLDERS if not _holds_anything(path / "code" / p.strip("/"))]
+    (path / "runner.git/info/exclude").write_text("".join(f"{p}\n" for p in empty))
+
+
+def _place(data_dir: Path, plan: str, task: str, lease: int) -> Path:
+    return data_dir.resolve() / "work" / plan / f"{task}-{lease}"
+
+
+def _branch(task: str) -> str:
+    return f"refs/heads/treadle/{task}"
+
+
+def _write_repositories(building: Path, place: Path, mirror: Mirror, task: str, base: str) -> None:
+    """Writes both repositories and the link between the agent's and `code`, as `git worktree add` would."""
+    agents, runners = building / "repo.git", building / "runner.git"
+    write_bare_repository(agents, alternates=[mirror.objects], config=_AGENTS_CONFIG)
+    write_bare_repository(runners, alternates=[mirror.objects, place / "repo.git/objects"], head=base)
+    if (mirror.path / "shallow").exists():
+        shutil.copy(mirror.path / "shallow", agents)
+        shutil.copy(mirror.path / "shallow", runners)
+    (agents / "info/exclude").write_text("".join(f"{p}\n" for p in SANDBOX_PLACEHOLDERS))
+    (agents / "refs/heads/treadle").mkdir()
+    (agents / _branch(task)).write_text(f"{base}\n")
+    link = agents / "worktrees/code"
+    link.mkdir(parents=True)
+    # A branch and not a detached HEAD: `git status` and `git commit` then say what agents know from elsewhere.
+    (link / "HEAD").write_text(f"ref: {_branch(task)}\n")
+    (link / "commondir").write_text("../..\n")
+    (link / "gitdir").write_text(f"{place / 'code/.git'}\n")
+    (building / "code/.git").write_text(f"gitdir: {place / 'repo.git/worktrees/code'}\n")
+
+
+def _differs_from_base(path: Path, task: str) -> bool:
+    base = (_read_small(path / "runner.git/HEAD") or "").strip()
+    if agents_head(path / "repo.git", task) not in (base, None):
+        return True
+    exclude_placeholders(path)
+    args = ("ls-files", "--modified", "--deleted", "--others", "--exclude-standard")
+    doing = f"looking for work in {path}"
+    git_dir = path / "runner.git"
+    return bool(run_git(*args, doing=doing, git_dir=git_dir, work_tree=path / "code", out_max_bytes=1).out)
+
+
+def _packed_ref(agents_repo: Path, ref: str) -> str:
+    for line in (_read_small(agents_repo / "packed-refs", _PACKED_REFS_MAX_BYTES) or "").splitlines():
+        commit, _, name = line.partition(" ")
+        if name == ref:
+            return commit
+    return ""
+
+
+def _read_small(path: Path, max_bytes: int = _SMALL_FILE_MAX_BYTES) -> str | None:
+    """The text of a file that an agent may have replaced by anything: a link, a pipe, a directory, something huge."""
+    try:
+        descriptor = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK)
+    except OSError:
+        return None  # missing, or not to be followed: both mean that the agent has no such ref
+    with os.fdopen(descriptor, "rb") as file:
+        status = os.fstat(descriptor)
+        if not stat.S_ISREG(status.st_mode) or status.st_size > max_bytes:
+            return None
+        return file.read(max_bytes).decode(errors="replace")
+
+
+def _holds_anything(path: Path) -> bool:
+    try:
+        mode = path.lstat()
+    except FileNotFoundError:
+        return False
+    if stat.S_ISDIR(mode.st_mode):
+        return any(_holds_anything(Path(entry)) for entry in os.scandir(path))
+    return stat.S_ISLNK(mode.st_mode) or (stat.S_ISREG(mode.st_mode) and mode.st_size > 0)
+
+
+def _size_bytes(path: Path) -> int:
+    total = 0
+    for directory, _, files in os.walk(path):
+        for name in files:
+            with contextlib.suppress(FileNotFoundError):  # a running agent's files come and go
+                total += os.lstat(Path(directory) / name).st_blocks * 512
+    return total
+
+
+def _remove_tree(path: Path) -> None:
+    try:
+        shutil.rmtree(path)
+    except PermissionError:
+        # An agent may have left directories that not even their owner may change.
+        for directory, subdirectories, _ in os.walk(path):
+            for name in (directory, *(str(Path(directory) / s) for s in subdirectories)):
+                if not Path(name).is_symlink():
+                    Path(name).chmod(0o700)
+        shutil.rmtree(path)
+    except FileNotFoundError:
+        pass  # somebody else is removing it too

@@ -1,0 +1,57 @@
+"""What the tests of agents look at: reported activities, and the machine's processes."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+from services.runner.agents import Activity, Job
+from services.runner.process import LEASE_VARIABLE
+
+MakeJob = Callable[..., Job]
+
+
+class Reported(list[Activity]):
+    """Collects activities; pass its `append` as the receiver."""
+
+    def texts(self, kind: str) -> list[str]:
+        return [activity.text for activity in self if activity.kind == kind]
+
+
+def processes(job: Job) -> dict[int, str]:
+    """Living processes of a job's lease, command line by pid; found here without the code under test."""
+    mark = f"{LEASE_VARIABLE}={job.mark}".encode()
+    return {pid: line for pid, (line, environment) in _all_processes().items() if mark in environment.split(b"\0")}
+
+
+def environments(job: Job) -> list[bytes]:
+    mark = f"{LEASE_VARIABLE}={job.mark}".encode()
+    return [environment for _, environment in _all_processes().values() if mark in environment.split(b"\0")]
+
+
+def command_lines(word: str) -> list[str]:
+    """Command lines, of whatever process, that contain the word."""
+    return [line for line, _ in _all_processes().values() if word in line]
+
+
+def _all_processes() -> dict[int, tuple[str, bytes]]:
+    found = {}
+    for directory in Path("/proc").iterdir():
+        if not directory.name.isdigit():
+            continue
+        try:
+            line = (directory / "cmdline").read_bytes().replace(b"\0", b" ").decode(errors="replace")
+            found[int(directory.name)] = (line, (directory / "environ").read_bytes())
+        except OSError:
+            continue  # it ended while we looked
+    return found
+
+
+async def eventually(condition: Callable[[], object], within_s: float = 15.0) -> None:
+    """Returns once the condition holds; fails when it has not by the deadline."""
+    deadline = time.monotonic() + within_s
+    while not condition():
+        assert time.monotonic() < deadline, f"not within {within_s} seconds"
+        await asyncio.sleep(0.02)

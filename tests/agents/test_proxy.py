@@ -1,0 +1,303 @@
+"""The key proxy, between a plain client and an API made for each test."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import logging
+from collections.abc import AsyncIterator, Awaitable, Callable
+from contextlib import asynccontextmanager
+from typing import Any
+
+import aiohttp
+import pytest
+from aiohttp import web
+
+from services.runner.proxy import Access, KeyProxy
+
+KEY = "sk-canary-0123456789"
+MESSAGES = "/v1/messages"
+
+Handler = Callable[[web.Request], Awaitable[web.StreamResponse]]
+
+
+@asynccontextmanager
+async def api(handler: Handler) -> AsyncIterator[str]:
+    """A server that answers everything with `handler`."""
+    app = web.Application(client_max_size=1 << 30)
+    app.router.add_route("*", "/{path:.*}", handler)
+    runner = web.AppRunner(app, access_log=None, handler_cancellation=True, shutdown_timeout=0.1)
+    await runner.setup()
+    try:
+        await web.TCPSite(runner, "127.0.0.1", 0).start()
+        yield f"http://127.0.0.1:{runner.addresses[0][1]}"
+    finally:
+        await runner.cleanup()
+
+
+@asynccontextmanager
+async def leased(
+    handler: Handler, *, path: str = "", budget_usd: float = 1.0
+) -> AsyncIterator[tuple[Access, aiohttp.ClientSession]]:
+    """A lease on a proxy in front of the handler, and a client that holds its token."""
+    async with api(handler) as url, KeyProxy(KEY, url + path) as proxy:
+        with proxy.lease(budget_usd) as access:
+            async with aiohttp.ClientSession(access.base_url, headers={"x-api-key": access.token}) as client:
+                yield access, client
+
+
+def event(**fields: Any) -> bytes:
+    return f"event: {fields['type']}\ndata: {json.dumps(fields)}\n\n".encode()
+
+
+HEAD = event(
+    type="message_start",
+    message={"model": "claude-sonnet-5-5", "usage": {"input_tokens": 1000, "output_tokens": 1}},
+)
+END = event(type="message_delta", delta={}, usage={"output_tokens": 500})
+
+
+async def stream(request: web.Request) -> web.StreamResponse:
+    response = web.StreamResponse(headers={"content-type": "text/event-stream; charset=utf-8"})
+    await response.prepare(request)
+    return response
+
+
+async def test_first_byte_arrives_and_is_counted_before_the_answer_is_finished() -> None:
+    may_finish = asyncio.Event()
+
+    async def answer(request: web.Request) -> web.StreamResponse:
+        response = await stream(request)
+        await response.write(HEAD)
+        await may_finish.wait()
+        await response.write(END)
+        return response
+
+    async with leased(answer) as (access, client), client.post(MESSAGES, json={}) as got:
+        assert await asyncio.wait_for(got.content.readexactly(len(HEAD)), 5) == HEAD
+        assert (access.usage.input_tokens, access.usage.output_tokens) == (1000, 1)
+        may_finish.set()
+        assert await got.read() == END
+        assert (access.usage.input_tokens, access.usage.output_tokens) == (1000, 500)
+        assert access.usage.cost_usd == pytest.approx((1000 * 2 + 500 * 10) / 1e6)
+
+
+async def test_answer_waits_for_a_slow_reader() -> None:
+    total_bytes, written = 100_000_000, 0
+    finished = asyncio.Event()
+
+    async def answer(request: web.Request) -> web.StreamResponse:
+        nonlocal written
+        response = await stream(request)
+        for _ in range(total_bytes // 100_000):
+            await response.write(b"x" * 99_999 + b"\n")
+            written += 100_000
+        finished.set()
+        return response
+
+    async with leased(answer) as (_, client), client.post(MESSAGES, json={}) as got:
+        with pytest.raises(TimeoutError):
+            await asyncio.wait_for(finished.wait(), 1.0)
+        assert written < total_bytes / 4
+        assert len(await got.read()) == total_bytes
+
+
+async def test_request_arrives_whole_with_the_key_and_without_the_token() -> None:
+    seen: list[tuple[str, dict[str, str], bytes]] = []
+
+    async def answer(request: web.Request) -> web.StreamResponse:
+        headers = {name.lower(): value for name, value in request.headers.items()}
+        seen.append((request.path_qs, headers, await request.read()))
+        return web.json_response({})
+
+    body = b"y" * 20_000_000
+    async with leased(answer, path="/gateway") as (access, client):
+        sent = {"anthropic-beta": "b", "connection": "x-hop", "x-hop": "1", "cookie": "c=1", "te": "trailers"}
+        await client.post(f"{MESSAGES}?beta=true", data=body, headers=sent)
+        async with aiohttp.ClientSession(access.base_url) as other:
+            await other.post(MESSAGES, data=b"", headers={"authorization": f"Bearer {access.token}"})
+    path, headers, arrived = seen[0]
+    assert (path, arrived) == ("/gateway/v1/messages?beta=true", body)
+    assert headers["content-length"] == str(len(body))
+    assert headers["anthropic-beta"] == "b"
+    assert not {"x-hop", "cookie", "te", "authorization"} & headers.keys()
+    assert [headers["x-api-key"] for _, headers, _ in seen] == [KEY, KEY]
+    assert access.token not in repr(seen)
+
+
+async def test_unknown_and_revoked_tokens_are_refused() -> None:
+    calls = 0
+
+    async def answer(request: web.Request) -> web.StreamResponse:
+        nonlocal calls
+        calls += 1
+        return web.json_response({})
+
+    async with api(answer) as url, KeyProxy(KEY, url) as proxy:
+        with proxy.lease(1.0) as access, proxy.lease(1.0) as other:
+            assert access.token != other.token
+        with proxy.lease(1.0) as current:
+            async with aiohttp.ClientSession(current.base_url) as client:
+                for token, status in ((access.token, 401), ("", 401), ("ü", 401), (KEY, 401), (current.token, 200)):
+                    got = await client.post(MESSAGES, json={}, headers={"x-api-key": token})
+                    assert (got.status, token) == (status, token)
+                    assert status == 200 or (await got.json())["error"]["type"] == "authentication_error"
+    assert calls == 1
+
+
+async def test_only_two_calls_are_passed_on() -> None:
+    seen: list[str] = []
+
+    async def answer(request: web.Request) -> web.StreamResponse:
+        seen.append(request.path)
+        return web.json_response({})
+
+    async with leased(answer) as (_, client):
+        refused = ["/v1/messages/batches", "/v1/files", "/", "/v1/messages/../files", "/v1/messages/"]
+        assert [(await client.post(path, json={})).status for path in refused] == [404] * len(refused)
+        assert (await client.get(MESSAGES)).status == 404
+        assert (await client.post("/v1/messages/count_tokens", json={})).status == 200
+    assert seen == ["/v1/messages/count_tokens"]
+
+
+async def test_error_is_passed_on_and_remembered_without_the_key() -> None:
+    async def answer(request: web.Request) -> web.StreamResponse:
+        error = {"type": "rate_limit_error", "message": f"{request.headers['x-api-key']} is too fast"}
+        headers = {"retry-after": "120", "x-echo": f"key {KEY}"}
+        return web.json_response({"type": "error", "error": error}, status=429, headers=headers)
+
+    async with leased(answer) as (access, client):
+        got = await client.post(MESSAGES, json={})
+        assert (got.status, got.headers["retry-after"]) == (429, "120")
+        assert "x-should-retry" not in got.headers
+        assert KEY not in await got.text() + repr(got.headers) + repr(access.refusal)
+        assert access.refusal is not None
+        assert (access.refusal.status, access.refusal.kind) == (429, "rate_limit_error")
+        assert access.refusal.message == "[key] is too fast"
+        assert access.refusal.retry_after_s == 120
+
+
+async def test_page_in_place_of_an_error_is_remembered_by_its_beginning() -> None:
+    async def answer(request: web.Request) -> web.StreamResponse:
+        return web.Response(status=503, text="<h1>gateway down</h1>" * 10_000, content_type="text/html")
+
+    async with leased(answer) as (access, client):
+        assert (await client.post(MESSAGES, json={})).status == 503
+        assert access.refusal is not None
+        assert access.refusal.message.startswith("<h1>gateway down")
+        assert len(access.refusal.message) <= 500
+
+
+async def test_redirect_does_not_take_the_key_along() -> None:
+    elsewhere: list[web.Request] = []
+
+    async def other(request: web.Request) -> web.StreamResponse:
+        elsewhere.append(request)
+        return web.json_response({})
+
+    async with api(other) as other_url:
+
+        async def answer(request: web.Request) -> web.StreamResponse:
+            raise web.HTTPTemporaryRedirect(other_url)
+
+        async with leased(answer) as (_, client):
+            assert (await client.post(MESSAGES, json={}, allow_redirects=False)).status == 307
+    assert not elsewhere
+
+
+async def test_unreachable_api_is_an_error_that_is_not_tried_again(
+    unused_tcp_port: int, caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level(logging.DEBUG)
+    async with KeyProxy(KEY, f"http://127.0.0.1:{unused_tcp_port}") as proxy:
+        with proxy.lease(1.0) as access:
+            async with aiohttp.ClientSession(access.base_url, headers={"x-api-key": access.token}) as client:
+                got = await client.post(MESSAGES, json={})
+                body = await got.json()
+        assert (got.status, got.headers["x-should-retry"]) == (502, "false")
+        assert (body["type"], body["error"]["type"]) == ("error", "api_error")
+        assert str(unused_tcp_port) in body["error"]["message"]
+        assert KEY not in caplog.text + repr(body) + repr(proxy) + repr(access)
+
+
+async def test_api_that_answered_before_may_be_tried_again() -> None:
+    calls = 0
+
+    async def answer(request: web.Request) -> web.StreamResponse:
+        nonlocal calls
+        calls += 1
+        if calls == 2 and request.transport is not None:
+            request.transport.abort()
+        return web.json_response({})
+
+    async with leased(answer) as (_, client):
+        statuses = [(await client.post(MESSAGES, json={})) for _ in range(3)]
+        assert [got.status for got in statuses] == [200, 502, 200]
+        assert "x-should-retry" not in statuses[1].headers
+
+
+async def test_client_that_goes_away_ends_the_call() -> None:
+    begun, ended = asyncio.Event(), asyncio.Event()
+
+    async def answer(request: web.Request) -> web.StreamResponse:
+        begun.set()
+        try:
+            await asyncio.Event().wait()
+        finally:
+            ended.set()
+        raise AssertionError("it never ends by itself")
+
+    async with leased(answer) as (_, client):
+        calling = asyncio.create_task(client.post(MESSAGES, json={}))
+        await asyncio.wait_for(begun.wait(), 5)
+        calling.cancel()
+        await asyncio.wait_for(ended.wait(), 5)
+
+
+async def test_half_an_answer_does_not_look_whole() -> None:
+    async def answer(request: web.Request) -> web.StreamResponse:
+        response = await stream(request)
+        await response.write(HEAD)
+        assert request.transport is not None
+        request.transport.abort()
+        return response
+
+    async with leased(answer) as (access, client):
+        with pytest.raises(aiohttp.ClientError):
+            await (await client.post(MESSAGES, json={})).read()
+        assert access.usage.input_tokens == 1000
+
+
+async def test_compressed_answer_is_readable_and_counted() -> None:
+    async def answer(request: web.Request) -> web.StreamResponse:
+        usage = {"input_tokens": 7, "output_tokens": 3}
+        response = web.json_response({"model": "claude-sonnet-5-5", "usage": usage})
+        response.enable_compression(web.ContentCoding.gzip)
+        response._compression_force = web.ContentCoding.gzip  # although the proxy asked for none
+        return response
+
+    async with leased(answer) as (access, client):
+        got = await client.post(MESSAGES, json={})
+        assert (await got.json())["usage"]["input_tokens"] == 7
+        assert (access.usage.input_tokens, access.usage.output_tokens) == (7, 3)
+
+
+async def test_spent_budget_closes_the_access() -> None:
+    calls = 0
+
+    async def answer(request: web.Request) -> web.StreamResponse:
+        nonlocal calls
+        calls += 1
+        return web.json_response({"model": "claude-sonnet-5-5", "usage": {"output_tokens": 60_000}})
+
+    async with leased(answer, budget_usd=1.0) as (access, client):
+        statuses = [(await client.post(MESSAGES, json={})).status for _ in range(4)]
+        assert (statuses, calls) == ([200, 200, 400, 400], 2)
+        assert access.is_budget_spent
+        assert access.usage.cost_usd == pytest.approx(1.2)
+
+
+@pytest.mark.parametrize("upstream", ["", "api.anthropic.com", "file:///etc/passwd", "https://"])
+def test_address_that_is_none_is_refused(upstream: str) -> None:
+    with pytest.raises(ValueError, match="address"):
+        KeyProxy(KEY, upstream)

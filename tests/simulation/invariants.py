@@ -1,0 +1,133 @@
+"""What must be true of every log, whatever happened; DESIGN section 10 in code, independent of the board."""
+
+from collections import defaultdict
+
+from shared import events as e
+from shared import plan, task
+from shared.spec import DELIVER
+from shared.store import Recorded
+from shared.subjects import PLAN
+
+
+class History:
+    """One plan's log, folded event by event by the deciders' own `evolve` alone."""
+
+    def __init__(self) -> None:
+        self.plan = plan.INITIAL
+        self.finalized = False
+        self.tasks: dict[str, task.TaskState] = {}
+        self.ends: defaultdict[tuple[str, int], int] = defaultdict(int)
+        """(task, attempt) → accepted results."""
+        self.brought: dict[str, set[str]] = {}
+        """Commit → the tasks whose work it contains."""
+        self.dispatched: dict[str, e.TaskDispatched] = {}
+        self.in_flight_most = 0
+        self.must_not_run: set[str] = set()
+        """Asked to run again in the very moment in which a successor started: they have to stay abandoned."""
+
+    def add(self, record: Recorded) -> None:
+        """Checks one event against everything before it, then folds it."""
+        assert record.event is not None, record.fault
+        if record.entity == PLAN:
+            self._check_plan(record.event)
+            self.plan = plan.evolve(self.plan, record.event)
+            self.finalized |= isinstance(record.event, e.PlanFinalized)
+            return
+        before = self.tasks.get(record.entity, task.INITIAL)
+        self._check_task(record.entity, before, record.event)
+        self.tasks[record.entity] = after = task.evolve(before, record.event)
+        assert after.lease >= before.lease and after.dispatch >= before.dispatch and after.attempt >= before.attempt
+        in_flight = sum(state.status in task.IN_FLIGHT for state in self.tasks.values())
+        self.in_flight_most = max(self.in_flight_most, in_flight)
+
+    def _check_plan(self, event: e.Event) -> None:
+        assert self.plan.status not in plan.ENDED, f"{event} after the plan was {self.plan.status}"
+        if isinstance(event, e.PlanFinalized):
+            assert len(self.tasks) == self.plan.count
+        if isinstance(event, e.PlanCancelled):
+            assert all(s.status in ("completed", "cancelled", "abandoned") for s in self.tasks.values())
+        if isinstance(event, e.PlanCompleted):
+            assert event.head_commit == self.tasks[DELIVER].commit
+            left = {code: s.status for code, s in self.tasks.items() if s.status not in ("completed", "abandoned")}
+            assert not left, f"the plan completed over {left}"
+            self._check_nothing_is_lost()
+
+    def _check_nothing_is_lost(self) -> None:
+        done = {code for code, s in self.tasks.items() if s.status == "completed" and s.commit}
+        lost = done - self.brought[self.tasks[DELIVER].commit]
+        assert not lost, f"the plan's branch lacks the work of {lost}"
+
+    def _check_task(self, code: str, before: task.TaskState, event: e.Event) -> None:
+        assert before.status not in task.FINAL, f"{code}: {event} after it was {before.status}"
+        match event:
+            case e.TaskPlanned():
+                assert before.status == "absent"
+            case e.TaskDispatched():
+                assert self.finalized
+                assert event.dispatch == before.dispatch + 1
+                assert event.attempt in (before.attempt, before.attempt + 1)
+                assert code not in self.must_not_run, f"{code} runs again although a successor began"
+                self.dispatched[code] = event
+            case e.TaskStarted():
+                self._check_start(code, before, event)
+            case e.TaskCompleted() | e.TaskFailed():
+                assert before.status in task.LEASED and before.lease == event.lease
+                self.ends[code, before.attempt] += 1
+                assert self.ends[code, before.attempt] == 1, f"{code}: two results of attempt {before.attempt}"
+                if isinstance(event, e.TaskCompleted):
+                    self._bring(code, event)
+            case e.TaskReleased() | e.TaskCancelled() if event.lease is not None:
+                assert before.status in task.LEASED and before.lease == event.lease
+            case e.TaskAbandoned():
+                self.must_not_run.discard(code)
+
+    def _check_start(self, code: str, before: task.TaskState, event: e.TaskStarted) -> None:
+        assert event.lease == before.lease + 1
+        if before.status == "queued":
+            assert event.supersedes is None
+        else:
+            assert before.status == "running" and event.supersedes == before.lease
+        for predecessor in self._depends_on(code):
+            state = self.tasks[predecessor]
+            assert state.status in ("completed", "abandoned"), f"{code} started before {predecessor} had ended"
+        for ancestor in self._ancestors(code):
+            if self.tasks[ancestor].reopening:
+                self.must_not_run.add(ancestor)
+
+    def _bring(self, code: str, event: e.TaskCompleted) -> None:
+        contents = {code}
+        for head in self.dispatched[code].heads:
+            assert self.tasks[head.task].commit == head.commit
+            contents |= self.brought[head.commit]
+        ancestors = {a for a in self._ancestors(code) if self.tasks[a].commit}
+        assert ancestors <= contents, f"{code} lacks the work of {ancestors - contents}"
+        self.brought[event.commit] = contents
+
+    def _depends_on(self, code: str) -> tuple[str, ...]:
+        spec = self.tasks[code].spec
+        assert spec is not None
+        return spec.depends_on
+
+    def _ancestors(self, code: str) -> set[str]:
+        found: set[str] = set()
+        open_ = [code]
+        while open_:
+            for predecessor in self._depends_on(open_.pop()):
+                if predecessor not in found:
+                    found.add(predecessor)
+                    open_.append(predecessor)
+        return found
+
+    def unexplained(self) -> dict[str, str]:
+        """At rest: tasks that have not ended, and for which no person can see why."""
+        if self.plan.status in plan.ENDED or self.plan.status in ("absent", "drafted", "paused"):
+            return {}
+        if self.plan.status != "active":
+            return {"_plan": self.plan.status}
+        return {code: s.status for code, s in self.tasks.items() if not self._explained(code, s)}
+
+    def _explained(self, code: str, state: task.TaskState) -> bool:
+        if state.status in ("completed", "needs_attention") or (state.status == "abandoned" and not state.reopening):
+            return True
+        waits_for = (self.tasks[a] for a in self._ancestors(code))
+        return state.status in ("pending", "abandoned") and any(s.status == "needs_attention" for s in waits_for)

@@ -1,0 +1,229 @@
+"""A whole world from one seed: dispatchers, runners, people and a bad bus, until nothing moves any more."""
+
+import asyncio
+import contextlib
+from collections.abc import Coroutine
+from datetime import UTC, datetime, timedelta
+from random import Random
+from typing import Any
+
+from services.dispatcher.dispatcher import Dispatcher
+from shared import commands as c
+from shared.board import in_order
+from shared.clock import Clock
+from shared.spec import AgentSpec, PlanSpec, Retry, TaskSpec
+from shared.store import MemoryStore, Meta
+from shared.transact import load_plan, patiently, to_plan, to_task
+from tests.simulation.faulty_store import FaultyStore
+from tests.simulation.runners import Chances, Key, Queue, SimulatedRunner
+
+BEGINNING = datetime(2025, 1, 1, tzinfo=UTC)
+QUIET_S = 3600.0
+"""Longer than any wait in the system."""
+PEOPLE = Meta(actor="user:ann")
+
+
+class RingingTimers:
+    """What `services.dispatcher.timers` does: one timer for each task, heard by any one dispatcher."""
+
+    def __init__(self, world: "World") -> None:
+        self._world = world
+        self._set: dict[tuple[str, str], asyncio.TimerHandle] = {}
+
+    async def set(self, plan: str, code: str, at: datetime) -> None:
+        loop = asyncio.get_running_loop()
+        if old := self._set.get((plan, code)):
+            old.cancel()
+        wait_s = max(0.0, (at - self._world.clock()).total_seconds())
+        self._set[plan, code] = loop.call_later(wait_s + self._world.rng.random() * 0.05, self._ring, plan)
+
+    def _ring(self, plan: str) -> None:
+        if self._world.dispatchers:
+            self._world.rng.choice(list(self._world.dispatchers)).wake(plan)
+
+
+class World:
+    """Make one, `await live()`, then look at `log`."""
+
+    def __init__(self, seed: int) -> None:
+        self.rng = Random(seed)
+        self.log = MemoryStore(self.clock)
+        self.chances = Chances()
+        self.queue = Queue(self.rng)
+        self.timers = RingingTimers(self)
+        self.dispatchers: dict[Dispatcher, asyncio.Task[None]] = {}
+        self.runners: dict[str, SimulatedRunner] = {}
+        self.specs = {f"p{letter * 12}": random_plan(self.rng) for letter in "ab"[: self.rng.choice((1, 1, 2))]}
+        self.dispatchers_at_once = self.rng.choice((1, 1, 2))
+        self._stores: list[FaultyStore] = []
+        self._lives: dict[str, asyncio.Task[None]] = {}
+        self._journals: dict[str, set[Key]] = {}
+        self._background: list[asyncio.Task[None]] = []
+
+    def clock(self) -> datetime:
+        """The world's time."""
+        return BEGINNING + timedelta(seconds=asyncio.get_running_loop().time())
+
+    def _own_clock(self) -> Clock:
+        """A machine's clock: up to two seconds before or behind the world's."""
+        skew = timedelta(seconds=self.rng.uniform(-2, 2))
+        return lambda: self.clock() + skew
+
+    async def live(self) -> None:
+        """From the first draft until nothing has happened for an hour."""
+        self._in_background(self.queue.pump(self.log))
+        for _ in range(self.dispatchers_at_once):
+            self._start_dispatcher()
+        for number in range(self.rng.randint(1, 4)):
+            self._start_runner(f"r{number}")
+        for plan, spec in self.specs.items():
+            self._in_background(self._submit(plan, spec))
+            self._in_background(self._people(plan, spec))
+        self._in_background(self._breakage())
+        # From then on nothing breaks and nobody meddles: what is left has to come to an end.
+        await asyncio.sleep(self.rng.choice((5, 30, 100, 300, 900)))
+        await self._calm()
+        seen = -1
+        while seen != (seen := self._log_end()):
+            await asyncio.sleep(QUIET_S)
+        for task in (*self._background, *self._lives.values(), *self.dispatchers.values()):
+            task.cancel()
+            with contextlib.suppress(asyncio.CancelledError):
+                await task
+
+    def _log_end(self) -> int:
+        return max((r.seq for r in self.records()), default=0)
+
+    def records(self) -> list[Any]:
+        """The whole log."""
+        return [record for _, record in self.log._log]
+
+    def _store(self) -> FaultyStore:
+        store = FaultyStore(self.log, self.rng)
+        self._stores.append(store)
+        return store
+
+    def _in_background(self, work: Coroutine[Any, Any, None]) -> None:
+        self._background.append(asyncio.create_task(work))
+
+    # Breaking -----------------------------------------------------------------------------------------------------
+
+    def _start_dispatcher(self) -> None:
+        dispatcher = Dispatcher(self._store(), self.timers, self._own_clock())
+        self.dispatchers[dispatcher] = asyncio.create_task(dispatcher.run())
+
+    async def _kill_dispatcher(self) -> None:
+        dispatcher = self.rng.choice(list(self.dispatchers))
+        task = self.dispatchers.pop(dispatcher)
+        task.cancel()
+        with contextlib.suppress(asyncio.CancelledError):
+            await task
+        await asyncio.sleep(self.rng.expovariate(1 / 5))
+        self._start_dispatcher()
+
+    def _start_runner(self, name: str) -> None:
+        runner = SimulatedRunner(
+            name,
+            self._store(),
+            self.queue,
+            self.rng,
+            self._own_clock(),
+            self.chances,
+            self.runners,
+            self._journals.setdefault(name, set()),
+        )
+        self.runners[name] = runner
+        self._lives[name] = asyncio.create_task(runner.run())
+
+    async def _kill_runner(self) -> None:
+        name = self.rng.choice(list(self._lives))
+        life = self._lives.pop(name)
+        del self.runners[name]
+        life.cancel()
+        with contextlib.suppress(asyncio.CancelledError):
+            await life
+        await asyncio.sleep(self.rng.expovariate(1 / 20))
+        # It comes back as itself, and hands back; or on another machine, under another name.
+        self._start_runner(name if self.rng.random() < 0.5 else f"{name}-{self.rng.getrandbits(20):x}")
+
+    async def _breakage(self) -> None:
+        while True:
+            await asyncio.sleep(self.rng.expovariate(1 / 60))
+            await (self._kill_runner() if self.rng.random() < 0.6 else self._kill_dispatcher())
+
+    async def _calm(self) -> None:
+        for task in self._background[1:]:
+            task.cancel()
+            with contextlib.suppress(asyncio.CancelledError):
+                await task
+        while len(self.dispatchers) < self.dispatchers_at_once:
+            self._start_dispatcher()
+        if not self.runners:
+            self._start_runner("r-last")
+        self.queue.repeats_rate = 0.0
+        self.chances.sleep = self.chances.hand_back = 0.0
+        for store in self._stores:
+            store.faults_rate = 0.0
+
+    # People -------------------------------------------------------------------------------------------------------
+
+    async def _submit(self, plan: str, spec: PlanSpec) -> None:
+        store = self._store()
+        draft = c.Draft(candidate="c1", spec=spec, repo_url="https://example.org/r.git", base_commit="base")
+        with contextlib.suppress(c.Refused):  # somebody cancelled it first
+            await to_plan(store, plan, draft, PEOPLE)
+            await to_plan(store, plan, c.Finalize(candidate="c1"), PEOPLE)
+
+    async def _people(self, plan: str, spec: PlanSpec) -> None:
+        """Commands at random moments; a refusal is an answer like any other."""
+        store = self._store()
+        codes = [t.code for t in in_order(spec)]
+        meddling_s = self.rng.choice((5.0, 20.0, 60.0, 1000.0))
+        ends_early = self.rng.random() < 0.2
+        while True:
+            await asyncio.sleep(self.rng.expovariate(1 / meddling_s))
+            with contextlib.suppress(c.Refused):
+                await self._meddle(store, plan, codes, ends_early)
+
+    async def _meddle(self, store: FaultyStore, plan: str, codes: list[str], ends_early: bool) -> None:
+        code = self.rng.choice(codes)
+        if self.rng.random() < 0.4:
+            wish = self.rng.choice((c.Pause(), c.Resume(), c.Resume(), c.CancelPlan() if ends_early else c.Resume()))
+            await to_plan(store, plan, wish, PEOPLE)
+            return
+        phase = (await patiently(lambda: load_plan(store, plan))).state.phase
+        command = self.rng.choice(
+            (
+                c.CancelTask(phase=phase),
+                c.MarkComplete(),
+                c.Abandon(),
+                c.Abandon(),
+                c.Redispatch(),
+                c.Redispatch(),
+                c.Redispatch(),
+            )
+        )
+        await to_task(store, plan, code, command, PEOPLE)
+
+
+def random_plan(rng: Random) -> PlanSpec:
+    """A DAG of one to nine tasks: chains, joins, or nothing in common."""
+    density = rng.choice((0.0, 0.2, 0.5, 0.9))
+    codes = [f"T{i}" for i in range(rng.randint(1, 9))]
+    tasks = [
+        TaskSpec(
+            code=code,
+            name=code,
+            assignee="sh",
+            depends_on=tuple(earlier for earlier in codes[:place] if rng.random() < density),
+            retry=rng.choice((None, None, Retry(max_attempts=rng.randint(1, 4), backoff_s=rng.choice((0.0, 1.0, 60.0))))),
+        )
+        for place, code in enumerate(codes)
+    ]
+    rng.shuffle(tasks)
+    return PlanSpec(
+        name="simulated",
+        tasks=tuple(tasks),
+        agents={"sh": AgentSpec(sdk_type="command", command=("true",))},
+        max_parallel=rng.choice((1, 2, 64)),
+    )

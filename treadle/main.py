@@ -1,0 +1,145 @@
+"""The command `treadle`: every subcommand, and how errors reach a person."""
+
+from __future__ import annotations
+
+import os
+import sys
+from collections.abc import Callable
+from functools import wraps
+from pathlib import Path
+from typing import Any, TypeVar, cast
+
+import click
+import httpx
+import msgspec
+
+from services.planner.estimate import estimate
+from treadle import doctor, repository
+from treadle.api import ApiError
+from treadle.data_dir import DataDir
+from treadle.ensure import stop_suite
+from treadle.environment import Secrets
+from treadle.plan_commands import plan_commands
+from treadle.run import ATTENTION, BAD_INPUT, INTERRUPTED, BadInput, describe, read_plan_file, run_plan, say
+from treadle.suite import SuiteOptions, run_supervisor
+from treadle.suite_error import SuiteError
+
+F = TypeVar("F", bound=Callable[..., Any])
+
+
+class Treadle(click.Group):
+    """Turns what goes wrong into one message and an exit status; a traceback is a bug."""
+
+    def invoke(self, ctx: click.Context) -> Any:
+        """Runs the subcommand."""
+        try:
+            return super().invoke(ctx)
+        except (BadInput, repository.BadRepository, SuiteError) as error:
+            say(f"treadle: {error}")
+            ctx.exit(BAD_INPUT)
+        except ApiError as error:
+            say(f"treadle: {error}")
+            ctx.exit(BAD_INPUT if error.status < 500 else ATTENTION)
+        except httpx.HTTPError as error:
+            say(f"treadle: the gateway does not answer ({type(error).__name__}): try again, or see `treadle doctor`")
+            ctx.exit(ATTENTION)
+        except BrokenPipeError:
+            # Whoever read our output has gone, as `| head` does.
+            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+            ctx.exit(0)
+        except (KeyboardInterrupt, click.Abort):
+            say("interrupted")
+            ctx.exit(INTERRUPTED)
+
+
+@click.group(cls=Treadle, context_settings={"help_option_names": ["-h", "--help"]})
+@click.option("--data", type=click.Path(path_type=Path), help="Data directory [TREADLE_DATA, ~/.local/share/treadle].")
+@click.version_option(package_name="treadle", prog_name="treadle")
+@click.pass_context
+def main(ctx: click.Context, data: Path | None) -> None:
+    """Runs plans of coding tasks, done by AI agents in git worktrees."""
+    ctx.obj = DataDir.chosen(data, os.environ)
+
+
+def suite_options(command: F) -> F:
+    """The options of the commands that may start a suite."""
+
+    @click.option("--runners", type=click.IntRange(0, 64), default=1, show_default=True, help="Runner processes.")
+    @click.option("--slots", type=click.IntRange(1, 64), default=2, show_default=True, help="Tasks at once per runner.")
+    @click.option("--nats", "nats_url", help="Use this NATS server, nats://[user:password@]host:port, not our own.")
+    @wraps(command)
+    def with_options(*args: Any, runners: int, slots: int, nats_url: str | None, **more: Any) -> Any:
+        data_dir = click.get_current_context().find_object(DataDir)
+        if data_dir is None:
+            raise TypeError("the group has not chosen a data directory")
+        options = SuiteOptions(data_dir=str(data_dir.path), runners=runners, slots=slots, nats_url=nats_url)
+        return command(*args, options=options, **more)
+
+    return cast(F, with_options)
+
+
+@main.command()
+@click.option("--port", type=click.IntRange(0, 65535), default=0, help="The gateway's port [any free one].")
+@suite_options
+def up(port: int, options: SuiteOptions) -> None:
+    """Runs the suite in the foreground until Ctrl-C."""
+    run_supervisor(
+        msgspec.structs.replace(options, gateway_port=port),
+        Secrets.of(os.environ),
+        say=say,
+        on_ready=lambda info: say(f"ready: {info.gateway_url} (Ctrl-C stops; what runs is handed back)"),
+    )
+
+
+@main.command()
+@click.pass_obj
+def down(data_dir: DataDir) -> None:
+    """Stops the running suite; unfinished plans go on at the next start."""
+    say("stopped" if stop_suite(data_dir) else "no suite is running")
+
+
+@main.command()
+@click.argument("plan_file", type=click.Path(path_type=Path))
+@click.option("--repo", default=".", show_default=True, help="A path in a git repository, or a clone URL.")
+@click.option("--json", "as_json", is_flag=True, help="One JSON object per event.")
+@click.option("--detach", is_flag=True, help="Submit, and don't watch.")
+@suite_options
+def run(plan_file: Path, repo: str, as_json: bool, detach: bool, options: SuiteOptions) -> None:
+    """Runs a plan on a repository, to its end.
+
+    Exit status: 0 completed, 1 something needs attention, 2 bad input, 130 interrupted.
+    """
+    spec = read_plan_file(plan_file)
+    sys.exit(run_plan(spec, repository.choose(repo), options, as_json=as_json, detach=detach))
+
+
+@main.command()
+@click.argument("plan_file", type=click.Path(path_type=Path))
+@click.option("--json", "as_json", is_flag=True)
+def validate(plan_file: Path, as_json: bool) -> None:
+    """Checks a plan file: the order of work, and the most it can cost.
+
+    Exit status: 0 valid, 2 not; every fault is named.
+    """
+    spec = read_plan_file(plan_file)
+    told = estimate(spec)
+    click.echo(msgspec.json.encode(told).decode() if as_json else describe(spec, told))
+
+
+@main.command(name="doctor")
+@click.option("--json", "as_json", is_flag=True)
+@click.pass_obj
+def doctor_command(data_dir: DataDir, as_json: bool) -> None:
+    """Says what is missing or wrong here, and how to mend it."""
+    found = doctor.checks(data_dir, os.environ)
+    if as_json:
+        click.echo(msgspec.json.encode(found).decode())
+    else:
+        for check in found:
+            mend = f" — {check.mend}" if check.grade != "ok" and check.mend else ""
+            click.echo(f"{check.grade:<5} {check.name}: {check.found}{mend}")
+    sys.exit(doctor.exit_status(found))
+
+
+for _command in plan_commands:
+    main.add_command(_command)

@@ -1,0 +1,224 @@
+"""Subcommands about plans and tasks that exist: looking, and giving a person's word."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+import click
+import httpx
+import msgspec
+from httpx_sse import connect_sse
+from rich.console import Console
+
+from services.runner.merge import diff as diff_commits
+from services.runner.mirror import mirror_of
+from treadle.api import ApiError, Gateway, checked
+from treadle.data_dir import DataDir
+from treadle.ensure import JoinedSuite
+from treadle.lines import standing_line
+from treadle.plain_text import one_line, plain
+from treadle.run import BadInput, join, watch_plan
+from treadle.suite import SuiteOptions
+from treadle.table import render
+
+Plan = dict[str, Any]
+
+plan_argument = click.argument("plan", required=False)
+plan_option = click.option("--plan", help="The plan: its id, or the beginning of it [the newest plan].")
+json_option = click.option("--json", "as_json", is_flag=True)
+
+
+@contextmanager
+def _gateway(data_dir: DataDir) -> Iterator[tuple[JoinedSuite, Gateway]]:
+    with join(_options(data_dir)) as joined:
+        yield joined, Gateway(joined.info.gateway_url, joined.token)
+
+
+def _options(data_dir: DataDir) -> SuiteOptions:
+    return SuiteOptions(data_dir=str(data_dir.path))
+
+
+def find_plan(gateway: Gateway, wanted: str | None) -> Plan:
+    """The plan whose id begins so, or the newest. Raises `BadInput` for none and for several."""
+    plans = gateway.get("/plans", list[Plan])
+    if wanted is None:
+        if not plans:
+            raise BadInput("there is no plan yet: `treadle run plan.yaml --repo PATH` makes one")
+        return plans[0]
+    found = [plan for plan in plans if plan["plan"].startswith(wanted)]
+    if len(found) == 1:
+        return found[0]
+    if not found:
+        raise BadInput(f"there is no plan {one_line(wanted, 40)}: `treadle ls` lists the plans")
+    raise BadInput(f"{len(found)} plans begin with {wanted}: {', '.join(plan['plan'] for plan in found[:5])}")
+
+
+@click.command()
+@json_option
+@click.pass_obj
+def ls(data_dir: DataDir, as_json: bool) -> None:
+    """Lists the plans, the newest first."""
+    with _gateway(data_dir) as (_, gateway):
+        plans = gateway.get("/plans", list[Plan])
+    if as_json:
+        click.echo(msgspec.json.encode(plans).decode())
+    elif not plans:
+        click.echo("no plans yet", err=True)
+    else:
+        for plan in plans:
+            click.echo(standing_line(plan))
+
+
+@click.command()
+@plan_argument
+@json_option
+@click.pass_obj
+def status(data_dir: DataDir, plan: str | None, as_json: bool) -> None:
+    """Shows how a plan and its tasks stand."""
+    with _gateway(data_dir) as (_, gateway):
+        found = find_plan(gateway, plan)
+        tasks = gateway.get(f"/plans/{found['plan']}/tasks", list[Plan])
+    if as_json:
+        click.echo(msgspec.json.encode({**found, "tasks": tasks}).decode())
+        return
+    console = Console(soft_wrap=True) if sys.stdout.isatty() else Console(width=200, no_color=True)
+    console.print(render(found, {task["code"]: task for task in tasks}, {}, datetime.now(UTC), len(tasks)))
+    for task in tasks:
+        if task["status"] == "needs_attention":
+            click.echo(f"\n{task['code']}: {plain(task['message'])}")
+
+
+@click.command()
+@plan_argument
+@json_option
+@click.pass_obj
+def watch(data_dir: DataDir, plan: str | None, as_json: bool) -> None:
+    """Watches a plan to its end; exit status as of `run`."""
+    with _gateway(data_dir) as (joined, gateway):
+        found = find_plan(gateway, plan)
+        sys.exit(watch_plan(found["plan"], joined, _options(data_dir), as_json=as_json))
+
+
+def _plan_command(name: str, path: str, words: str, *, with_note: bool) -> click.Command:
+    def callback(data_dir: DataDir, plan: str | None, note: str = "") -> None:
+        with _gateway(data_dir) as (_, gateway):
+            found = find_plan(gateway, plan)
+            done = gateway.post(f"/plans/{found['plan']}/{path}", {"note": note} if with_note else None)
+        click.echo(f"plan {found['plan']}: {words}" + ("" if done["changed"] else " (already)"), err=True)
+
+    command: Callable[..., Any] = click.pass_obj(callback)
+    command.__doc__ = f"{words[0].upper()}{words[1:]}."
+    if with_note:
+        command = click.option("--note", default="", help="Why; kept with the event.")(command)
+    return click.command(name)(plan_argument(command))
+
+
+pause = _plan_command("pause", "pause", "starts nothing new; what runs goes on", with_note=True)
+resume = _plan_command("resume", "resume", "starts tasks again", with_note=False)
+cancel = _plan_command("cancel", "cancel", "is being ended: what runs is stopped", with_note=True)
+
+
+@click.group()
+def task() -> None:
+    """A person's word on one task."""
+
+
+def _task_command(name: str, words: str) -> click.Command:
+    def callback(data_dir: DataDir, code: str, plan: str | None, note: str) -> None:
+        with _gateway(data_dir) as (_, gateway):
+            found = find_plan(gateway, plan)
+            done = gateway.post(f"/plans/{found['plan']}/tasks/{_segment(code)}/{name}", {"note": note})
+        click.echo(
+            f"task {code} of plan {found['plan']}: {words}" + ("" if done["changed"] else " (already)"), err=True
+        )
+
+    command: Callable[..., Any] = click.pass_obj(callback)
+    command.__doc__ = f"{words[0].upper()}{words[1:]}."
+    command = click.option("--note", default="", help="Why; kept with the event.")(plan_option(command))
+    return click.command(name)(click.argument("code", metavar="TASK")(command))
+
+
+task.add_command(_task_command("redispatch", "another attempt was asked for"))
+task.add_command(_task_command("abandon", "given up; its successors don't wait for it"))
+task.add_command(_task_command("complete", "marked complete"))
+task.add_command(_task_command("cancel", "asked to stop; it then needs attention"))
+
+
+@click.command()
+@click.argument("code", metavar="TASK")
+@click.option("-f", "--follow", is_flag=True, help="Go on as it comes.")
+@plan_option
+@json_option
+@click.pass_obj
+def logs(data_dir: DataDir, code: str, plan: str | None, follow: bool, as_json: bool) -> None:
+    """Shows what a task's agents did."""
+    with _gateway(data_dir) as (joined, gateway):
+        found = find_plan(gateway, plan)
+        path = f"/plans/{found['plan']}/tasks/{_segment(code)}/transcript"
+        if not follow:
+            for entry in gateway.get(path, list[Plan]):
+                _show_entry(entry, as_json)
+            return
+        headers = {"Authorization": f"Bearer {joined.token}"}
+        url = f"{joined.info.gateway_url}/api{path}/stream"
+        timeout = httpx.Timeout(5.0, read=None)
+        with (
+            httpx.Client(headers=headers, timeout=timeout, trust_env=False) as http,
+            connect_sse(http, "GET", url) as source,
+        ):
+            checked(source.response)
+            for message in source.iter_sse():
+                if message.event == "activity":
+                    _show_entry(msgspec.json.decode(message.data), as_json)
+                elif message.event == "live" and _is_over(gateway, found["plan"], code):
+                    return
+
+
+def _is_over(gateway: Gateway, plan: str, code: str) -> bool:
+    state = gateway.get(f"/plans/{plan}/tasks/{_segment(code)}", Plan)["status"]
+    return state in ("completed", "cancelled", "abandoned", "needs_attention")
+
+
+def _show_entry(entry: Plan, as_json: bool) -> None:
+    if as_json:
+        click.echo(msgspec.json.encode(entry).decode())
+        return
+    activity = entry["activity"]
+    if text := activity.get("text"):
+        time = datetime.fromisoformat(entry["time"]).astimezone().strftime("%H:%M:%S")
+        click.echo(f"{time} {activity['kind']:<6} {plain(text.rstrip())}")
+
+
+@click.command()
+@click.argument("code", metavar="TASK")
+@click.option("--stat", is_flag=True, help="Only which files, and how much.")
+@plan_option
+@click.pass_obj
+def diff(data_dir: DataDir, code: str, plan: str | None, stat: bool) -> None:
+    """Shows what a task changed, against what it started from."""
+    with _gateway(data_dir) as (_, gateway):
+        found = find_plan(gateway, plan)
+        view = gateway.get(f"/plans/{found['plan']}/tasks/{_segment(code)}", Plan)
+    if not view["commit"]:
+        raise BadInput(f"task {code} has no commit: it is {view['status'].replace('_', ' ')}")
+    mirror = mirror_of(Path(data_dir.path), found["repo_url"])
+    mirror.ensure(found["plan"], [view["base_commit"], view["commit"]])
+    changes = diff_commits(mirror.path, view["base_commit"], view["commit"])
+    click.echo(plain(changes.stat if stat else changes.patch), nl=False)
+    if changes.cut and not stat:
+        click.echo("… the diff goes on; it is too long to show", err=True)
+
+
+def _segment(code: str) -> str:
+    """A task code on its way into a URL's path."""
+    if not all(ch.isalnum() or ch in "_-" for ch in code) or not code.isascii() or not code:
+        raise ApiError(404, "not_found", f"{one_line(code, 40)} is not a task code")
+    return code
+
+
+plan_commands: tuple[click.Command, ...] = (ls, status, watch, pause, resume, cancel, task, logs, diff)

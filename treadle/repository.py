@@ -1,0 +1,72 @@
+"""Which repository, and which commit of it: what `treadle run --repo` makes of its argument."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import git
+from git.exc import GitCommandError, InvalidGitRepositoryError, NoSuchPathError
+
+from shared.repo_url import BadRepoUrl, check_repo_url
+from treadle.plain_text import one_line
+
+LS_REMOTE_TIMEOUT_S = 60
+
+
+class BadRepository(Exception):
+    """The repository can't be used; the text says why and what to do."""
+
+
+class Chosen:
+    """A repository's address and the commit that the plan starts from."""
+
+    def __init__(self, url: str, commit: str, notes: tuple[str, ...] = ()) -> None:
+        self.url = url
+        self.commit = commit
+        self.notes = notes
+        """What the person should know."""
+
+
+def choose(text: str) -> Chosen:
+    """Takes a path or a clone URL. Raises `BadRepository`."""
+    path = Path(text).expanduser()
+    if path.exists():
+        return _local(path)
+    try:
+        url = check_repo_url(text, allow_local=False)
+    except BadRepoUrl as error:
+        if "://" in text or "@" in text:
+            raise BadRepository(str(error)) from error
+        raise BadRepository(f"there is no repository at {text}: give --repo a path to one, or a clone URL") from error
+    return _remote(url)
+
+
+def _local(path: Path) -> Chosen:
+    try:
+        repo = git.Repo(path, search_parent_directories=True)
+    except (InvalidGitRepositoryError, NoSuchPathError) as error:
+        raise BadRepository(f"{path} is not in a git repository: run `git init` there and commit something") from error
+    with repo:
+        top = Path(repo.working_tree_dir or repo.git_dir).resolve()
+        try:
+            commit = repo.git.rev_parse("--verify", "--quiet", "--end-of-options", "HEAD^{commit}")
+        except GitCommandError as error:
+            raise BadRepository(f"{top} has no commit yet: commit something there, plans start from HEAD") from error
+        notes = []
+        if not repo.bare and repo.git.status("--porcelain", "--untracked-files=no", "--ignore-submodules"):
+            notes.append(f"uncommitted changes in {top} are not part of the plan; your files are not touched")
+        return Chosen(str(top), commit, tuple(notes))
+
+
+def _remote(url: str) -> Chosen:
+    command = git.cmd.Git()
+    try:
+        environment = {"GIT_TERMINAL_PROMPT": "0"}
+        listed = command.execute(
+            ["git", "ls-remote", "--exit-code", "--", url, "HEAD"], env=environment,
+            kill_after_timeout=LS_REMOTE_TIMEOUT_S,
+        )  # fmt: skip
+    except GitCommandError as error:
+        why = one_line(str(error.stderr).replace("stderr:", "")) or f"exit status {error.status}"
+        raise BadRepository(f"{url} can't be read, or has no commit: {why}") from error
+    return Chosen(url, str(listed).split()[0])

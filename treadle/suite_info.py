@@ -1,0 +1,53 @@
+"""What a running suite tells about itself in `suite.json`, for the commands that want to use it."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import httpx
+import msgspec
+
+from treadle.data_dir import DataDir
+from treadle.private_files import write_private
+
+_HTTP_TIMEOUT_S = 2.0
+
+
+class SuiteInfo(msgspec.Struct, frozen=True, kw_only=True):
+    """A suite that answered when it was written. `started` is in RFC 3339; secrets are in files of their own."""
+
+    gateway_url: str
+    pid: int
+    started: str
+    nats_url: str
+    has_claude_key: bool
+
+    def store(self, data_dir: DataDir) -> None:
+        write_private(data_dir.suite_file, msgspec.json.encode(self).decode())
+
+
+def stored_info(data_dir: DataDir) -> SuiteInfo | None:
+    """What the file says, be the suite alive or not; None without a readable file."""
+    try:
+        return msgspec.json.decode(data_dir.suite_file.read_bytes(), type=SuiteInfo)
+    except (FileNotFoundError, msgspec.MsgspecError):
+        return None
+
+
+def http_settings(gateway_url: str, data_dir: DataDir) -> dict[str, Any]:
+    """The arguments of an httpx client for a suite's gateway. Proxies of the environment are not for loopback."""
+    token = data_dir.token.read_text(encoding="utf-8").strip()
+    headers = {"Authorization": f"Bearer {token}"}
+    return {"base_url": gateway_url, "headers": headers, "timeout": _HTTP_TIMEOUT_S, "trust_env": False}
+
+
+def running_suite(data_dir: DataDir) -> SuiteInfo | None:
+    """The suite that uses the data directory, if its supervisor lives and its gateway answers."""
+    info = stored_info(data_dir)
+    if info is None or data_dir.holder_pid() != info.pid:
+        return None
+    try:
+        with httpx.Client(**http_settings(info.gateway_url, data_dir)) as client:
+            return info if client.get("/api/health/live").is_success else None
+    except (httpx.HTTPError, OSError):
+        return None

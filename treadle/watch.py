@@ -1,0 +1,264 @@
+"""Watches a plan until it ends or needs a person: a live table, plain lines, or JSON.
+
+The stream resumes at the last event seen. A suite that was killed is started again: the plan is in the log.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import signal
+import sys
+from collections.abc import AsyncIterator, Awaitable, Callable
+from datetime import UTC, datetime
+from typing import Any, Literal, Protocol
+
+import httpx
+import msgspec
+from httpx_sse import ServerSentEvent, aconnect_sse
+from rich.console import Console
+from rich.live import Live
+
+from treadle.api import ApiError, checked
+from treadle.ensure import JoinedSuite
+from treadle.lines import event_line, standing_line
+from treadle.table import render
+
+AGAIN_S = 0.3
+SILENCE_MAX_S = 40.0
+"""The gateway sends something every 15 s; silence for longer is a dead connection."""
+DRAWS_PER_S = 8
+ROWS_AROUND = 6
+"""Lines of the screen that are not tasks."""
+
+Outcome = Literal["completed", "cancelled", "needs_attention", "detached"]
+ENDS: tuple[str, ...] = ("completed", "cancelled", "needs_attention")
+
+
+class View(Protocol):
+    """How what happens is shown."""
+
+    def event(self, event: dict[str, Any]) -> None:
+        """An event of the log."""
+
+    def changed(self, watched: Watched) -> None:
+        """Something stands otherwise than before."""
+
+    def pause(self) -> None:
+        """The person is asked something: leave the screen alone."""
+
+    def go_on(self) -> None:
+        """The person has answered."""
+
+    def close(self, watched: Watched) -> None:
+        """The watching is over."""
+
+
+class Watched:
+    """What is known of the plan right now."""
+
+    def __init__(self, plan: str) -> None:
+        self.id = plan
+        self.seq = 0
+        self.live = False
+        self.plan: dict[str, Any] = {}
+        self.tasks: dict[str, dict[str, Any]] = {}
+        self.actions: dict[str, str] = {}
+
+    def take(self, message: ServerSentEvent, view: View) -> None:
+        """Takes one message of the stream."""
+        body = msgspec.json.decode(message.data) if message.data else {}
+        match message.event:
+            case "log":
+                self.seq = body["seq"]
+                view.event(body)
+            case "plan":
+                self.plan = body
+            case "task":
+                self.tasks[body["code"]] = body
+            case "live":
+                self.live = True
+            case "activity":
+                self._act(body)
+        view.changed(self)
+
+    def _act(self, body: dict[str, Any]) -> None:
+        activity, code = body["activity"], body["task"]
+        if usage := activity.get("usage"):
+            if code in self.tasks:
+                self.tasks[code] = {**self.tasks[code], "usage": usage}
+        elif activity.get("text"):
+            self.actions[code] = activity["text"][-500:]
+
+    @property
+    def ended(self) -> bool:
+        """Whether the plan is over, or can't go on without a person."""
+        return self.live and self.plan.get("standing") in ENDS
+
+
+class _Stream:
+    """What needs no care while the person is asked."""
+
+    def pause(self) -> None:
+        """Nothing: the question goes to standard error."""
+
+    def go_on(self) -> None:
+        """Nothing."""
+
+
+class JsonView(_Stream):
+    """One JSON object per event."""
+
+    def event(self, event: dict[str, Any]) -> None:
+        """See `View`."""
+        sys.stdout.write(msgspec.json.encode(event).decode() + "\n")
+        sys.stdout.flush()
+
+    def changed(self, watched: Watched) -> None:
+        """Nothing: the events say all."""
+
+    def close(self, watched: Watched) -> None:
+        """Nothing is left to say."""
+
+
+class LineView(_Stream):
+    """Plain lines, for pipes and logs."""
+
+    def event(self, event: dict[str, Any]) -> None:
+        """See `View`."""
+        if line := event_line(event):
+            sys.stdout.write(line + "\n")
+            sys.stdout.flush()
+
+    def changed(self, watched: Watched) -> None:
+        """Nothing: the events say all."""
+
+    def close(self, watched: Watched) -> None:
+        """The plan in one line."""
+        if watched.plan:
+            sys.stdout.write(standing_line(watched.plan) + "\n")
+
+
+class TableView:
+    """The live table."""
+
+    def __init__(self) -> None:
+        self._console = Console()
+        self._live = Live(console=self._console, auto_refresh=False, transient=False)
+        self._live.start()
+        self._drawn_s = 0.0
+        self._paused = False
+
+    def event(self, event: dict[str, Any]) -> None:
+        """Nothing: the table shows states."""
+
+    def changed(self, watched: Watched) -> None:
+        """Draws, but not more often than an eye can follow."""
+        now_s = datetime.now(UTC).timestamp()
+        if watched.live and not self._paused and now_s - self._drawn_s >= 1 / DRAWS_PER_S:
+            self._drawn_s = now_s
+            self._draw(watched)
+
+    def pause(self) -> None:
+        """Leaves the table where it is; the question comes below it."""
+        self._paused = True
+        self._live.stop()
+
+    def go_on(self) -> None:
+        """Draws a new table below the answer."""
+        self._paused = False
+        self._live = Live(console=self._console, auto_refresh=False, transient=False)
+        self._live.start()
+
+    def close(self, watched: Watched) -> None:
+        """Leaves the last state on the screen."""
+        if watched.live and not self._paused:
+            self._draw(watched)
+        self._live.stop()
+
+    def _draw(self, watched: Watched) -> None:
+        rows = max(3, self._console.size.height - ROWS_AROUND)
+        self._live.update(render(watched.plan, watched.tasks, watched.actions, datetime.now(UTC), rows), refresh=True)
+
+
+def choose_view(as_json: bool) -> View:
+    """The table on a terminal, lines elsewhere, JSON when asked."""
+    if as_json:
+        return JsonView()
+    return TableView() if sys.stdout.isatty() else LineView()
+
+
+async def watch(
+    plan: str,
+    joined: JoinedSuite,
+    rejoin: Callable[[], JoinedSuite],
+    view: View,
+    on_interrupt: Callable[[asyncio.Event], Awaitable[Outcome | None]],
+) -> Outcome:
+    """Shows the plan until it ends. `on_interrupt` answers a Ctrl-C: an outcome ends the watching, None goes on.
+
+    While it asks the person, nothing is drawn; the event that it is given is set by a second Ctrl-C.
+    `rejoin` finds or starts the suite again when the connection is lost; it blocks. Raises what it raises, and
+    `ApiError` where there is no such plan.
+    """
+    watched = Watched(plan)
+    interrupted = asyncio.Event()
+    loop = asyncio.get_running_loop()
+    for number in (signal.SIGINT, signal.SIGTERM):
+        loop.add_signal_handler(number, interrupted.set)
+    reading = asyncio.create_task(_read(watched, joined, rejoin, view))
+    try:
+        while True:
+            waiting = asyncio.create_task(interrupted.wait())
+            ticking = asyncio.create_task(asyncio.sleep(1))
+            await asyncio.wait({reading, waiting, ticking}, return_when=asyncio.FIRST_COMPLETED)
+            waiting.cancel()
+            ticking.cancel()
+            if reading.done():
+                reading.result()
+                outcome: Outcome = watched.plan["standing"]
+                return outcome
+            if interrupted.is_set():
+                interrupted.clear()
+                view.pause()
+                answer = await on_interrupt(interrupted)
+                if answer is not None:
+                    return answer
+                view.go_on()
+            view.changed(watched)  # so that times go on where nothing happens
+    finally:
+        reading.cancel()
+        with contextlib.suppress(asyncio.CancelledError, Exception):
+            await reading
+        view.close(watched)
+        for number in (signal.SIGINT, signal.SIGTERM):
+            loop.remove_signal_handler(number)
+
+
+async def _read(watched: Watched, joined: JoinedSuite, rejoin: Callable[[], JoinedSuite], view: View) -> None:
+    while not watched.ended:
+        try:
+            async for message in _messages(watched, joined):
+                watched.take(message, view)
+                if watched.ended:
+                    return
+        except (httpx.HTTPError, ApiError) as error:
+            if isinstance(error, ApiError) and error.status < 500:
+                raise
+            watched.live = False
+            await asyncio.sleep(AGAIN_S)
+            joined = await asyncio.to_thread(rejoin)
+
+
+async def _messages(watched: Watched, joined: JoinedSuite) -> AsyncIterator[ServerSentEvent]:
+    headers = {"Authorization": f"Bearer {joined.token}"}
+    timeout = httpx.Timeout(5.0, read=SILENCE_MAX_S)
+    async with httpx.AsyncClient(headers=headers, timeout=timeout, trust_env=False) as http:
+        url = f"{joined.info.gateway_url}/api/plans/{watched.id}/stream"
+        params = {"after": watched.seq, "activity": True}
+        async with aconnect_sse(http, "GET", url, params=params) as source:
+            if not source.response.is_success:
+                await source.response.aread()
+            checked(source.response)
+            async for message in source.aiter_sse():
+                yield message
