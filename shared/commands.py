@@ -139,6 +139,8 @@ class Release(Command, frozen=True, kw_only=True):
 
     lease: int | None
     reason: str
+    lost: bool = False
+    """Its runner died and came back: counts as a lost lease, or a task that kills its runner would run for ever."""
 
 
 class Complete(Command, frozen=True, kw_only=True):

@@ -198,6 +198,8 @@ class TaskReleased(Event, frozen=True, kw_only=True):
     name = "task.released"
     lease: int | None = None
     reason: str
+    lost: bool = False
+    """The lease was lost: its runner died, and handed back after it had come back."""
 
 
 class TaskCompleted(Event, frozen=True, kw_only=True):

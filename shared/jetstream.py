@@ -5,7 +5,7 @@ stream refused, and would show events that never happened.
 """
 
 import contextlib
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Mapping
 from datetime import datetime
 
 import msgspec
@@ -27,6 +27,8 @@ WRONG_LAST_SEQUENCE = 10071
 APPEND_TIMEOUT_S = 5.0
 READ_TIMEOUT_S = 5.0
 PAGE_MESSAGES = 500
+
+_DIRECT_GET = f"$JS.API.DIRECT.GET.{EVENTS}"
 
 
 class JetStreamStore:
@@ -92,7 +94,7 @@ class JetStreamStore:
         subscription = await self._nc.subscribe(inbox)
         page: list[Recorded] = []
         try:
-            await self._nc.publish(f"$JS.API.DIRECT.GET.{EVENTS}", msgspec.json.encode(request), reply=inbox)
+            await self._nc.publish(_DIRECT_GET, msgspec.json.encode(request), reply=inbox)
             while True:
                 message = await subscription.next_msg(timeout=READ_TIMEOUT_S)
                 headers = message.headers or {}
@@ -102,15 +104,17 @@ class JetStreamStore:
                 if status == "404":
                     return page, False
                 if status:
-                    raise StoreUnavailable(f"NATS answered a read with {status} {headers.get('Description', '')}")
+                    raise StoreUnavailable(_refused_read(headers))
                 page.append(_read_direct(message))
-                if "batch" not in request:
-                    return page, False
         except (NatsError, OSError, TimeoutError) as error:
             raise StoreUnavailable(f"NATS did not answer a read: {error!r}") from error
         finally:
             with contextlib.suppress(NatsError):  # a closed connection has no subscriptions left to end
                 await subscription.unsubscribe()
+
+
+def _refused_read(headers: Mapping[str, str]) -> str:
+    return f"NATS answered a read with {headers['Status']} {headers.get('Description', '')}"
 
 
 _META = {

@@ -46,6 +46,10 @@ NOT_RETRIED: frozenset[e.FailureKind] = frozenset(
 
 TRANSIENT_ATTEMPTS = 3
 BACKOFF_MAX_S = 600.0
+RETRY_AFTER_MAX_S = 31 * 24 * 3600.0
+"""What a server says of when to come again is believed up to here."""
+UNSPENT_WAIT_MIN_S = 5.0
+"""An attempt that was not spent may come again for ever, so never at once."""
 
 
 class TaskState(msgspec.Struct, frozen=True):

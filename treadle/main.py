@@ -17,6 +17,7 @@ from services.planner.estimate import estimate
 from treadle import doctor, repository
 from treadle.api import ApiError
 from treadle.data_dir import DataDir
+from treadle.demo import demo
 from treadle.ensure import stop_suite
 from treadle.environment import Secrets
 from treadle.plan_commands import plan_commands
@@ -124,6 +125,13 @@ def validate(plan_file: Path, as_json: bool) -> None:
     spec = read_plan_file(plan_file)
     told = estimate(spec)
     click.echo(msgspec.json.encode(told).decode() if as_json else describe(spec, told))
+
+
+@main.command(name="demo")
+@click.option("--json", "as_json", is_flag=True, help="One JSON object per event.")
+def demo_command(as_json: bool) -> None:
+    """Runs a plan of seven tasks on a small repository made for it."""
+    sys.exit(demo(as_json=as_json))
 
 
 @main.command(name="doctor")

@@ -1,0 +1,210 @@
+"""What Hypothesis draws plans, tasks, commands and events from: mostly sensible, now and then hostile."""
+
+from datetime import UTC, datetime, timedelta
+from typing import get_args
+
+from hypothesis import strategies as st
+
+from shared import commands as c
+from shared import events as e
+from shared.spec import DELIVER, AgentSpec, PlanSpec, Retry, TaskSpec
+from shared.task import TaskState
+
+NOW = datetime(2025, 1, 1, tzinfo=UTC)
+SH = AgentSpec(sdk_type="command", command=("true",))
+
+times = st.integers(0, 100_000).map(lambda s: NOW + timedelta(seconds=s))
+words = st.text(max_size=20)
+phases = st.sampled_from(get_args(c.PlanPhase))
+kinds = st.sampled_from(get_args(e.FailureKind))
+money = st.floats(0, 100)
+usages = st.builds(e.Usage, st.integers(0, 99), st.integers(0, 99), st.integers(0, 9), st.integers(0, 9), money)
+retries = st.none() | st.builds(Retry, max_attempts=st.integers(1, 20), backoff_s=st.floats(0, 600))
+agents = st.just(SH) | st.builds(AgentSpec, sdk_type=st.just("claude"), model=st.just("m"))
+heads = st.lists(st.builds(e.Head, st.sampled_from(["A", "B"]), words), max_size=2).map(tuple)
+codes = st.lists(st.sampled_from(["A", "B"]), max_size=2, unique=True).map(tuple)
+results = st.builds(e.Result, task_code=st.just("T1"), summary=words, artifacts=st.just(()))
+
+
+def task_specs(code: str = "T1", depends_on: tuple[str, ...] = ()) -> st.SearchStrategy[TaskSpec]:
+    return st.builds(
+        TaskSpec,
+        code=st.just(code),
+        name=words,
+        assignee=st.just("sh"),
+        depends_on=st.just(depends_on),
+        timeout_minutes=st.floats(0.01, 1440),
+        verify=st.lists(words, max_size=2).map(tuple),
+        retry=retries,
+        budget_usd=money,
+    )
+
+
+@st.composite
+def plan_specs(draw: st.DrawFn, tasks_max: int = 8) -> PlanSpec:
+    """A valid plan: any DAG, its tasks in any order."""
+    names = [f"T{i}" for i in range(draw(st.integers(1, tasks_max)))]
+    tasks = []
+    for place, code in enumerate(names):
+        needed = draw(st.lists(st.sampled_from(names[:place]), unique=True)) if place else []
+        tasks.append(draw(task_specs(code, tuple(needed))))
+    return PlanSpec(
+        name=draw(words),
+        tasks=tuple(draw(st.permutations(tasks))),
+        agents={"sh": SH},
+        max_parallel=draw(st.integers(1, 4)),
+    )
+
+
+# Commands to a plan ---------------------------------------------------------------------------------------------------
+
+SPECS = (
+    PlanSpec(name="one", tasks=(TaskSpec(code="T1", name="T1", assignee="sh"),), agents={"sh": SH}),
+    PlanSpec(name="other", tasks=(TaskSpec(code="T2", name="T2", assignee="sh"),), agents={"sh": SH}),
+)
+candidates = st.sampled_from(["c1", "c2", ""])
+
+plan_commands: st.SearchStrategy[c.PlanCommand] = st.one_of(
+    st.builds(c.Draft, candidate=candidates, spec=st.sampled_from(SPECS), repo_url=st.just("u"), base_commit=words),
+    st.builds(c.Finalize, candidate=candidates),
+    st.builds(c.ConfirmFinalized, digest=words),
+    st.builds(c.Pause, reason=words),
+    st.builds(c.Resume),
+    st.builds(c.CancelPlan, reason=words),
+    st.builds(c.ConfirmCancelled),
+    st.builds(c.CompletePlan, head_commit=words),
+)
+
+# Commands to a task ---------------------------------------------------------------------------------------------------
+
+
+def near(number: int) -> st.SearchStrategy[int]:
+    """Mostly the right number, sometimes one of the past or one that never was."""
+    return st.just(number) | st.just(number) | st.integers(number - 2, number + 1)
+
+
+def task_commands(state: TaskState) -> st.SearchStrategy[c.TaskCommand]:
+    """Any command, with numbers that may fit the state."""
+    return st.one_of(
+        st.builds(
+            c.PlanTask,
+            digest=words,
+            index=st.integers(0, 9),
+            spec=task_specs() | task_specs(DELIVER),
+            agent=st.none() | agents,
+        ),
+        dispatches(),
+        dispatches(),
+        starts(state),
+        starts(state),
+        st.builds(c.Release, lease=st.none() | near(state.lease), reason=words, lost=st.booleans()),
+        st.builds(
+            c.Complete,
+            lease=near(state.lease),
+            base_commit=words,
+            commit=st.sampled_from(["aaa", "bbb"]),
+            result=results,
+            usage=usages,
+        ),
+        fails(state),
+        fails(state),
+        st.builds(c.CancelTask, phase=phases, reason=words),
+        st.builds(c.MarkComplete, note=words),
+        st.builds(c.Abandon, note=words),
+        st.builds(c.Redispatch, note=words),
+        st.builds(c.Redispatch, note=words),
+    )
+
+
+def dispatches() -> st.SearchStrategy[c.Dispatch]:
+    return st.builds(
+        c.Dispatch,
+        now=times,
+        prompt=words,
+        agent=st.none() | agents,
+        repo_url=words,
+        base_commit=words,
+        heads=heads,
+        abandoned=codes,
+        plan_name=words,
+        setup=st.just(()),
+        env_allow=st.just(()),
+    )
+
+
+def starts(state: TaskState) -> st.SearchStrategy[c.Start]:
+    return st.builds(
+        c.Start,
+        phase=st.just("open") | phases,
+        dispatch=near(state.dispatch),
+        runner=st.sampled_from(["r1", "r2"]),
+        execution=st.sampled_from(["x1", "x2", "x3", "x4"]),
+        reopened=st.just(()) | codes,
+        supersede_lease=st.none() | near(state.lease),
+    )
+
+
+def fails(state: TaskState) -> st.SearchStrategy[c.Fail]:
+    return st.builds(
+        c.Fail,
+        now=times,
+        phase=st.just("open") | phases,
+        lease=near(state.lease),
+        kind=kinds,
+        message=words,
+        usage=usages,
+        retry_after_s=st.none() | st.floats(),  # said by a server: infinite, negative and NaN included
+        jitter=st.floats(0, 1),
+    )
+
+
+# Events ---------------------------------------------------------------------------------------------------------------
+
+leases = st.integers(1, 5)
+
+plan_events: st.SearchStrategy[e.Event] = st.one_of(
+    st.builds(e.PlanDrafted, candidate=candidates, spec=plan_specs(3), repo_url=words, base_commit=words),
+    st.builds(e.PlanFinalizing, candidate=candidates, digest=words, count=st.integers(0, 99)),
+    st.builds(e.PlanFinalized, digest=words),
+    st.builds(e.PlanPaused, reason=words),
+    st.builds(e.PlanResumed),
+    st.builds(e.PlanCancelRequested, reason=words),
+    st.builds(e.PlanCancelled),
+    st.builds(e.PlanCompleted, head_commit=words),
+)
+
+task_events: st.SearchStrategy[e.Event] = st.one_of(
+    st.builds(e.TaskPlanned, digest=words, index=st.integers(0, 9), spec=task_specs(), agent=st.none() | agents),
+    st.builds(
+        e.TaskDispatched,
+        dispatch=leases,
+        attempt=leases,
+        prompt=words,
+        agent=st.none() | agents,
+        repo_url=words,
+        base_commit=words,
+        heads=heads,
+        abandoned=codes,
+        plan_name=words,
+        task_name=words,
+        timeout_s=money,
+        budget_usd=money,
+    ),
+    st.builds(e.TaskStarted, lease=leases, runner=words, execution=words, supersedes=st.none() | leases),
+    st.builds(e.TaskReleased, lease=st.none() | leases, reason=words, lost=st.booleans()),
+    st.builds(e.TaskCompleted, lease=leases, base_commit=words, commit=words, result=results, usage=usages),
+    st.builds(
+        e.TaskFailed,
+        lease=leases,
+        kind=kinds,
+        message=words,
+        retry_at=st.none() | times,
+        spent=st.booleans(),
+        usage=usages,
+    ),
+    st.builds(e.TaskCancelRequested, reason=words),
+    st.builds(e.TaskCancelled, lease=st.none() | leases, usage=usages),
+    st.builds(e.TaskMarkedComplete, note=words),
+    st.builds(e.TaskAbandoned, note=words),
+    st.builds(e.TaskRedispatchRequested, note=words),
+)
