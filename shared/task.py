@@ -127,7 +127,7 @@ def evolve(state: TaskState, event: e.Event) -> TaskState:
         case e.TaskReleased():
             if state.status == "cancelling":
                 return replace(state, status="needs_attention", runner="", kind="cancelled", attempt_open=False)
-            return replace(state, status="pending", runner="", message=event.reason)
+            return replace(state, status="pending", lost=state.lost + event.lost, runner="", message=event.reason)
         case e.TaskCompleted():
             return replace(
                 state,
@@ -250,13 +250,8 @@ def _start(state: TaskState, command: c.Start) -> e.Event | None:
             if command.phase == "cancelling":
                 return e.TaskCancelled(lease=state.lease)
             return e.TaskFailed(lease=state.lease, kind="cancelled", message="cancelled; its runner was gone")
-        if state.lost + 1 >= _attempts_max(state, "runner_lost"):
-            return e.TaskFailed(
-                lease=state.lease,
-                kind="runner_lost",
-                message=f"{state.lost + 1} runners were lost while they ran it, the last one was {state.runner}: "
-                "look at their logs (out of memory?), then redispatch it",
-            )
+        if failed := _lost_too_often(state):
+            return failed
     if command.phase == "cancelling":
         return e.TaskCancelled(lease=supersedes)
     if command.phase == "paused":
@@ -271,13 +266,28 @@ def _start(state: TaskState, command: c.Start) -> e.Event | None:
 def _release(state: TaskState, command: c.Release) -> e.Event | None:
     if command.lease is None:
         return e.TaskReleased(reason=command.reason) if state.status == "queued" else None
-    if state.status in LEASED and state.lease == command.lease:
-        return e.TaskReleased(lease=command.lease, reason=command.reason)
-    return None
+    if state.status not in LEASED or state.lease != command.lease:
+        return None
+    if command.lost and state.status == "running" and (failed := _lost_too_often(state)):
+        return failed
+    return e.TaskReleased(lease=command.lease, reason=command.reason, lost=command.lost)
+
+
+def _lost_too_often(state: TaskState) -> e.TaskFailed | None:
+    """The end of an attempt whose live lease is the last one that it may lose."""
+    if state.lost + 1 < _attempts_max(state, "runner_lost"):
+        return None
+    return e.TaskFailed(
+        lease=state.lease,
+        kind="runner_lost",
+        message=f"{state.lost + 1} runners were lost while they ran it, the last one was {state.runner}: "
+        "look at their logs (out of memory?), then redispatch it",
+    )
 
 
 def _complete(state: TaskState, command: c.Complete) -> e.Event | None:
-    if state.status == "completed" and state.lease == command.lease:
+    # By the commit too: a task that a person marked complete has the number of a lease that brought nothing.
+    if state.status == "completed" and (state.lease, state.commit) == (command.lease, command.commit):
         return None
     _check_lease(state, command.lease)
     # Also while cancelling: the work is done and stored, to throw it away would help nobody.
@@ -299,8 +309,8 @@ def _fail(state: TaskState, command: c.Fail) -> e.Event | None:
     limit_resets = command.kind == "usage_limit" and command.retry_after_s is not None
     retry_at = None
     if state.status == "running" and command.phase != "cancelling":
-        if limit_resets and command.retry_after_s is not None:
-            retry_at = command.now + timedelta(seconds=command.retry_after_s)
+        if limit_resets:
+            retry_at = command.now + timedelta(seconds=max(UNSPENT_WAIT_MIN_S, _retry_after_s(command)))
         elif state.tries + 1 < _attempts_max(state, command.kind):
             retry_at = command.now + timedelta(seconds=_backoff_s(state, command))
     return e.TaskFailed(
@@ -385,7 +395,13 @@ def _attempts_max(state: TaskState, kind: e.FailureKind) -> int:
 def _backoff_s(state: TaskState, command: c.Fail) -> float:
     backoff_s = (_spec(state).retry or Retry()).backoff_s * 2.0**state.tries
     spread_s = min(backoff_s, BACKOFF_MAX_S) * (1 + command.jitter / 4)
-    return max(spread_s, command.retry_after_s or 0.0)
+    return max(spread_s, _retry_after_s(command))
+
+
+def _retry_after_s(command: c.Fail) -> float:
+    """A server's word, so it may be anything: negative, endless, not a number."""
+    asked_s = command.retry_after_s or 0.0
+    return min(asked_s, RETRY_AFTER_MAX_S) if asked_s > 0 else 0.0
 
 
 def _spec(state: TaskState) -> TaskSpec:

@@ -49,7 +49,7 @@ def demo(*, as_json: bool) -> int:
             url = held.enter_context(_scripted_model(place, data.joinpath("scripts.json").read_bytes()))
             keys = Secrets(f"sk-demo-{secrets.token_hex(16)}", url)
             say("scripted model: ANTHROPIC_API_KEY is not set, so the real Claude CLI talks to a model on this machine")
-            say("that plays a script. Everything else is real: NATS, git, worktrees, the CLI and its tools. Nothing is paid.")
+            say("that plays a script, for nothing. All else is real: NATS, git, worktrees, the CLI and its tools.")
         options = SuiteOptions(data_dir=str(place / "data"), slots=2, idle_after_s=IDLE_AFTER_S)
         data_dir = DataDir(Path(options.data_dir))
         say(f"in {place}: starting NATS, planner, dispatcher, gateway and a runner\n")

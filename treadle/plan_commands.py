@@ -18,6 +18,7 @@ from rich.console import Console
 from services.runner.merge import diff as diff_commits
 from services.runner.mirror import mirror_of
 from treadle.api import ApiError, Gateway, checked
+from treadle.clean import find_items, size_words, total
 from treadle.data_dir import DataDir
 from treadle.ensure import JoinedSuite
 from treadle.lines import standing_line
@@ -27,6 +28,8 @@ from treadle.suite import SuiteOptions
 from treadle.table import render
 
 Plan = dict[str, Any]
+
+PIPED_WIDTH = 200
 
 plan_argument = click.argument("plan", required=False)
 plan_option = click.option("--plan", help="The plan: its id, or the beginning of it [the newest plan].")
@@ -86,8 +89,11 @@ def status(data_dir: DataDir, plan: str | None, as_json: bool) -> None:
     if as_json:
         click.echo(msgspec.json.encode({**found, "tasks": tasks}).decode())
         return
-    console = Console(soft_wrap=True) if sys.stdout.isatty() else Console(width=200, no_color=True)
-    console.print(render(found, {task["code"]: task for task in tasks}, {}, datetime.now(UTC), len(tasks)))
+    table = render(found, {task["code"]: task for task in tasks}, {}, datetime.now(UTC), len(tasks))
+    console = Console() if sys.stdout.isatty() else Console(width=PIPED_WIDTH, no_color=True)
+    with console.capture() as captured:
+        console.print(table)
+    click.echo("\n".join(line.rstrip() for line in captured.get().splitlines()))
     for task in tasks:
         if task["status"] == "needs_attention":
             click.echo(f"\n{task['code']}: {plain(task['message'])}")
@@ -214,6 +220,32 @@ def diff(data_dir: DataDir, code: str, plan: str | None, stat: bool) -> None:
         click.echo("… the diff goes on; it is too long to show", err=True)
 
 
+@click.command()
+@click.option("--yes", is_flag=True, help="Remove what is listed, but for unsaved work.")
+@click.option("--unsaved", is_flag=True, help="With --yes: remove unsaved work too.")
+@json_option
+@click.pass_obj
+def clean(data_dir: DataDir, yes: bool, unsaved: bool, as_json: bool) -> None:
+    """Lists what may go, with sizes; removes it with --yes."""
+    with _gateway(data_dir) as (_, gateway):
+        items = find_items(data_dir.path, gateway, datetime.now(UTC))
+        going = [item for item in items if yes and (unsaved or not item.unsaved)]
+        for item in going:
+            item.remove()
+    if as_json:
+        click.echo(msgspec.json.encode([{**item.shown(), "removed": item in going} for item in items]).decode())
+        return
+    for item in items:
+        what = "removed" if item in going else "stays" if yes else item.kind
+        click.echo(f"{what:<9} {size_words(item.size_bytes):>10}  {one_line(item.name)}: {item.reason}")
+    if not items:
+        click.echo("nothing to clean", err=True)
+    elif not yes:
+        click.echo(
+            f"{size_words(total(items))} in all; `treadle clean --yes` removes what holds no unsaved work", err=True
+        )
+
+
 def _segment(code: str) -> str:
     """A task code on its way into a URL's path."""
     if not all(ch.isalnum() or ch in "_-" for ch in code) or not code.isascii() or not code:
@@ -221,4 +253,4 @@ def _segment(code: str) -> str:
     return code
 
 
-plan_commands: tuple[click.Command, ...] = (ls, status, watch, pause, resume, cancel, task, logs, diff)
+plan_commands: tuple[click.Command, ...] = (ls, status, watch, pause, resume, cancel, task, logs, diff, clean)

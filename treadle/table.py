@@ -35,7 +35,7 @@ def render(
 ) -> RenderableType:
     """The table with at most `rows` tasks, and a line about the plan."""
     shown = choose_rows(tasks.values(), rows)
-    table = Table(box=None, pad_edge=False, expand=True)
+    table = Table(box=None, pad_edge=False)
     for column in ("task", "state", "agent", "try", "time", "tokens", "cost"):
         table.add_column(column, no_wrap=True)
     table.add_column("last action", ratio=1, no_wrap=True, overflow="ellipsis")

@@ -16,6 +16,7 @@ from shared.spec import DELIVER
 
 DELIVER_TRIES = 5
 
+_DELETE_AT_ONCE = 200
 _LOOSE_MAX_OBJECTS = 100
 _PACK_HEADER_BYTES = 12
 
@@ -46,6 +47,18 @@ def move_head(mirror: Mirror, plan: str, task: str, commit: str) -> None:
     checked_ids(plan, task)
     mirror.ensure(plan, [commit])
     mirror.push(mirror.path, f"+{commit}:refs/treadle/{plan}/{task}/head")
+
+
+def delete_task_refs(mirror: Mirror, plan: str) -> int:
+    """Deletes the refs of a plan's tasks from the code repository; its branch stays. Returns how many there were.
+
+    Only for a plan that has ended: what is not merged into its branch is then held by nobody.
+    """
+    checked_ids(plan, DELIVER)
+    names = mirror.remote_refs(f"refs/treadle/{plan}/*")
+    for start in range(0, len(names), _DELETE_AT_ONCE):
+        mirror.push(mirror.path, *(f":{name}" for name in names[start : start + _DELETE_AT_ONCE]))
+    return len(names)
 
 
 def deliver(mirror: Mirror, plan: str, base: str, heads: Sequence[Head]) -> Delivered:

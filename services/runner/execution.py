@@ -20,7 +20,7 @@ from services.runner.lease import Completion, Lease
 from services.runner.leftovers import Outcome, commit_leftovers
 from services.runner.merge import merge_base_commit
 from services.runner.mirror import Mirror, mirror_of
-from services.runner.workspace import Workspace, create_workspace, list_workspaces, remove_workspace
+from services.runner.workspace import Workspace, create_workspace, holds_unsaved_work, remove_workspace
 from shared.events import FailureKind, Result, TaskDispatched, Usage
 from shared.spec import AgentSpec
 
@@ -148,8 +148,7 @@ class AgentExecutor:
         )
 
     def _remove_saved(self, workspace: Workspace) -> None:
-        stored = next((s for s in list_workspaces(self._data_dir) if s.path == workspace.path), None)
-        if stored is not None and stored.unsaved:
+        if holds_unsaved_work(workspace.path, workspace.task):
             log.warning("%s is kept: it holds work that was never pushed", workspace.path)
         else:
             remove_workspace(workspace.path)
@@ -211,7 +210,8 @@ async def in_git(work: Callable[[], T], kind: FailureKind) -> T:
             await task
         raise
     except MergeConflict as conflict:
-        words = "Redispatch one of them after making them agree, or abandon one."
+        words = "Each is kept under refs/treadle/<plan>/<task>/head: merge them by hand, or start a new plan "
+        words += "in which one depends on the other."
         raise Failed("merge_conflict", f"{_sentence(str(conflict))} {words}") from conflict
     except GitFailed as error:
         raise Failed(kind, _sentence(str(error))) from error

@@ -68,33 +68,37 @@ class Mirror:
         marker.parent.mkdir(parents=True, exist_ok=True)
         marker.touch()
 
-    def push(self, source: Path, refspec: str) -> None:
+    def push(self, source: Path, *refspecs: str) -> None:
         """Pushes from the repository `source` to the mirrored one. Raises `GitRejected` when that refuses the ref."""
         local = [_LOCAL_RECEIVE] if is_local_path(self.repo_url) else []
         done = run_git(
-            *("push", "--porcelain", "--quiet", "--no-verify", *local, "--", self.repo_url, refspec),
+            *("push", "--porcelain", "--quiet", "--no-verify", *local, "--", self.repo_url, *refspecs),
             doing=f"pushing to {self.shown}",
             git_dir=source,
             statuses=(0, 1),
             as_operator=True,
         )
         if done.status:
-            raise GitRejected(f"pushing {refspec.partition(':')[2]} to {self.shown}: {_rejection(done)}")
+            raise GitRejected(f"pushing {refspecs[0].partition(':')[2]} to {self.shown}: {_rejection(done)}")
 
     def remote_tip(self, ref: str) -> str | None:
         """The commit that a ref of the mirrored repository has now; None when it does not exist."""
+        return next((checked_commit(commit) for commit, name in self._list_remote(ref) if name == ref), None)
+
+    def remote_refs(self, pattern: str) -> list[str]:
+        """The names of the mirrored repository's refs that match."""
+        return [name for _, name in self._list_remote(pattern)]
+
+    def _list_remote(self, pattern: str) -> list[tuple[str, str]]:
         local = [_LOCAL_UPLOAD] if is_local_path(self.repo_url) else []
         done = run_git(
-            *("ls-remote", "--quiet", *local, "--", self.repo_url, ref),
-            doing=f"asking {self.shown} for {ref}",
+            *("ls-remote", "--quiet", *local, "--", self.repo_url, pattern),
+            doing=f"asking {self.shown} for {pattern}",
             git_dir=self.path,
             as_operator=True,
         )
-        for line in done.out.decode(errors="replace").splitlines():
-            commit, _, name = line.partition("\t")
-            if name == ref:
-                return checked_commit(commit)
-        return None
+        lines = done.out.decode(errors="replace").splitlines()
+        return [(commit, name) for commit, _, name in (line.partition("\t") for line in lines)]
 
     @property
     def shown(self) -> str:

@@ -273,7 +273,7 @@ class Runner:
     # Reporting ----------------------------------------------------------------------------------------------------
 
     async def _report(self, lease: Lease, ending: Completion | Finished | None, known: Loaded[TaskState]) -> None:
-        """Tells the log how the work ended. `known` is the task as the start left it, which is mostly how it still is."""
+        """Tells the log how the work ended. `known` is the task as its start left it: mostly it still is so."""
         if lease.stale:
             return
         key = lease.key

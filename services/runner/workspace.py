@@ -139,9 +139,14 @@ def list_workspaces(data_dir: Path) -> list[Stored]:
         if _UNFINISHED.fullmatch(directory.name) and directory.stat().st_mtime < time.time() - _UNFINISHED_S:
             _remove_tree(directory)
         elif lease.isdecimal() and not directory.name.startswith("."):
-            unsaved = not (directory / PUSHED).exists() and _differs_from_base(directory, task)
-            found.append(Stored(directory, plan, task, int(lease), _size_bytes(directory), unsaved))
+            unsaved = holds_unsaved_work(directory, task)
+            found.append(Stored(directory, plan, task, int(lease), size_bytes(directory), unsaved))
     return found
+
+
+def holds_unsaved_work(path: Path, task: str) -> bool:
+    """Whether a workspace holds work that was never pushed."""
+    return not (path / PUSHED).exists() and _differs_from_base(path, task)
 
 
 def agents_head(agents_repo: Path, task: str) -> str | None:
@@ -237,7 +242,7 @@ def _holds_anything(path: Path) -> bool:
     return stat.S_ISLNK(mode.st_mode) or (stat.S_ISREG(mode.st_mode) and mode.st_size > 0)
 
 
-def _size_bytes(path: Path) -> int:
+def size_bytes(path: Path) -> int:
     total = 0
     for directory, _, files in os.walk(path):
         for name in files:

@@ -1,0 +1,146 @@
+"""`treadle clean`: what may go, with sizes; and, when asked, its removal.
+
+Nothing goes by itself here: without `--yes` it only lists. What a running task uses is never listed.
+"""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Callable, Sequence
+from datetime import UTC, datetime, timedelta
+from pathlib import Path
+from typing import Any
+
+import msgspec
+
+from services.runner.deliver import delete_task_refs
+from services.runner.mirror import Mirror, mirror_of
+from services.runner.workspace import list_workspaces, remove_workspace, size_bytes
+from shared.repo_url import is_local_path
+from treadle.api import Gateway
+
+REFS_KEPT_DAYS = 3
+"""The refs of an ended plan's tasks stay so long, for people to look at."""
+
+Plan = dict[str, Any]
+
+
+class Item(msgspec.Struct, frozen=True):
+    """Something that takes space."""
+
+    kind: str
+    """`workspace`, `mirror`, `scratch`, `refs`."""
+    name: str
+    size_bytes: int
+    reason: str
+    """Why it may go, or why it should stay."""
+    unsaved: bool
+    """It holds work that exists nowhere else: removed only when that is asked for too."""
+    remove: Callable[[], object]
+
+    def shown(self) -> dict[str, object]:
+        """For output."""
+        return {
+            "kind": self.kind,
+            "name": self.name,
+            "size_bytes": self.size_bytes,
+            "reason": self.reason,
+            "unsaved": self.unsaved,
+        }
+
+
+def find_items(data_dir: Path, gateway: Gateway, now: datetime) -> list[Item]:
+    """Everything that may go."""
+    plans = {plan["plan"]: plan for plan in gateway.get("/plans", list[Plan])}
+    live = _live_leases(gateway, plans)
+    return [
+        *_workspaces(data_dir, plans, live),
+        *_scratch(data_dir, live),
+        *_mirrors(data_dir, plans),
+        *_refs(data_dir, plans, now),
+    ]
+
+
+def size_words(count: int) -> str:
+    """Bytes for people."""
+    size = float(count)
+    for unit in ("B", "KiB", "MiB"):
+        if size < 1024:
+            return f"{size:.0f} {unit}" if unit == "B" else f"{size:.1f} {unit}"
+        size /= 1024
+    return f"{size:.1f} GiB"
+
+
+def _live_leases(gateway: Gateway, plans: dict[str, Plan]) -> set[tuple[str, str, int]]:
+    found = set()
+    for plan, view in plans.items():
+        if view["status"] in ("completed", "cancelled"):
+            continue
+        for task in gateway.get(f"/plans/{plan}/tasks", list[Plan]):
+            if task["status"] in ("running", "cancelling"):
+                found.add((plan, task["code"], task["lease"]))
+    return found
+
+
+def _workspaces(data_dir: Path, plans: dict[str, Plan], live: set[tuple[str, str, int]]) -> list[Item]:
+    items = []
+    for stored in list_workspaces(data_dir):
+        if (stored.plan, stored.task, stored.lease) in live:
+            continue
+        known = "" if stored.plan in plans else ", of a plan that is not in the log"
+        reason = "holds work that was never pushed" if stored.unsaved else "its lease has ended"
+        name = f"{stored.plan} {stored.task} lease {stored.lease} ({stored.path / 'code'})"
+        items.append(Item("workspace", name, stored.size_bytes, reason + known, stored.unsaved, _remover(stored.path)))
+    return items
+
+
+def _remover(path: Path) -> Callable[[], object]:
+    return lambda: remove_workspace(path)
+
+
+def _scratch(data_dir: Path, live: set[tuple[str, str, int]]) -> list[Item]:
+    used = {f"{plan}-{task}-{lease}" for plan, task, lease in live}
+    left = [path for path in sorted((data_dir / "scratch").glob("*")) if path.name not in used]
+    return [Item("scratch", p.name, size_bytes(p), "left by a killed runner", False, _tree_remover(p)) for p in left]
+
+
+def _mirrors(data_dir: Path, plans: dict[str, Plan]) -> list[Item]:
+    open_urls = [p["repo_url"] for p in plans.values() if p["status"] not in ("completed", "cancelled")]
+    used = {mirror_of(data_dir, url).path for url in open_urls}
+    left = [path for path in sorted((data_dir / "mirrors").glob("*.git")) if path.resolve() not in used]
+    urls = {mirror_of(data_dir, plan["repo_url"]).path: plan["repo_url"] for plan in plans.values()}
+    reason = "no open plan uses it; it is fetched again when needed"
+    return [
+        Item("mirror", str(urls.get(p.resolve(), p.name)), size_bytes(p), reason, False, _tree_remover(p)) for p in left
+    ]
+
+
+def _tree_remover(path: Path) -> Callable[[], object]:
+    return lambda: shutil.rmtree(path)
+
+
+def _refs(data_dir: Path, plans: dict[str, Plan], now: datetime) -> list[Item]:
+    items = []
+    for plan, view in plans.items():
+        ended = datetime.fromisoformat(view["updated_at"])
+        if view["status"] not in ("completed", "cancelled") or now.astimezone(UTC) - ended < timedelta(
+            days=REFS_KEPT_DAYS
+        ):
+            continue
+        mirror = mirror_of(data_dir, view["repo_url"])
+        if is_local_path(view["repo_url"]) and not Path(view["repo_url"]).exists():
+            continue
+        reason = f"the plan ended {(now.astimezone(UTC) - ended).days} days ago; its branch stays"
+        items.append(
+            Item("refs", f"refs/treadle/{plan}/ in {mirror.shown}", 0, reason, False, _ref_remover(mirror, plan))
+        )
+    return items
+
+
+def _ref_remover(mirror: Mirror, plan: str) -> Callable[[], object]:
+    return lambda: delete_task_refs(mirror, plan)
+
+
+def total(items: Sequence[Item]) -> int:
+    """Bytes in all."""
+    return sum(item.size_bytes for item in items)
