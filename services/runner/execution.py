@@ -12,7 +12,7 @@ from contextlib import AsyncExitStack
 from pathlib import Path
 from typing import Any, TypeVar
 
-from services.runner.agents import Activity, AgentRunner, Finished, Job
+from services.runner.agents import Activity, AgentRunner, Finished, Job, activity
 from services.runner.agents.command import ShellFailure, run_shell
 from services.runner.deliver import deliver, move_head, push_lease
 from services.runner.git import GitFailed, MergeConflict, printable
@@ -58,6 +58,8 @@ class AgentExecutor:
                 scratch = self._scratch(lease)
                 held.callback(shutil.rmtree, scratch, ignore_errors=True)
                 job = self._job(lease, workspace, scratch)
+                if unknown := [name for name in lease.dispatch.env_allow if name not in self._environment]:
+                    report(activity("text", f"env_allow names what this runner does not have: {', '.join(unknown)}"))
                 await self._shell(lease.dispatch.setup, job, report, "setup_failed", "set-up")
                 finished = await self._agent.run(job, report)
                 usage = finished.usage

@@ -46,8 +46,8 @@ class SlotPull:
             self._open = dict.fromkeys(self._pools, 0)
             subscriptions = [await self._subscribe(pool) for pool in self._pools]
             while not self.stopped and self._nc.stats["reconnects"] == reconnects:
+                self._changed.clear()  # before filling: what changes meanwhile must wake us
                 await self._fill()
-                self._changed.clear()
                 try:
                     await asyncio.wait_for(self._changed.wait(), timeout=CHECK_S)
                 except TimeoutError:
@@ -83,9 +83,10 @@ class SlotPull:
 
     async def _arrived(self, pool: str, message: Msg) -> None:
         self._open[pool] = max(0, self._open[pool] - 1)
-        self._changed.set()
-        if (message.headers or {}).get("Status"):  # the request expired, or the consumer is busy being restarted
+        if (message.headers or {}).get("Status"):
+            # The request expired, or the consumer is not there just now: asking again can wait for the next check.
             return
+        self._changed.set()
         if self._free <= 0:
             await message.nak()
             return
