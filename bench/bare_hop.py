@@ -19,7 +19,7 @@ CONSUMER = "hopper"
 WAITING = "bench.waiting"
 """Request: answered as soon as the consumer is set up."""
 ARRIVED = "bench.arrived"
-"""Told after each message, once the next one is asked for: Unix time in nanoseconds of its arrival and of its storing."""
+"""Told after each message, once the next one is asked for: when it arrived and when it was stored (Unix time, ns)."""
 
 
 async def main() -> None:

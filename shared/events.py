@@ -298,6 +298,10 @@ _DECODERS = {name: msgspec.json.Decoder(event_type) for name, event_type in REGI
 _ENCODER = msgspec.json.Encoder(order="deterministic")
 
 
+_DAMAGE = (RecursionError, AttributeError, LookupError, TypeError, ValueError)
+"""What a damaged body makes of a decoder (endless nesting) or of an upcast (another shape than it was written for)."""
+
+
 class UndecodableEvent(Exception):
     """A stored event that this code can't read: a newer version, an unknown name, or a damaged body."""
 
@@ -316,15 +320,14 @@ def decode(name: str, version: int, body: bytes) -> Event:
     if decoder is None:
         raise UndecodableEvent(f"unknown event {name!r} (version {version}): it was written by a newer Treadle")
     newest = REGISTRY[name].version
+    if version > newest:
+        raise UndecodableEvent(f"{name} version {version} was written by a newer Treadle (this one knows {newest})")
     try:
         if version == newest:
             return decoder.decode(body)
         raw = msgspec.json.decode(body)
-        while version < newest:
-            raw = UPCASTS[name, version](raw)
-            version += 1
-        if version > newest:
-            raise UndecodableEvent(f"{name} version {version} was written by a newer Treadle (this one knows {newest})")
+        for older in range(version, newest):
+            raw = UPCASTS[name, older](raw)
         return msgspec.convert(raw, REGISTRY[name])
-    except (msgspec.MsgspecError, KeyError) as error:
+    except (msgspec.MsgspecError, *_DAMAGE) as error:
         raise UndecodableEvent(f"{name} version {version} can't be read: {error}") from error

@@ -6,7 +6,7 @@ stream refused, and would show events that never happened.
 
 import contextlib
 from collections.abc import AsyncIterator, Mapping
-from datetime import datetime
+from datetime import UTC, datetime, timedelta
 
 import msgspec
 from nats.aio.client import Client
@@ -27,7 +27,12 @@ WRONG_LAST_SEQUENCE = 10071
 APPEND_TIMEOUT_S = 5.0
 READ_TIMEOUT_S = 5.0
 PAGE_MESSAGES = 500
+WALK_MAX_EVENTS = 100
+"""Of one entity; a longer history is quicker found by a search, a hundred times as many events at a time."""
 
+_EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
+_ACK_TOKENS_WITHOUT_DOMAIN = 9
+_EXPECTED = "Nats-Expected-Last-Subject-Sequence"
 _DIRECT_GET = f"$JS.API.DIRECT.GET.{EVENTS}"
 
 
@@ -41,8 +46,8 @@ class JetStreamStore:
     async def append(self, plan: str, entity: str, event: Event, meta: Meta, *, expected: int) -> int:
         """See `EventStore.append`."""
         headers = _headers(event, meta)
-        headers["Nats-Expected-Last-Subject-Sequence"] = str(expected)
-        headers["Nats-Expected-Last-Subject-Sequence-Subject"] = entity_filter(plan, entity)
+        headers[_EXPECTED] = str(expected)
+        headers[f"{_EXPECTED}-Subject"] = entity_filter(plan, entity)
         try:
             ack = await self._js.publish(event_subject(plan, entity, event), encode(event), headers=headers)
         except APIError as error:
@@ -59,36 +64,63 @@ class JetStreamStore:
         self, plan: str, entity: str | None = None, *, after: int = 0, limit: int | None = None
     ) -> list[Recorded]:
         """See `EventStore.read`."""
+        if entity is not None and (events := await self._walk_back(plan, entity, after)) is not None:
+            return events[:limit]
+        return await self._scan(entity_filter(plan, entity) if entity else plan_filter(plan), after, limit)
+
+    async def last_seq(self, plan: str, entity: str) -> int:
+        """See `EventStore.last_seq`."""
+        newest = await self._get({"last_by_subj": entity_filter(plan, entity)})
+        return _sequence(newest) if newest else 0
+
+    async def _walk_back(self, plan: str, entity: str, after: int) -> list[Recorded] | None:
+        """An entity's events by way of their conditions: each was stored with the sequence of the one before it.
+
+        A read by subject makes the server search the log from its beginning, which takes the longer the longer the log
+        is; this does not. None where the way is too long or is lost.
+        """
+        found: list[Recorded] = []
+        message = await self._get({"last_by_subj": entity_filter(plan, entity)})
+        while message is not None and _sequence(message) > after:
+            if len(found) == WALK_MAX_EVENTS:
+                return None
+            found.append(_read_direct(message))
+            previous = (message.headers or {}).get(_EXPECTED)
+            if previous is None:
+                return None
+            message = await self._get({"seq": int(previous)}) if int(previous) > after else None
+        return found[::-1]
+
+    async def _scan(self, subject: str, after: int, limit: int | None) -> list[Recorded]:
+        """The events of a subject with wildcards, in the log's order."""
         events: list[Recorded] = []
-        subject = entity_filter(plan, entity) if entity else plan_filter(plan)
         more = True
         while more and (limit is None or len(events) < limit):
             size = PAGE_MESSAGES if limit is None else min(PAGE_MESSAGES, limit - len(events))
-            page, more = await self._direct_get({"seq": after + 1, "batch": size, "next_by_subj": subject})
+            page, more = await self._get_batch({"seq": after + 1, "batch": size, "next_by_subj": subject})
             events += page
             after = page[-1].seq if page else after
         return events
 
-    async def last_seq(self, plan: str, entity: str) -> int:
-        """See `EventStore.last_seq`."""
-        body = msgspec.json.encode({"last_by_subj": entity_filter(plan, entity)})
+    async def _get(self, request: dict[str, object]) -> Msg | None:
+        """One message, or None where there is none."""
         try:
-            answer = await self._nc.request(_DIRECT_GET, body, timeout=READ_TIMEOUT_S)
+            message = await self._nc.request(_DIRECT_GET, msgspec.json.encode(request), timeout=READ_TIMEOUT_S)
         except (NatsError, OSError, TimeoutError) as error:
             raise StoreUnavailable(f"NATS did not answer a read: {error!r}") from error
-        headers = answer.headers or {}
+        headers = message.headers or {}
         if headers.get("Status") == "404":
-            return 0
+            return None
         if "Status" in headers:
             raise StoreUnavailable(_refused_read(headers))
-        return int(headers["Nats-Sequence"])
+        return message
 
     async def follow(self, *, after: int = 0, filters: tuple[str, ...] = ()) -> AsyncIterator[Batch]:
         """See `EventStore.follow`."""
         async for arrived in follow_messages(self._nc, EVENTS, after=after, filters=filters or (MANY_EVENTS,)):
             yield Batch(tuple(read_message(message) for message in arrived.messages), arrived.caught_up)
 
-    async def _direct_get(self, request: dict[str, object]) -> tuple[list[Recorded], bool]:
+    async def _get_batch(self, request: dict[str, object]) -> tuple[list[Recorded], bool]:
         """One batched direct get: its messages, and whether more are there."""
         inbox = self._nc.new_inbox()
         subscription = await self._nc.subscribe(inbox)
@@ -146,7 +178,7 @@ def read_message(message: Msg) -> Recorded:
     metadata = message.metadata
     return recorded(
         metadata.sequence.stream,
-        metadata.timestamp,
+        _delivered_time(message),
         parse_event_subject(message.subject),
         int(headers.get("Treadle-Version", 1)),
         message.data,
@@ -154,16 +186,30 @@ def read_message(message: Msg) -> Recorded:
     )
 
 
+def _sequence(message: Msg) -> int:
+    return int((message.headers or {})["Nats-Sequence"])
+
+
 def _read_direct(message: Msg) -> Recorded:
     headers = message.headers or {}
     return recorded(
-        int(headers["Nats-Sequence"]),
+        _sequence(message),
         _server_time(headers["Nats-Time-Stamp"]),
         parse_event_subject(headers["Nats-Subject"]),
         int(headers.get("Treadle-Version", 1)),
         message.data,
         _meta(headers),
     )
+
+
+def _delivered_time(message: Msg) -> datetime:
+    """The server's time of a delivered message, the same microsecond as `_server_time` gives.
+
+    nats-py's own goes through a float, which is too coarse for that: one event would have two times.
+    """
+    tokens = message.reply.split(".")
+    nanoseconds = int(tokens[7] if len(tokens) == _ACK_TOKENS_WITHOUT_DOMAIN else tokens[9])
+    return _EPOCH + timedelta(microseconds=(nanoseconds + 500) // 1000)
 
 
 def _server_time(text: str) -> datetime:

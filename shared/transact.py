@@ -8,6 +8,7 @@ from typing import Any, Generic, TypeVar
 import msgspec
 
 from shared import plan, task
+from shared.clock import new_id
 from shared.commands import PlanCommand, Refused, TaskCommand
 from shared.events import Event
 from shared.store import Conflict, EventStore, Meta, Recorded, StoreUnavailable
@@ -85,17 +86,8 @@ async def to_plan(
 ) -> Decided[plan.PlanState]:
     """Gives a command to a plan. Raises `Refused`, `EventTooLarge`, and after `patience_s` `StoreUnavailable`."""
     return await _transact(
-        store,
-        plan_id,
-        PLAN,
-        lambda: load_plan(store, plan_id),
-        plan.decide,
-        plan.evolve,
-        command,
-        meta,
-        patience_s,
-        None,
-    )
+        store, plan_id, PLAN, plan.INITIAL, plan.decide, plan.evolve, command, meta, patience_s, None
+    )  # fmt: skip
 
 
 async def to_task(
@@ -113,8 +105,7 @@ async def to_task(
     `known` is what the caller has folded already: right most of the time, and the append's condition tells when not.
     """
     return await _transact(
-        store, plan_id, code, lambda: load_task(store, plan_id, code), task.decide, task.evolve, command, meta,
-        patience_s, known,
+        store, plan_id, code, task.INITIAL, task.decide, task.evolve, command, meta, patience_s, known
     )  # fmt: skip
 
 
@@ -122,7 +113,7 @@ async def _transact(
     store: EventStore,
     plan_id: str,
     entity: str,
-    load: Callable[[], Any],
+    initial: S,
     decide: Callable[[S, Any], Event | None],
     evolve: Callable[[S, Event], S],
     command: Any,
@@ -130,13 +121,18 @@ async def _transact(
     patience_s: float,
     known: Loaded[S] | None,
 ) -> Decided[S]:
-    meta = msgspec.structs.replace(meta, command=type(command).__name__)
+    meta = msgspec.structs.replace(meta, command=type(command).__name__, command_id=meta.command_id or new_id())
     deadline = monotonic() + patience_s
-    conflicts, pause_s = 0, PAUSE_MIN_S
+    conflicts, pause_s, unanswered = 0, PAUSE_MIN_S, False
     while True:
         try:
-            loaded: Loaded[S] = known if known is not None else await load()
-            known = None
+            if known is None:
+                events = await store.read(plan_id, entity)
+                if unanswered and (own := _up_to_own(events, meta)):
+                    stored = fold(initial, evolve, own)
+                    return Decided(stored.state, stored.seq, own[-1].event)
+                known = fold(initial, evolve, events)
+            loaded, known = known, None
             event = decide(loaded.state, command)
             if event is None:
                 return Decided(loaded.state, loaded.seq, None)
@@ -147,7 +143,19 @@ async def _transact(
             if conflicts > CONFLICTS_MAX:
                 raise Contended(f"{entity} of plan {plan_id} changed {conflicts} times meanwhile") from conflict
         except StoreUnavailable:
+            unanswered = True
             if monotonic() + pause_s > deadline:
                 raise
             await asyncio.sleep(pause_s)
             pause_s = min(pause_s * 2, PAUSE_MAX_S)
+
+
+def _up_to_own(events: list[Recorded], meta: Meta) -> list[Recorded]:
+    """The history up to the event that this very command led to, although its answer was lost; empty if there is none.
+
+    Deciding again would not always find it: what was paused and then resumed by somebody else would be paused twice.
+    """
+    for place, record in enumerate(events):
+        if (record.meta.command, record.meta.command_id) == (meta.command, meta.command_id):
+            return events[: place + 1]
+    return []

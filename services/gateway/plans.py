@@ -1,5 +1,7 @@
 """Routes: plans and tasks. Each command answers once its event is stored, with the sequence."""
 
+import asyncio
+from time import monotonic
 from typing import Annotated
 
 import msgspec
@@ -7,6 +9,7 @@ from litestar import Router, get, post
 from litestar.datastructures import State
 from litestar.params import Parameter
 from nats.errors import Error as NatsError
+from nats.errors import NoRespondersError
 
 from services.gateway.lookup import find_plan, find_task, read_model
 from services.gateway.problems import ProblemError
@@ -24,6 +27,9 @@ from shared.transact import to_plan, to_task
 COMMAND_PATIENCE_S = 5.0
 """How long a caller waits for the log before 503: long enough for a server that is being restarted."""
 IMPORT_TIMEOUT_S = 60.0
+PLANNER_PATIENCE_S = 15.0
+"""How long nobody may hear an import: the suite counts as ready without a planner, and a killed one comes back."""
+PLANNER_AGAIN_S = 0.1
 EVENTS_PAGE_MAX = 1_000
 ACTOR = "user:local"
 """There are no accounts yet: whoever holds the token is the machine's user."""
@@ -86,12 +92,7 @@ async def import_plan(data: NewPlan, state: State) -> Accepted:
         actor=ACTOR,
         correlation=new_id(),
     )
-    try:
-        body = msgspec.json.encode(request)
-        answer = await state.nc.request(PLANNER_IMPORT, body, timeout=IMPORT_TIMEOUT_S)
-    except (NatsError, TimeoutError) as error:
-        raise StoreUnavailable(f"the planner does not answer: {error!r}") from error
-    reply = msgspec.json.decode(answer.data, type=ImportReply)
+    reply = await _ask_planner(state, request)
     if reply.faults:
         detail = "\n".join(fault.message for fault in reply.faults[:20])
         raise ProblemError(422, "invalid_plan", "Not a valid plan", detail, reply.faults)
@@ -195,6 +196,20 @@ async def list_events(
     find_plan(state, plan)
     page: list[Recorded] = await state.store.read(plan, after=after, limit=limit)
     return EventsPage([event_json(r) for r in page], page[-1].seq if len(page) == limit else None)
+
+
+async def _ask_planner(state: State, request: ImportRequest) -> ImportReply:
+    """Waits for a planner that is just being started. Repeating the request is harmless: it names the candidate."""
+    body = msgspec.json.encode(request)
+    until_s = monotonic() + PLANNER_PATIENCE_S
+    while True:
+        try:
+            answer = await state.nc.request(PLANNER_IMPORT, body, timeout=IMPORT_TIMEOUT_S)
+            return msgspec.json.decode(answer.data, type=ImportReply)
+        except (NatsError, TimeoutError) as error:
+            if not isinstance(error, NoRespondersError) or monotonic() > until_s:
+                raise StoreUnavailable(f"the planner does not answer: {error!r}") from error
+            await asyncio.sleep(PLANNER_AGAIN_S)
 
 
 async def _to_plan(state: State, plan: str, command: c.PlanCommand) -> Accepted:

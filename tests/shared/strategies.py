@@ -4,6 +4,7 @@ from datetime import UTC, datetime, timedelta
 from typing import get_args
 
 from hypothesis import strategies as st
+from msgspec.structs import replace
 
 from shared import commands as c
 from shared import events as e
@@ -14,7 +15,7 @@ NOW = datetime(2025, 1, 1, tzinfo=UTC)
 SH = AgentSpec(sdk_type="command", command=("true",))
 
 times = st.integers(0, 100_000).map(lambda s: NOW + timedelta(seconds=s))
-words = st.text(max_size=20)
+words = st.sampled_from(["", "a", "some words", "ünï – \x1b[2J\n\u202e"])
 phases = st.sampled_from(get_args(c.PlanPhase))
 kinds = st.sampled_from(get_args(e.FailureKind))
 money = st.floats(0, 100)
@@ -47,7 +48,8 @@ def plan_specs(draw: st.DrawFn, tasks_max: int = 8) -> PlanSpec:
     tasks = []
     for place, code in enumerate(names):
         needed = draw(st.lists(st.sampled_from(names[:place]), unique=True)) if place else []
-        tasks.append(draw(task_specs(code, tuple(needed))))
+        retry = draw(st.sampled_from([None, None, Retry(max_attempts=2)]))
+        tasks.append(TaskSpec(code=code, name=code, assignee="sh", depends_on=tuple(needed), retry=retry))
     return PlanSpec(
         name=draw(words),
         tasks=tuple(draw(st.permutations(tasks))),
@@ -78,84 +80,97 @@ plan_commands: st.SearchStrategy[c.PlanCommand] = st.one_of(
 # Commands to a task ---------------------------------------------------------------------------------------------------
 
 
-def near(number: int) -> st.SearchStrategy[int]:
-    """Mostly the right number, sometimes one of the past or one that never was."""
-    return st.just(number) | st.just(number) | st.integers(number - 2, number + 1)
+_offsets = st.sampled_from([0, 0, 0, -1, -2, 1])
+"""From the state's own number: mostly the right one, sometimes one of the past or one that never was."""
 
-
-def task_commands(state: TaskState) -> st.SearchStrategy[c.TaskCommand]:
-    """Any command, with numbers that may fit the state."""
-    return st.one_of(
-        st.builds(
-            c.PlanTask,
-            digest=words,
-            index=st.integers(0, 9),
-            spec=task_specs() | task_specs(DELIVER),
-            agent=st.none() | agents,
-        ),
-        dispatches(),
-        dispatches(),
-        starts(state),
-        starts(state),
-        st.builds(c.Release, lease=st.none() | near(state.lease), reason=words, lost=st.booleans()),
-        st.builds(
-            c.Complete,
-            lease=near(state.lease),
-            base_commit=words,
-            commit=st.sampled_from(["aaa", "bbb"]),
-            result=results,
-            usage=usages,
-        ),
-        fails(state),
-        fails(state),
-        st.builds(c.CancelTask, phase=phases, reason=words),
-        st.builds(c.MarkComplete, note=words),
-        st.builds(c.Abandon, note=words),
-        st.builds(c.Redispatch, note=words),
-        st.builds(c.Redispatch, note=words),
-    )
-
-
-def dispatches() -> st.SearchStrategy[c.Dispatch]:
-    return st.builds(
-        c.Dispatch,
-        now=times,
-        prompt=words,
+dispatches: st.SearchStrategy[c.Dispatch] = st.builds(
+    c.Dispatch,
+    now=times,
+    prompt=words,
+    agent=st.none() | agents,
+    repo_url=words,
+    base_commit=words,
+    heads=heads,
+    abandoned=codes,
+    plan_name=words,
+    setup=st.just(()),
+    env_allow=st.just(()),
+)
+fails: st.SearchStrategy[c.Fail] = st.builds(
+    c.Fail,
+    now=times,
+    phase=st.sampled_from(["open", "open", "open", "paused", "cancelling"]),
+    lease=_offsets,
+    kind=kinds | st.sampled_from(["unavailable", "usage_limit"]),
+    message=words,
+    usage=usages,
+    retry_after_s=st.none() | st.floats(),  # said by a server: infinite, negative and NaN included
+    jitter=st.floats(0, 1),
+)
+_starts = st.builds(
+    c.Start,
+    phase=st.sampled_from(["open", "open", "open", "paused", "cancelling"]),
+    dispatch=_offsets,
+    runner=st.sampled_from(["r1", "r2"]),
+    execution=st.integers(1, 9).map(str),
+    reopened=st.sampled_from([(), (), (), ("A",)]),
+    supersede_lease=st.none() | _offsets,
+)
+task_wishes: st.SearchStrategy[c.TaskCommand] = st.one_of(
+    st.builds(
+        c.PlanTask,
+        digest=words,
+        index=st.integers(0, 9),
+        spec=task_specs() | task_specs(DELIVER),
         agent=st.none() | agents,
-        repo_url=words,
+    ),
+    dispatches,
+    dispatches,
+    _starts,
+    _starts,
+    st.builds(c.Release, lease=st.none() | _offsets, reason=words, lost=st.booleans()),
+    st.builds(
+        c.Complete,
+        lease=_offsets,
         base_commit=words,
-        heads=heads,
-        abandoned=codes,
-        plan_name=words,
-        setup=st.just(()),
-        env_allow=st.just(()),
-    )
-
-
-def starts(state: TaskState) -> st.SearchStrategy[c.Start]:
-    return st.builds(
-        c.Start,
-        phase=st.just("open") | phases,
-        dispatch=near(state.dispatch),
-        runner=st.sampled_from(["r1", "r2"]),
-        execution=st.sampled_from(["x1", "x2", "x3", "x4"]),
-        reopened=st.just(()) | codes,
-        supersede_lease=st.none() | near(state.lease),
-    )
-
-
-def fails(state: TaskState) -> st.SearchStrategy[c.Fail]:
-    return st.builds(
-        c.Fail,
-        now=times,
-        phase=st.just("open") | phases,
-        lease=near(state.lease),
-        kind=kinds,
-        message=words,
+        commit=st.sampled_from(["aaa", "bbb"]),
+        result=results,
         usage=usages,
-        retry_after_s=st.none() | st.floats(),  # said by a server: infinite, negative and NaN included
-        jitter=st.floats(0, 1),
-    )
+    ),
+    fails,
+    fails,
+    st.builds(c.CancelTask, phase=phases, reason=words),
+    st.builds(c.MarkComplete, note=words),
+    st.builds(c.Abandon, note=words),
+    st.builds(c.Redispatch, note=words),
+    st.builds(c.Redispatch, note=words),
+)
+"""Commands whose numbers still count from those of the state that they will meet; see `fitted`."""
+
+
+openings: st.SearchStrategy[list[c.TaskCommand]] = st.builds(
+    lambda commands, count: commands[:count],
+    st.tuples(
+        st.builds(c.PlanTask, digest=words, index=st.just(0), spec=task_specs(), agent=agents),
+        dispatches,
+        st.builds(c.Start, phase=st.just("open"), dispatch=st.just(0), runner=st.just("r1"), execution=st.just("0")),
+    ).map(list),
+    st.sampled_from([3, 3, 1, 0]),
+)
+"""How most lives begin; without it few would ever run."""
+
+
+def fitted(wish: c.TaskCommand, state: TaskState) -> c.TaskCommand:
+    """The command that a wish becomes once its state is known."""
+    match wish:
+        case c.Start():
+            supersede = None if wish.supersede_lease is None else state.lease + wish.supersede_lease
+            return replace(wish, dispatch=state.dispatch + wish.dispatch, supersede_lease=supersede)
+        case c.Complete() | c.Fail():
+            return replace(wish, lease=state.lease + wish.lease)
+        case c.Release():
+            return replace(wish, lease=None if wish.lease is None else state.lease + wish.lease)
+    return wish
 
 
 # Events ---------------------------------------------------------------------------------------------------------------

@@ -22,7 +22,7 @@ from shared.task import (
     decide,
     evolve,
 )
-from tests.shared.strategies import NOW, SH, dispatches, fails, task_commands, task_events, task_specs
+from tests.shared.strategies import NOW, SH, dispatches, fails, fitted, openings, task_events, task_specs, task_wishes
 
 STEPS = 25
 
@@ -39,13 +39,8 @@ def lives(draw: st.DrawFn) -> list[Step]:
     """A task's life: any commands in any order, and what was decided. Refused ones are left out."""
     state = INITIAL
     steps: list[Step] = []
-    if draw(st.booleans()):  # most lives begin like this; the others try everything before
-        planned = c.PlanTask(digest="d", index=0, spec=draw(task_specs()), agent=SH)
-        event = decide(state, planned)
-        assert event is not None
-        state = evolve(state, event)
-    for _ in range(draw(st.integers(1, STEPS))):
-        command = draw(task_commands(state))
+    for wish in draw(openings) + draw(st.lists(task_wishes, min_size=1, max_size=STEPS)):
+        command = fitted(wish, state)
         try:
             event = decide(state, command)
         except c.Refused:
@@ -56,15 +51,14 @@ def lives(draw: st.DrawFn) -> list[Step]:
     return steps
 
 
-def decided(life: list[Step]) -> list[tuple[TaskState, c.TaskCommand, e.Event, TaskState]]:
+def events_of(life: list[Step]) -> list[tuple[TaskState, c.TaskCommand, e.Event, TaskState]]:
     return [(s.before, s.command, s.event, s.after) for s in life if s.event is not None]
 
 
 @given(lives())
-@settings(max_examples=300)
 def test_the_same_command_again_changes_nothing(life: list[Step]) -> None:
     """None, or a refusal where the first one ended what the command speaks of."""
-    for _, command, _, after in decided(life):
+    for _, command, _, after in events_of(life):
         may_be_refused: tuple[type[c.Refused], ...] = ()
         if isinstance(command, c.Start) and after.status not in LEASED:
             may_be_refused = (c.Obsolete,)  # the start was answered by handing the dispatch back, or by its end
@@ -78,7 +72,7 @@ def test_the_same_command_again_changes_nothing(life: list[Step]) -> None:
 
 @given(lives())
 def test_deciding_is_deterministic_and_leaves_the_state_alone(life: list[Step]) -> None:
-    for before, command, event, _ in decided(life):
+    for before, command, event, _ in events_of(life):
         body = msgspec.json.encode(before)
         assert decide(before, command) == event
         assert msgspec.json.encode(before) == body
@@ -86,7 +80,7 @@ def test_deciding_is_deterministic_and_leaves_the_state_alone(life: list[Step]) 
 
 @given(lives())
 def test_what_is_decided_survives_the_log(life: list[Step]) -> None:
-    for before, _, event, after in decided(life):
+    for before, _, event, after in events_of(life):
         stored = e.decode(event.name, event.version, e.encode(event))
         assert evolve(before, stored) == after
 
@@ -99,39 +93,43 @@ def test_any_events_in_any_order_can_be_folded(events: list[e.Event]) -> None:
 
 
 @given(st.lists(task_events, max_size=12), st.data())
-def test_after_any_history_deciding_gives_an_event_nothing_or_a_refusal(events: list[e.Event], data: st.DataObject) -> None:
+def test_after_any_history_deciding_gives_an_event_nothing_or_a_refusal(
+    events: list[e.Event], data: st.DataObject
+) -> None:
     state = evolve(INITIAL, e.TaskPlanned(digest="d", index=0, spec=data.draw(task_specs()), agent=None))
     for event in events:
         state = evolve(state, event)
     try:
-        event_ = decide(state, data.draw(task_commands(state)))
+        decided = decide(state, fitted(data.draw(task_wishes), state))
     except c.Refused:
         return
-    if event_ is not None:
-        evolve(state, event_)
+    if decided is not None:
+        evolve(state, decided)
 
 
 @given(lives())
 def test_what_is_completed_or_cancelled_stays_so(life: list[Step]) -> None:
-    for before, command, event, _ in decided(life):
+    for before, command, event, _ in events_of(life):
         assert before.status not in FINAL, f"{command} led to {event}"
 
 
 @given(lives())
-@settings(max_examples=300)
 def test_only_the_live_lease_can_report(life: list[Step]) -> None:
-    for before, command, event, _ in decided(life):
+    for before, command, event, _ in events_of(life):
         if isinstance(command, c.Complete | c.Fail) or (isinstance(command, c.Release) and command.lease is not None):
             assert before.status in LEASED and command.lease == before.lease, f"{command} led to {event}"
 
 
 @given(lives())
-@settings(max_examples=300)
 def test_leases_dispatches_and_attempts_only_count_upwards_and_one_lease_is_live(life: list[Step]) -> None:
-    for before, _, event, after in decided(life):
+    for before, _, event, after in events_of(life):
         match event:
             case e.TaskStarted():
-                assert (after.lease, after.attempt, after.dispatch) == (before.lease + 1, before.attempt, before.dispatch)
+                assert (after.lease, after.attempt, after.dispatch) == (
+                    before.lease + 1,
+                    before.attempt,
+                    before.dispatch,
+                )
                 assert event.supersedes == (before.lease if before.status in LEASED else None)
             case e.TaskDispatched():
                 assert after.dispatch == before.dispatch + 1
@@ -143,16 +141,16 @@ def test_leases_dispatches_and_attempts_only_count_upwards_and_one_lease_is_live
 
 
 @given(lives())
-@settings(max_examples=300)
 def test_each_attempt_has_at_most_one_result(life: list[Step]) -> None:
-    results = [before.attempt for before, _, event, _ in decided(life) if isinstance(event, e.TaskCompleted | e.TaskFailed)]
+    results = [
+        before.attempt for before, _, event, _ in events_of(life) if isinstance(event, e.TaskCompleted | e.TaskFailed)
+    ]
     assert len(results) == len(set(results))
 
 
 @given(lives())
-@settings(max_examples=300)
 def test_retries_stay_within_what_the_task_allows(life: list[Step]) -> None:
-    for before, command, event, after in decided(life):
+    for before, command, event, after in events_of(life):
         if not isinstance(event, e.TaskFailed) or event.retry_at is None:
             continue
         assert isinstance(command, c.Fail) and before.spec is not None
@@ -169,9 +167,8 @@ def test_retries_stay_within_what_the_task_allows(life: list[Step]) -> None:
 
 
 @given(lives())
-@settings(max_examples=300)
 def test_lost_runners_stay_within_what_the_task_allows(life: list[Step]) -> None:
-    for _, _, _, after in decided(life):
+    for _, _, _, after in events_of(life):
         assert after.spec is not None
         allowed = after.spec.retry.max_attempts if after.spec.retry else TRANSIENT_ATTEMPTS
         assert after.lost < max(allowed, 1)
@@ -354,8 +351,8 @@ def test_delivering_can_be_neither_abandoned_nor_marked_complete() -> None:
             decide(state, command)
 
 
-@given(dispatches(), st.data())
-def test_nothing_can_be_done_to_a_task_that_was_never_planned(command: c.Dispatch, data: st.DataObject) -> None:
-    for wish in (command, data.draw(fails(INITIAL))):
+@given(dispatches, fails)
+def test_nothing_can_be_done_to_a_task_that_was_never_planned(dispatch: c.Dispatch, failed: c.Fail) -> None:
+    for command in (dispatch, failed):
         with pytest.raises(c.Refused, match="no such task"):
-            decide(INITIAL, wish)
+            decide(INITIAL, command)

@@ -26,10 +26,12 @@ class FaultyStore:
         await self._travel()
         return seq
 
-    async def read(self, plan: str, entity: str, *, after: int = 0) -> list[Recorded]:
+    async def read(
+        self, plan: str, entity: str | None = None, *, after: int = 0, limit: int | None = None
+    ) -> list[Recorded]:
         """See `EventStore.read`."""
         await self._travel()
-        events = await self._log.read(plan, entity, after=after)
+        events = await self._log.read(plan, entity, after=after, limit=limit)
         await self._travel()
         return events
 

@@ -30,12 +30,14 @@ class History:
         assert record.event is not None, record.fault
         if record.entity == PLAN:
             self._check_plan(record.event)
-            self.plan = plan.evolve(self.plan, record.event)
+            before_it, self.plan = self.plan, plan.evolve(self.plan, record.event)
+            assert self.plan != before_it, f"{record.event} was stored although it changes nothing"
             self.finalized |= isinstance(record.event, e.PlanFinalized)
             return
         before = self.tasks.get(record.entity, task.INITIAL)
         self._check_task(record.entity, before, record.event)
         self.tasks[record.entity] = after = task.evolve(before, record.event)
+        assert after != before, f"{record.entity}: {record.event} was stored although it changes nothing"
         assert after.lease >= before.lease and after.dispatch >= before.dispatch and after.attempt >= before.attempt
         in_flight = sum(state.status in task.IN_FLIGHT for state in self.tasks.values())
         self.in_flight_most = max(self.in_flight_most, in_flight)
@@ -60,6 +62,9 @@ class History:
     def _check_task(self, code: str, before: task.TaskState, event: e.Event) -> None:
         assert before.status not in task.FINAL, f"{code}: {event} after it was {before.status}"
         match event:
+            case e.TaskCancelled():
+                assert self.plan.status == "cancelling", f"{code} ended although the plan goes on"
+                assert event.lease is None or (before.status in task.LEASED and before.lease == event.lease)
             case e.TaskPlanned():
                 assert before.status == "absent"
             case e.TaskDispatched():
@@ -76,7 +81,7 @@ class History:
                 assert self.ends[code, before.attempt] == 1, f"{code}: two results of attempt {before.attempt}"
                 if isinstance(event, e.TaskCompleted):
                     self._bring(code, event)
-            case e.TaskReleased() | e.TaskCancelled() if event.lease is not None:
+            case e.TaskReleased() if event.lease is not None:
                 assert before.status in task.LEASED and before.lease == event.lease
             case e.TaskAbandoned():
                 self.must_not_run.discard(code)

@@ -109,7 +109,7 @@ class SimulatedRunner:
     async def run(self) -> None:
         """Works until it is killed. What a former life held is handed back first."""
         for key in list(self._journal):
-            await self._give(key.plan, key.task, c.Release(lease=key.lease, reason="came back"))
+            await self._give(key.plan, key.task, c.Release(lease=key.lease, reason="came back", lost=True))
             self._journal.discard(key)
         while True:
             await self._handle(await self._queue.next())

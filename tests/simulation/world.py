@@ -216,7 +216,9 @@ def random_plan(rng: Random) -> PlanSpec:
             name=code,
             assignee="sh",
             depends_on=tuple(earlier for earlier in codes[:place] if rng.random() < density),
-            retry=rng.choice((None, None, Retry(max_attempts=rng.randint(1, 4), backoff_s=rng.choice((0.0, 1.0, 60.0))))),
+            retry=rng.choice(
+                (None, None, Retry(max_attempts=rng.randint(1, 4), backoff_s=rng.choice((0.0, 1.0, 60.0))))
+            ),
         )
         for place, code in enumerate(codes)
     ]

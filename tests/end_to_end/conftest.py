@@ -1,0 +1,48 @@
+"""Real suites."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from tests.end_to_end.plans import Gate, make_repo
+from tests.end_to_end.suite import Suite
+
+
+@pytest.fixture(scope="module")
+def suite(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Suite]:
+    """One suite for a module: one runner with four slots. A test may kill its services, but not stop it."""
+    running = Suite(tmp_path_factory.mktemp("suite"))
+    running.up("--runners", "1", "--slots", "4")
+    try:
+        yield running
+    finally:
+        running.down()
+
+
+@pytest.fixture
+def own_suite(tmp_path: Path) -> Iterator[Suite]:
+    """A suite of the test's own, not started yet."""
+    mine = Suite(tmp_path / "suite")
+    try:
+        yield mine
+    finally:
+        mine.down()
+
+
+@pytest.fixture
+def repo(tmp_path: Path) -> Path:
+    """A person's repository, with `main` checked out."""
+    return make_repo(tmp_path / "repo")
+
+
+@pytest.fixture
+def gate(tmp_path: Path) -> Iterator[Gate]:
+    """Holds tasks until it is opened; open in the end, so that nobody waits for ever."""
+    made = Gate(tmp_path / "gate")
+    try:
+        yield made
+    finally:
+        made.open()

@@ -1,0 +1,138 @@
+"""kill -9 of every part in the middle of a plan: it ends, and nothing that was acknowledged is lost."""
+
+from __future__ import annotations
+
+import os
+import random
+import signal
+import time
+from pathlib import Path
+
+import pytest
+
+from tests.end_to_end.plans import Gate, Plan, files, lease_processes, plan, task, write
+from tests.end_to_end.suite import Event, Suite, alive, ended, types, until
+
+BACK_WITHIN_S = 12.0
+
+
+def killed(pid: int) -> None:
+    """kill -9, and the process is gone."""
+    os.kill(pid, signal.SIGKILL)
+    until(lambda: not alive(pid), f"process {pid} is gone")
+
+
+def chain_and_diamond(middle: str = "true") -> Plan:
+    """Seven tasks with two joins; `middle` is what the one in the middle does."""
+    return plan(
+        task("A", "echo a > a1.txt"),
+        task("B", "echo b > b1.txt", "A"),
+        task("C", "echo c > c1.txt", "A"),
+        task("D", f"{middle}; cat b1.txt c1.txt > d1.txt", "B", "C"),
+        task("E", "echo e > e1.txt", "D"),
+        task("F", "echo f > f1.txt", "D"),
+        task("G", "cat d1.txt e1.txt f1.txt > g1.txt", "E", "F"),
+    )
+
+
+def assert_whole(suite: Suite, repo: Path, made: str, seen: list[Event]) -> None:
+    """Everybody's work is there, once, in the right order, and the log holds all that anybody was shown."""
+    arrived = files(repo, f"treadle/{made}")
+    assert arrived["g1.txt"] == "b\nc\ne\nf"
+    events = suite.events(made)
+    by_seq = {event["seq"]: event for event in events}
+    assert [by_seq.get(event["seq"]) for event in seen] == seen, "an event that was shown is not in the log any more"
+    ends = {event["task"]: event["seq"] for event in events if event["type"] == "completed"}
+    starts = {event["task"]: event["seq"] for event in reversed(events) if event["type"] == "started"}
+    for code in "ABCDEFG":
+        assert types(events, code).count("completed") == 1
+    for before, after in ("AB", "AC", "BD", "CD", "DE", "DF", "EG", "FG"):
+        assert ends[before] < starts[after], f"{after} was started before {before} was completed"
+
+
+@pytest.mark.parametrize("service", ["nats-server", "dispatcher", "gateway", "planner", "runner"])
+def test_a_service_that_is_killed_in_the_middle_of_a_plan_comes_back_and_the_plan_ends(
+    suite: Suite, repo: Path, tmp_path: Path, gate: Gate, service: str
+) -> None:
+    process = suite.start("run", write(tmp_path, chain_and_diamond(gate.wait)), "--repo", str(repo), "--json")
+    made = until(lambda: next((p["plan"] for p in suite.get("/plans") if p["repo_url"] == str(repo)), ""), "a plan")
+    suite.event(made, "started", "D")
+    pid = suite.pid(service)
+    killed(pid)
+    until(lambda: suite.pid(service) != pid, f"{service} is back")
+    gate.open()
+    done = ended(process)
+    assert done.status == 0, done.err
+    seen = done.events
+    assert [event["seq"] for event in seen] == sorted({event["seq"] for event in seen}), "shown twice, or out of order"
+    assert seen == suite.events(made), "the command has not shown every event"
+    assert_whole(suite, repo, made, seen)
+    # And it can take the next one.
+    other = suite.submit(plan(task("T1", "echo x > x.txt")), repo)
+    suite.standing(other, "completed")
+
+
+def test_a_runner_that_comes_back_hands_its_task_back_and_leaves_no_process_of_its_former_life(
+    suite: Suite, repo: Path, tmp_path: Path
+) -> None:
+    lives = tmp_path / "lives"
+    script = (
+        f"echo $$ >> {lives}\n"
+        f"if [ $(wc -l < {lives}) = 1 ]; then (trap '' TERM; setsid sleep 600) & sleep 600; fi\necho x > x.txt"
+    )
+    made = suite.submit(plan(task("T1", script)), repo)
+    until(lambda: lives.exists() and len(lease_processes(made)) >= 3, "the agent and its children run")
+    former = lease_processes(made)
+    killed_s = time.monotonic()
+    killed(suite.pid("runner"))
+    suite.standing(made, "completed")
+    assert time.monotonic() - killed_s < BACK_WITHIN_S
+    assert types(suite.events(made), "T1") == [
+        "planned", "dispatched", "started", "released", "dispatched", "started", "completed",
+    ]  # fmt: skip
+    assert not [pid for pid in former if alive(pid)]
+    assert suite.tasks(made)["T1"]["attempt"] == 1
+    assert files(repo, f"treadle/{made}")["x.txt"] == "x"
+
+
+def test_a_command_that_watches_starts_the_suite_again_when_its_supervisor_is_killed(
+    own_suite: Suite, repo: Path, tmp_path: Path, gate: Gate
+) -> None:
+    process = own_suite.start("run", write(tmp_path, chain_and_diamond(gate.wait)), "--repo", str(repo), "--json")
+    supervisor = own_suite.info["pid"]
+    made = until(lambda: next((p["plan"] for p in own_suite.get("/plans")), ""), "a plan")
+    own_suite.event(made, "started", "D")
+    former = own_suite.family()
+    assert len(former) >= 6
+    killed(supervisor)
+    gate.open()
+    done = ended(process)
+    assert done.status == 0, done.err
+    assert own_suite.info["pid"] != supervisor
+    assert done.events == own_suite.events(made)
+    assert_whole(own_suite, repo, made, done.events)
+    assert not [pid for pid in former if alive(pid)]
+
+
+def test_a_plan_ends_whatever_is_killed_at_whatever_time(own_suite: Suite, repo: Path, tmp_path: Path) -> None:
+    seed = random.randrange(1_000_000)
+    print(f"seed {seed}")  # noqa: T201 - what to give to random.Random to see it again
+    chance = random.Random(seed)  # noqa: S311 - repeatable on purpose
+    content = chain_and_diamond("sleep 0.3")
+    process = own_suite.start("run", write(tmp_path, content), "--repo", str(repo), "--json", "--slots", "3")
+    made = until(lambda: next((p["plan"] for p in own_suite.get("/plans")), ""), "a plan")
+    victims = ["nats-server", "dispatcher", "gateway", "planner", "runner", "supervisor"]
+    chance.shuffle(victims)
+    shown = 0
+    for name, _ in own_suite.follow(made, deadline_s=60):
+        shown += name == "log"
+        if name == "log" and shown > 12 and victims and chance.random() < 0.4:
+            victim = victims.pop()
+            print(f"kill {victim} after {shown} events")  # noqa: T201 - as above
+            killed(own_suite.info["pid"] if victim == "supervisor" else own_suite.pids(victim)[0])
+        if process.poll() is not None:
+            break
+    done = ended(process)
+    assert done.status == 0, done.err
+    assert done.events == own_suite.events(made)
+    assert_whole(own_suite, repo, made, done.events)

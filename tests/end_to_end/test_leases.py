@@ -1,0 +1,317 @@
+"""Runners that die or sleep at the wrong time, on a bus that redelivers after seconds instead of a minute.
+
+The consumers are made beforehand with a short `ack_wait`; the dispatcher and the runners are processes of their own.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import signal
+import subprocess
+import sys
+from collections.abc import AsyncIterator, Callable
+from pathlib import Path
+
+import pytest
+from nats.aio.client import Client
+from nats.aio.msg import Msg
+
+from services.planner.parse import read_plan
+from shared import commands as c
+from shared.bus import BusSettings, connect
+from shared.clock import new_plan_id
+from shared.jetstream import JetStreamStore
+from shared.store import Meta, Recorded
+from shared.streams import EVENTS, declare_pool, declare_streams, pool_consumer_name
+from shared.subjects import DELIVER_POOL, PLAN, plan_filter
+from shared.transact import to_plan
+from tests.end_to_end.plans import Gate, Plan, git, lease_processes, plan, task, write
+from tests.nats_process import NatsServer
+
+ACK_WAIT_S = 1.5
+DEADLINE_S = 20.0
+META = Meta(actor="test")
+
+
+class Bench:
+    """A bus, a dispatcher, and as many runners as a test wants."""
+
+    def __init__(self, directory: Path, repo: Path, server: NatsServer, nc: Client) -> None:
+        self.nc = nc
+        self.store = JetStreamStore(nc)
+        self._directory = directory
+        self._repo = repo
+        self._environment = {
+            "PATH": os.environ["PATH"],
+            "HOME": str(directory),
+            "TREADLE_NATS_URL": server.url,
+            "TREADLE_NATS_USER": server.user,
+            "TREADLE_NATS_PASSWORD_FILE": str(server.password_file),
+            "TREADLE_DATA": str(directory / "data"),
+        }
+        self._processes: list[subprocess.Popen[bytes]] = []
+
+    def dispatcher(self) -> subprocess.Popen[bytes]:
+        return self._start("dispatcher", "services.dispatcher")
+
+    def runner(self, name: str, heartbeat_s: float = 0.3, **more: str) -> subprocess.Popen[bytes]:
+        """A runner with one slot."""
+        mine = {"TREADLE_RUNNER_NAME": name, "TREADLE_RUNNER_DIR": str(self._directory / name)}
+        mine["TEST_HEARTBEAT_S"] = str(heartbeat_s)
+        return self._start(name, "tests.end_to_end.runner_process", **mine, **more)
+
+    def _start(self, name: str, module: str, **more: str) -> subprocess.Popen[bytes]:
+        with (self._directory / f"{name}.log").open("ab") as log:
+            process = subprocess.Popen(
+                [sys.executable, "-m", module],
+                env={**self._environment, **more}, cwd=Path(__file__).parents[2],
+                stdin=subprocess.DEVNULL, stdout=log, stderr=log,
+            )  # fmt: skip
+        self._processes.append(process)
+        return process
+
+    def close(self) -> None:
+        for process in self._processes:
+            if process.poll() is None:
+                process.send_signal(signal.SIGCONT)
+                process.terminate()
+        for process in self._processes:
+            process.wait(10)
+
+    async def submit(self, content: Plan) -> str:
+        """Makes a plan and lets it run."""
+        made = new_plan_id()
+        spec = read_plan(Path(write(self._directory, content)).read_bytes())
+        draft = c.Draft(
+            candidate="1", spec=spec, repo_url=str(self._repo), base_commit=git(self._repo, "rev-parse", "HEAD")
+        )
+        await to_plan(self.store, made, draft, META)
+        await to_plan(self.store, made, c.Finalize(candidate="1"), META)
+        return made
+
+    async def event(self, plan_id: str, type_: str, entity: str, number: int = 1) -> Recorded:
+        """Waits for the so-manieth event of that type."""
+        try:
+            async with asyncio.timeout(DEADLINE_S):
+                async for batch in self.store.follow(filters=(plan_filter(plan_id),)):
+                    for record in batch.events:
+                        number -= (record.type, record.entity) == (type_, entity)
+                        if number == 0:
+                            return record
+        except TimeoutError:
+            pass
+        told = [f"{r.seq} {r.entity} {r.type}" for r in await self.store.read(plan_id)]
+        logs = "\n".join(f"{p.name}:\n{p.read_text()[-2000:]}" for p in self._directory.glob("*.log"))
+        pytest.fail(f"no {type_} of {entity}; the log holds:\n{told}\n{logs}")
+
+    async def types(self, plan_id: str, entity: str) -> list[str]:
+        return [record.type for record in await self.store.read(plan_id, entity)]
+
+    async def nothing_pending(self, pool: str = "command") -> None:
+        """Waits until every message of the pool is acknowledged."""
+
+        async def pending() -> int:
+            info = await self.nc.jetstream().consumer_info(EVENTS, pool_consumer_name(pool))
+            return info.num_ack_pending or 0
+
+        async with asyncio.timeout(DEADLINE_S):
+            while await pending():
+                await asyncio.sleep(0.05)
+
+    async def acknowledgements(self) -> dict[int, list[bytes]]:
+        """What runners say on their deliveries from now on (empty or `+ACK`, `-NAK`, `+WPI`, `+TERM`).
+
+        By the number that the consumer gives a delivery.
+        """
+        heard: dict[int, list[bytes]] = {}
+
+        async def said(message: Msg) -> None:
+            heard.setdefault(int(message.subject.split(".")[6]), []).append(message.data)
+
+        await self.nc.subscribe(f"$JS.ACK.{EVENTS}.{pool_consumer_name('command')}.>", cb=said)
+        await self.nc.flush()
+        return heard
+
+
+async def reached(what: Callable[[], object], why: str) -> None:
+    """Waits until `what` holds."""
+    try:
+        async with asyncio.timeout(DEADLINE_S):
+            while not what():
+                await asyncio.sleep(0.02)
+    except TimeoutError:
+        pytest.fail(f"not within {DEADLINE_S:g} s: {why}")
+
+
+@pytest.fixture
+async def bench(tmp_path: Path, repo: Path, own_nats: NatsServer) -> AsyncIterator[Bench]:
+    nc = await connect(BusSettings(own_nats.url, own_nats.user, own_nats.password), "test")
+    js = nc.jetstream()
+    await declare_streams(js)
+    for pool in ("command", DELIVER_POOL):
+        await declare_pool(js, pool)
+        config = (await js.consumer_info(EVENTS, pool_consumer_name(pool))).config
+        config.ack_wait = ACK_WAIT_S
+        await js.add_consumer(EVENTS, config)
+    made = Bench(tmp_path, repo, own_nats, nc)
+    made.dispatcher()
+    try:
+        yield made
+    finally:
+        await asyncio.to_thread(made.close)
+        await nc.close()
+
+
+def by_lease(lives: Path, gate: Gate, first: str = "", later: str = "") -> str:
+    """A script that notes its lease; lease 1 waits for the gate, every later one goes through."""
+    first_words = f"{gate.wait}; {first}" if first else gate.wait
+    return (
+        f'lease=${{TREADLE_LEASE##*/}}; echo "$lease" >> {lives}\n'
+        f'if [ "$lease" = 1 ]; then {first_words}; else true; {later}\nfi; echo "$lease" > lease.txt'
+    )
+
+
+async def test_a_task_of_a_runner_that_is_gone_for_good_goes_to_another_one(
+    bench: Bench, repo: Path, tmp_path: Path, gate: Gate
+) -> None:
+    lives = tmp_path / "lives"
+    first = bench.runner("first")
+    made = await bench.submit(plan(task("T1", by_lease(lives, gate))))
+    await reached(lives.exists, "the agent works")
+    bench.runner("second")
+    first.kill()
+    completed = await bench.event(made, "completed", "T1")
+    assert completed.event is not None and getattr(completed.event, "lease", 0) == 2
+    started = await bench.event(made, "started", "T1", 2)
+    assert (getattr(started.event, "runner", ""), getattr(started.event, "supersedes", 0)) == ("second", 1)
+    await bench.event(made, "completed", PLAN)
+    assert git(repo, "show", f"treadle/{made}:lease.txt") == "2"
+    await reached(lambda: lease_processes(made) == [], "the dead runner's agent is gone")
+
+
+async def test_a_runner_that_wakes_up_past_its_lease_kills_its_work_and_says_nothing_more(
+    bench: Bench, repo: Path, tmp_path: Path, gate: Gate
+) -> None:
+    lives = tmp_path / "lives"
+    sleeper = bench.runner("sleeper")
+    made = await bench.submit(plan(task("T1", by_lease(lives, gate))))
+    await reached(lives.exists, "the agent works")
+    sleeper.send_signal(signal.SIGSTOP)
+    second = bench.runner("second")
+    await bench.event(made, "completed", "T1")
+    await bench.event(made, "completed", PLAN)
+    await bench.nothing_pending()
+    assert lease_processes(made) != []  # the sleeper's agent does not know yet
+
+    heard = await bench.acknowledgements()
+    second.terminate()
+    second.wait(10)
+    sleeper.send_signal(signal.SIGCONT)
+    await reached(lambda: lease_processes(made) == [], "the woken runner kills its work")
+    # Its slot is free again: it takes another task, and speaks of that one only.
+    other = await bench.submit(plan(task("T1", "echo y > y.txt")))
+    await bench.event(other, "completed", PLAN)
+    await bench.nothing_pending()
+    first_deliveries = {1, 2}
+    assert heard and not first_deliveries & set(heard), heard
+    assert await bench.types(made, "T1") == ["planned", "dispatched", "started", "started", "completed"]
+    assert git(repo, "show", f"treadle/{made}:lease.txt") == "2"
+
+
+async def test_the_late_result_of_a_runner_that_slept_past_its_lease_is_refused(
+    bench: Bench, repo: Path, tmp_path: Path, gate: Gate
+) -> None:
+    lives, finished = tmp_path / "lives", tmp_path / "finished"
+    sleeper = bench.runner("sleeper")
+    # The sleeper's agent finishes while its runner sleeps.
+    made = await bench.submit(plan(task("T1", by_lease(lives, gate, first=f"touch {finished}; echo 1 > lease.txt"))))
+    await reached(lives.exists, "the agent works")
+    sleeper.send_signal(signal.SIGSTOP)
+    gate.open()
+    await reached(finished.exists, "the agent has finished")
+    second = bench.runner("second")
+    await bench.event(made, "completed", PLAN)
+    await bench.nothing_pending()
+    heard = await bench.acknowledgements()
+    second.terminate()
+    second.wait(10)
+    sleeper.send_signal(signal.SIGCONT)
+    other = await bench.submit(plan(task("T1", "echo y > y.txt")))
+    await bench.event(other, "completed", PLAN)
+    assert not {1, 2} & set(heard), heard
+    completed = [r.event for r in await bench.store.read(made, "T1") if r.type == "completed"]
+    assert [getattr(event, "lease", 0) for event in completed] == [2]
+    commit = getattr(completed[0], "commit", "")
+    assert git(repo, "rev-parse", f"refs/treadle/{made}/T1/head") == commit
+    assert git(repo, "show", f"treadle/{made}:lease.txt") == "2"
+
+
+async def test_a_live_holder_keeps_its_lease_however_often_the_message_is_redelivered(
+    bench: Bench, tmp_path: Path, gate: Gate
+) -> None:
+    lives = tmp_path / "lives"
+    # It never says that it is alive, so the server hands the message out again and again.
+    bench.runner("holder", heartbeat_s=1000)
+    made = await bench.submit(plan(task("T1", by_lease(lives, gate))))
+    await reached(lives.exists, "the agent works")
+    bench.runner("other")
+
+    async def deliveries() -> int:
+        info = await bench.nc.jetstream().consumer_info(EVENTS, pool_consumer_name("command"))
+        return info.delivered.consumer_seq if info.delivered else 0
+
+    async with asyncio.timeout(DEADLINE_S):
+        while await deliveries() < 4:
+            await asyncio.sleep(0.05)
+    gate.open()
+    await bench.event(made, "completed", PLAN)
+    await bench.nothing_pending()
+    assert await bench.types(made, "T1") == ["planned", "dispatched", "started", "completed"]
+    assert lives.read_text().split() == ["1"]
+
+
+@pytest.mark.parametrize("name", ["dies", "another"])
+async def test_a_crash_between_completed_and_the_move_of_the_head_ref_is_made_good(
+    bench: Bench, repo: Path, name: str
+) -> None:
+    dies = bench.runner("dies", TEST_DIE_BEFORE_SETTLING="yes")
+    made = await bench.submit(plan(task("T1", "echo x > x.txt"), task("T2", "cat x.txt > y.txt", "T1")))
+    completed = await bench.event(made, "completed", "T1")
+    commit = getattr(completed.event, "commit", "")
+    await reached(lambda: dies.poll() == -signal.SIGKILL, "the runner has killed itself")
+    assert git(repo, "for-each-ref", f"refs/treadle/{made}/T1/head") == ""
+    bench.runner(name)
+    # The successor needs the commit only; the head ref follows with the redelivery.
+    await bench.event(made, "completed", PLAN)
+    await bench.nothing_pending()
+    assert git(repo, "rev-parse", f"refs/treadle/{made}/T1/head") == commit
+    assert await bench.types(made, "T1") == ["planned", "dispatched", "started", "completed"]
+
+
+async def test_a_task_that_loses_too_many_runners_needs_a_person(bench: Bench, tmp_path: Path, gate: Gate) -> None:
+    lives = tmp_path / "lives"
+    first = bench.runner("first")
+    made = await bench.submit(plan(task("T1", by_lease(lives, gate), retry={"max_attempts": 1})))
+    await reached(lives.exists, "the agent works")
+    first.kill()
+    bench.runner("second")
+    failed = await bench.event(made, "failed", "T1")
+    assert getattr(failed.event, "kind", "") == "runner_lost"
+    assert "first" in getattr(failed.event, "message", "")
+    assert lives.read_text().split() == ["1"]
+
+
+async def test_a_plan_that_is_cancelled_while_its_runner_is_gone_ends_all_the_same(
+    bench: Bench, tmp_path: Path, gate: Gate
+) -> None:
+    lives = tmp_path / "lives"
+    first = bench.runner("first")
+    made = await bench.submit(plan(task("T1", by_lease(lives, gate)), task("T2", "true", "T1")))
+    await reached(lives.exists, "the agent works")
+    first.kill()
+    await to_plan(bench.store, made, c.CancelPlan(reason="no"), META)
+    bench.runner("second")
+    await bench.event(made, "cancelled", PLAN)
+    assert (await bench.types(made, "T1"))[-2:] == ["cancel_requested", "cancelled"]
+    await bench.nothing_pending()

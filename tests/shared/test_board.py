@@ -1,0 +1,381 @@
+"""The board against a fold from scratch and against what its answers mean, over histories that the deciders made."""
+
+from collections import Counter
+from datetime import timedelta
+
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from shared import commands as c
+from shared import events as e
+from shared.board import Board, in_order
+from shared.plan import decide as decide_plan
+from shared.spec import DELIVER, PlanSpec, TaskSpec
+from shared.subjects import PLAN
+from shared.task import IN_FLIGHT, TaskState
+from shared.task import decide as decide_task
+from tests.shared.strategies import NOW, SH, plan_specs
+
+LATER = NOW + timedelta(days=40)
+
+
+class Game:
+    """A plan under way: commands go in, events are kept."""
+
+    def __init__(self, spec: PlanSpec, board: Board | None = None) -> None:
+        self.board = board or Board()
+        self.log: list[tuple[str, e.Event]] = []
+        self.spec = spec
+        self.codes = [t.code for t in in_order(spec)]
+        self._executions = 0
+        draft = c.Draft(candidate="c", spec=spec, repo_url="u", base_commit="b")
+        for command in (draft, c.Finalize(candidate="c")):
+            self.to_plan(command)
+
+    def finalize(self) -> None:
+        for index, task in enumerate(in_order(self.spec)):
+            agent = None if task.code == DELIVER else SH
+            self.to_task(task.code, c.PlanTask(digest=self.board.plan.digest, index=index, spec=task, agent=agent))
+        self.to_plan(c.ConfirmFinalized(digest=self.board.plan.digest))
+
+    def to_plan(self, command: c.PlanCommand) -> None:
+        self._add(PLAN, decide_plan(self.board.plan, command))
+
+    def to_task(self, code: str, command: c.TaskCommand) -> None:
+        self._add(code, decide_task(self.board.tasks.get(code, TaskState()), command))
+
+    def _add(self, entity: str, event: e.Event | None) -> None:
+        if event is not None:
+            self.log.append((entity, event))
+            self.board.apply(entity, event, len(self.log))
+
+    def dispatch(self, code: str) -> None:
+        self.to_task(
+            code,
+            c.Dispatch(
+                now=LATER,
+                prompt="p",
+                agent=self.board.tasks[code].agent,
+                repo_url="u",
+                base_commit="b",
+                heads=self.board.heads(code),
+                abandoned=self.board.abandoned_before(code),
+                plan_name="n",
+                setup=(),
+                env_allow=(),
+            ),
+        )
+
+    def start(self, code: str) -> None:
+        self._executions += 1
+        state = self.board.tasks[code]
+        phase = self.board.plan.phase
+        self.to_task(code, c.Start(phase=phase, dispatch=state.dispatch, runner="r", execution=f"x{self._executions}"))
+
+    def end(self, code: str, kind: e.FailureKind | None) -> None:
+        state, usage = self.board.tasks[code], e.Usage()
+        if kind is None:
+            result = e.Result(task_code=code, summary="s")
+            commit = f"{code}.{state.lease}"
+            self.to_task(
+                code, c.Complete(lease=state.lease, base_commit="b", commit=commit, result=result, usage=usage)
+            )
+        else:
+            phase = self.board.plan.phase
+            self.to_task(code, c.Fail(now=NOW, phase=phase, lease=state.lease, kind=kind, message="m", usage=usage))
+
+    def move(self, draw: st.DrawFn) -> None:
+        """One step: mostly forward, sometimes a person's."""
+        what = draw(st.sampled_from(["forward"] * 6 + ["person"] * 3 + ["plan"]))
+        if what == "plan":
+            self.to_plan(draw(st.sampled_from([c.Pause(), c.Resume(), c.Resume(), c.CancelPlan()])))
+            return
+        code = draw(st.sampled_from(self.codes))
+        if what == "person":
+            wishes = (c.MarkComplete(), c.Abandon(), c.Redispatch(), c.CancelTask(phase=self.board.plan.phase))
+            self.to_task(code, draw(st.sampled_from(wishes)))
+            return
+        match self.board.tasks[code].status:
+            case "queued":
+                self.start(code)
+            case "running" | "cancelling":
+                self.end(code, draw(st.sampled_from([None, None, None, "unavailable", "agent_error"])))
+            case _ if draw(st.booleans()):
+                self.board.wake(LATER)
+                for other in self.board.take_ready():
+                    self.dispatch(other)
+            case _:
+                for other in self.board.reopening():
+                    self.board.reopen(other)
+
+
+@st.composite
+def games(draw: st.DrawFn) -> Game:
+    game = Game(draw(plan_specs()))
+    game.finalize()
+    for _ in range(draw(st.integers(0, 40))):
+        try:
+            game.move(draw)
+        except c.Refused:
+            continue
+    return game
+
+
+# What the answers mean, without counters --------------------------------------------------------------------------
+
+
+def depends_on(board: Board, code: str) -> tuple[str, ...]:
+    spec = board.tasks[code].spec
+    assert spec is not None
+    return spec.depends_on
+
+
+def ancestors(board: Board, code: str) -> set[str]:
+    found: set[str] = set()
+    for predecessor in depends_on(board, code):
+        found |= {predecessor} | ancestors(board, predecessor)
+    return found
+
+
+def clear(board: Board, code: str) -> bool:
+    state = board.tasks[code]
+    if state.status == "completed" and state.commit:
+        return True
+    given_up = state.status == "completed" or (state.status == "abandoned" and not state.reopening)
+    return given_up and all(clear(board, p) for p in depends_on(board, code))
+
+
+def blockers(board: Board, code: str) -> set[str]:
+    found: set[str] = set()
+    for predecessor in depends_on(board, code):
+        if clear(board, predecessor):
+            continue
+        found |= blockers(board, predecessor) if board.tasks[predecessor].satisfied else {predecessor}
+    return found
+
+
+def ready(board: Board, code: str) -> bool:
+    state = board.tasks[code]
+    return state.status == "pending" and all(clear(board, p) for p in depends_on(board, code))
+
+
+def folded(game: Game) -> Board:
+    board = Board()
+    for seq, (entity, event) in enumerate(game.log, 1):
+        board.apply(entity, event, seq)
+    return board
+
+
+@given(games())
+def test_readiness_is_what_it_is_said_to_be(game: Game) -> None:
+    board = game.board
+    scratch = folded(game)
+    for one in (board, scratch):
+        assert {code for code in one.codes if not one.missing(code)} == {
+            code for code in one.codes if all(clear(one, p) for p in depends_on(one, code))
+        }
+        for code in one.codes:
+            assert set(one.missing(code)) == blockers(one, code)
+            assert len(one.missing(code)) == len(set(one.missing(code)))
+    assert set(scratch._ready) == {code for code in scratch.codes if ready(scratch, code)}
+    assert set(board._ready) | board._claimed >= set(scratch._ready)
+
+
+@given(games())
+def test_what_was_kept_up_to_date_equals_what_is_folded_from_scratch(game: Game) -> None:
+    board, scratch = game.board, folded(game)
+    for name in ("plan", "plan_seq", "tasks", "seqs", "_codes", "_missing", "_clear", "_ancestors", "_successors"):
+        assert getattr(board, name) == getattr(scratch, name), name
+    assert +board.counts == +scratch.counts
+    assert set(board.reopening()) == set(scratch.reopening())
+    assert (board.settled, board.standing()) == (scratch.settled, scratch.standing())
+    waiting = [(s.retry_at, code) for code, s in board.tasks.items() if s.status == "retry_wait"]
+    assert {(at, code) for at, code in waiting if code not in board._due} == set(board.retries())
+    assert sorted(waiting) == scratch.retries()
+
+
+@given(games())
+def test_counters_are_what_a_recount_gives(game: Game) -> None:
+    board = game.board
+    counted = Counter(state.status for state in board.tasks.values())
+    assert +board.counts == counted
+    in_flight = {code for code, s in board.tasks.items() if s.status in IN_FLIGHT}
+    assert board.free_slots() == game.spec.max_parallel - len(in_flight | board._claimed)
+    ended = all(s.status in ("completed", "cancelled", "abandoned") for s in board.tasks.values())
+    assert board.settled == ended
+    assert len(in_flight) <= game.spec.max_parallel
+
+
+@given(games())
+def test_a_standing_says_whether_anything_can_go_on_without_a_person(game: Game) -> None:
+    board = game.board
+    status = board.plan.status
+    if status not in ("active", "paused"):
+        assert board.standing() == status
+        return
+    moving = any(
+        s.status in ("queued", "running", "cancelling", "retry_wait")
+        or ready(board, code)
+        or (s.reopening and all(clear(board, p) for p in depends_on(board, code)))
+        for code, s in board.tasks.items()
+    )
+    stuck = not moving and any(s.status == "needs_attention" for s in board.tasks.values())
+    assert board.standing() == ("needs_attention" if stuck else "paused" if status == "paused" else "running")
+
+
+@given(games())
+@settings(max_examples=200)
+def test_heads_are_those_of_all_completed_ancestors_that_no_other_one_contains(game: Game) -> None:
+    board = game.board
+    order = {code: place for place, code in enumerate(board.codes)}
+    for code in board.codes:
+        if any(not clear(board, p) for p in depends_on(board, code)):
+            continue
+        done = {a for a in ancestors(board, code) if board.tasks[a].status == "completed" and board.tasks[a].commit}
+        outermost = {a for a in done if not any(a in ancestors(board, other) for other in done)}
+        expected = tuple(e.Head(a, board.tasks[a].commit) for a in sorted(outermost, key=order.__getitem__))
+        assert board.heads(code) == expected
+        for abandoned in board.abandoned_before(code):
+            assert board.tasks[abandoned].status == "abandoned" and abandoned in ancestors(board, code)
+        direct = {p for p in depends_on(board, code) if board.tasks[p].status == "abandoned"}
+        assert direct <= set(board.abandoned_before(code))
+
+
+@given(games())
+def test_who_rests_on_an_abandoned_task_names_it(game: Game) -> None:
+    """The two directions of one relation: what a dispatch lists, and whom a reopening recalls."""
+    board = game.board
+    for code, state in board.tasks.items():
+        if state.status != "abandoned":
+            continue
+        for other in board.codes:
+            if not board.missing(other) and code in board.abandoned_before(other):
+                assert other in set(board.resting_on(code))
+
+
+@given(games())
+def test_no_more_are_taken_than_may_run_and_none_twice(game: Game) -> None:
+    board = game.board
+    board.wake(LATER)
+    free = max(0, board.free_slots())
+    taken = board.take_ready()
+    assert len(taken) <= free and len(set(taken)) == len(taken)
+    if board.plan.status != "active":
+        assert taken == []
+    assert not set(taken) & set(board.take_ready())
+
+
+# The order ------------------------------------------------------------------------------------------------------------
+
+
+@given(plan_specs(12))
+def test_the_order_is_topological_and_delivering_comes_last_behind_all(spec: PlanSpec) -> None:
+    ordered = in_order(spec)
+    place = {t.code: i for i, t in enumerate(ordered)}
+    assert sorted(place) == sorted([*(t.code for t in spec.tasks), DELIVER])
+    for t in ordered:
+        assert all(place[p] < place[t.code] for p in t.depends_on)
+    needed = {p for t in spec.tasks for p in t.depends_on}
+    assert ordered[-1].code == DELIVER
+    assert set(ordered[-1].depends_on) == {t.code for t in spec.tasks} - needed
+
+
+@given(plan_specs(12))
+def test_tasks_that_may_run_at_the_same_time_stay_in_the_authors_order(spec: PlanSpec) -> None:
+    by_code = {t.code: t for t in spec.tasks}
+
+    def depth(code: str) -> int:
+        return max((depth(p) + 1 for p in by_code[code].depends_on), default=0)
+
+    expected = sorted(by_code, key=depth)  # stable: within a depth the author's order
+    assert [t.code for t in in_order(spec)][:-1] == expected
+
+
+# Cost -----------------------------------------------------------------------------------------------------------------
+
+
+class CountingBoard(Board):
+    """Counts the tasks that it looks at."""
+
+    steps = 0
+
+    def _list(self, code: str) -> None:
+        self.steps += 1
+        super()._list(code)
+
+    def _is_clear(self, code: str) -> bool:
+        self.steps += 1
+        return super()._is_clear(code)
+
+
+def steps_to_the_end(width: int, layers: int) -> float:
+    """Steps per event of a layered plan from its first dispatch to its end; every task has three predecessors."""
+    tasks = tuple(
+        TaskSpec(
+            code=f"L{layer}-{i}",
+            name="n",
+            assignee="sh",
+            depends_on=tuple(f"L{layer - 1}-{(i + k) % width}" for k in range(3)) if layer else (),
+        )
+        for layer in range(layers)
+        for i in range(width)
+    )
+    board = CountingBoard()
+    game = Game(PlanSpec(name="n", tasks=tasks, agents={"sh": SH}, max_parallel=1000), board)
+    game.finalize()
+    board.steps, events = 0, len(game.log)
+    while taken := board.take_ready():
+        for code in taken:
+            game.dispatch(code)
+            game.start(code)
+            game.end(code, None)
+    assert +board.counts == {"completed": width * layers + 1}
+    return board.steps / (len(game.log) - events)
+
+
+def test_an_event_costs_no_more_in_a_large_plan_than_in_a_small_one() -> None:
+    assert steps_to_the_end(width=50, layers=20) <= 1.1 * steps_to_the_end(width=10, layers=5)
+
+
+# Examples, each of something that once was wrong ----------------------------------------------------------------------
+
+
+def chain(*codes: str) -> Game:
+    tasks = tuple(
+        TaskSpec(code=code, name=code, assignee="sh", depends_on=codes[place - 1 : place] if place else ())
+        for place, code in enumerate(codes)
+    )
+    game = Game(PlanSpec(name="n", tasks=tasks, agents={"sh": SH}))
+    game.finalize()
+    return game
+
+
+def test_an_abandoned_middle_does_not_let_its_successor_overtake_what_came_before() -> None:
+    game = chain("A", "M", "X")
+    game.to_task("M", c.Abandon())
+    assert game.board.take_ready() == ["A"]
+    assert game.board.missing("X") == ["A"]
+    game.dispatch("A")
+    game.start("A")
+    game.end("A", None)
+    assert game.board.take_ready() == ["X"]
+    assert game.board.heads("X") == (e.Head("A", "A.1"),)
+    assert game.board.abandoned_before("X") == ("M",)
+
+
+def test_a_middle_marked_complete_early_stands_for_what_comes_before_it() -> None:
+    game = chain("A", "M", "X")
+    game.to_task("M", c.MarkComplete())
+    game.to_task("A", c.Abandon())
+    assert game.board.take_ready() == ["X"]
+    assert game.board.abandoned_before("X") == ("A",)
+    assert list(game.board.resting_on("A")) == ["M", "X"]
+
+
+def test_half_a_plan_is_not_shown() -> None:
+    spec = PlanSpec(name="n", tasks=(TaskSpec(code="A", name="A", assignee="sh"),), agents={"sh": SH})
+    game = Game(spec)
+    task = in_order(spec)[0]
+    game.to_task("A", c.PlanTask(digest=game.board.plan.digest, index=0, spec=task, agent=SH))
+    assert (game.board.visible, game.board.codes, game.board.take_ready()) == (False, [], [])
+    assert game.board.standing() == "running"

@@ -1,0 +1,129 @@
+"""The plan's decider, given anything."""
+
+import msgspec
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from shared import commands as c
+from shared import events as e
+from shared.plan import ENDED, INITIAL, PlanState, decide, evolve
+from shared.spec import PlanSpec
+from tests.shared.strategies import SPECS, plan_commands, plan_events, plan_specs
+
+ORDER = ("absent", "drafted", "finalizing", "active", "paused", "cancelling", "cancelled", "completed")
+
+
+@st.composite
+def lives(draw: st.DrawFn) -> list[tuple[PlanState, c.PlanCommand, e.Event, PlanState]]:
+    """Any commands in any order; what led to an event, with the state before and after it."""
+    state, steps = INITIAL, []
+    opening: list[c.PlanCommand] = []
+    if draw(st.booleans()):
+        draft = c.Draft(candidate="c1", spec=SPECS[0], repo_url="u", base_commit="b")
+        opening = [draft, c.Finalize(candidate="c1"), c.ConfirmFinalized(digest="")][: draw(st.integers(1, 3))]
+    for command in opening + draw(st.lists(plan_commands, max_size=20)):
+        if isinstance(command, c.ConfirmFinalized) and len(command.digest) != 1:
+            command = c.ConfirmFinalized(digest=state.digest)
+        try:
+            event = decide(state, command)
+        except c.Refused:
+            continue
+        if event is not None:
+            after = evolve(state, event)
+            steps.append((state, command, event, after))
+            state = after
+    return steps
+
+
+Life = list[tuple[PlanState, c.PlanCommand, e.Event, PlanState]]
+
+
+@given(lives())
+def test_the_same_command_again_changes_nothing(life: Life) -> None:
+    for _, command, _, after in life:
+        assert decide(after, command) is None
+
+
+@given(lives())
+def test_deciding_is_deterministic_and_leaves_the_state_alone(life: Life) -> None:
+    for before, command, event, _ in life:
+        body = msgspec.json.encode(before)
+        assert decide(before, command) == event
+        assert msgspec.json.encode(before) == body
+
+
+@given(lives())
+def test_what_is_decided_survives_the_log(life: Life) -> None:
+    for before, _, event, after in life:
+        assert evolve(before, e.decode(event.name, event.version, e.encode(event))) == after
+
+
+@given(st.lists(plan_events, max_size=12), plan_commands)
+def test_after_any_history_deciding_gives_an_event_nothing_or_a_refusal(
+    events: list[e.Event], command: c.PlanCommand
+) -> None:
+    state = INITIAL
+    for event in events:
+        state = evolve(state, event)
+    try:
+        decided = decide(state, command)
+    except c.Refused as refusal:
+        assert str(refusal)
+        return
+    if decided is not None:
+        evolve(state, decided)
+
+
+@given(lives())
+def test_a_plan_that_ended_stays_ended(life: Life) -> None:
+    for before, command, event, _ in life:
+        assert before.status not in ENDED, f"{command} led to {event}"
+
+
+@given(lives())
+def test_a_plan_only_goes_forward_but_for_pause_and_resume(life: Life) -> None:
+    for before, _, _, after in life:
+        back_from_a_pause = (before.status, after.status) == ("paused", "active")
+        assert ORDER.index(after.status) >= ORDER.index(before.status) or back_from_a_pause
+
+
+@given(lives())
+def test_the_choice_of_a_candidate_is_final(life: Life) -> None:
+    for before, _, _, after in life:
+        if before.chosen is not None:
+            assert (after.chosen, after.digest, after.count) == (before.chosen, before.digest, before.count)
+
+
+@given(lives())
+def test_tasks_may_start_only_in_an_active_plan_and_end_for_good_only_in_one_that_ends(life: Life) -> None:
+    for _, _, _, after in life:
+        assert (after.phase == "open") == (after.status == "active")
+        assert (after.phase == "cancelling") == (after.status in ("cancelling", "cancelled", "completed"))
+
+
+@given(plan_specs())
+def test_the_count_that_finalizing_fixes_includes_the_delivery(spec: PlanSpec) -> None:
+    state = INITIAL
+    for command in (
+        c.Draft(candidate="c", spec=spec, repo_url="u", base_commit="b"),
+        c.Finalize(candidate="c"),
+    ):
+        event = decide(state, command)
+        assert event is not None
+        state = evolve(state, event)
+    assert state.count == len(spec.tasks) + 1
+    assert decide(state, c.ConfirmFinalized(digest="another")) is None
+    assert decide(state, c.ConfirmFinalized(digest=state.digest)) == e.PlanFinalized(digest=state.digest)
+
+
+def test_another_plan_under_a_known_candidates_name_is_refused() -> None:
+    state = evolve(INITIAL, e.PlanDrafted(candidate="c", spec=SPECS[0], repo_url="u", base_commit="b"))
+    with pytest.raises(c.Refused, match="is another plan"):
+        decide(state, c.Draft(candidate="c", spec=SPECS[1], repo_url="u", base_commit="b"))
+
+
+@pytest.mark.parametrize("command", [c.Finalize(candidate="c"), c.Pause(), c.Resume(), c.CancelPlan()])
+def test_a_plan_that_does_not_exist_says_so(command: c.PlanCommand) -> None:
+    with pytest.raises(c.Refused, match="no such plan"):
+        decide(INITIAL, command)
