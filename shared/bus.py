@@ -51,10 +51,29 @@ async def connect(settings: BusSettings, name: str) -> Client:
     return await nats.connect(settings.url, user=settings.user, password=settings.password, **_reconnect_for_ever(name))
 
 
+_log = logging.getLogger("treadle.bus")
+
+
+async def _on_error(error: Exception) -> None:
+    """nats-py prints a traceback for each of ten tries a second otherwise; the two lines below say enough."""
+    _log.debug("NATS: %r", error)
+
+
+async def _on_disconnected() -> None:
+    _log.warning("the connection to NATS is lost; trying again")
+
+
+async def _on_reconnected() -> None:
+    _log.info("connected to NATS again")
+
+
 def _reconnect_for_ever(name: str) -> dict[str, Any]:
     # A client tries again ten times a second: the default of two seconds is most of the time that a restart takes.
     return {
         "name": name,
+        "error_cb": _on_error,
+        "disconnected_cb": _on_disconnected,
+        "reconnected_cb": _on_reconnected,
         "allow_reconnect": True,
         "max_reconnect_attempts": -1,
         "reconnect_time_wait": 0.1,

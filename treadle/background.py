@@ -11,26 +11,22 @@ import os
 import select
 import subprocess
 import sys
-from datetime import UTC, datetime
 
 import msgspec
 
 from treadle.data_dir import DataDir, told_to_people
 from treadle.environment import Secrets, runner_environment
 from treadle.log_files import last_useful_line, open_log
-from treadle.suite import SuiteOptions, run_supervisor
 from treadle.suite_error import DataDirHeld, SuiteError
-from treadle.suite_info import SuiteInfo
-
-_BAD_INPUT = 2
+from treadle.suite_info import SuiteOptions
 
 
-class _Order(msgspec.Struct, frozen=True):
+class Order(msgspec.Struct, frozen=True):
     options: SuiteOptions
     secrets: Secrets
 
 
-class _Report(msgspec.Struct, frozen=True):
+class Report(msgspec.Struct, frozen=True):
     error: str | None = None
     held: bool = False
 
@@ -42,7 +38,7 @@ def start_in_background(
     path = data_dir.log("supervisor")
     with told_to_people(data_dir.path), open_log(path) as log:
         process = subprocess.Popen(
-            [sys.executable, "-P", "-m", "treadle.background"],
+            [sys.executable, "-P", "-m", "treadle.background_supervisor"],
             env=runner_environment(os.environ),
             cwd=data_dir.path,
             stdin=subprocess.PIPE,
@@ -50,14 +46,14 @@ def start_in_background(
             stderr=log,
             start_new_session=True,
         )
-    line = _talk(process, msgspec.json.encode(_Order(options, secrets)), deadline_s)
+    line = _talk(process, msgspec.json.encode(Order(options, secrets)), deadline_s)
     if line is None:
         process.terminate()
         raise SuiteError(f"the suite was not ready within {deadline_s:g} s; its log: {path}")
     if not line:
         process.wait()
         raise SuiteError(f"the suite could not be started: {last_useful_line(path)} (its log: {path})")
-    report = msgspec.json.decode(line, type=_Report)
+    report = msgspec.json.decode(line, type=Report)
     if report.error is not None:
         process.wait()
         raise (DataDirHeld if report.held else SuiteError)(report.error)
@@ -74,38 +70,3 @@ def _talk(process: subprocess.Popen[bytes], order: bytes, deadline_s: float) -> 
         readable, _, _ = select.select([process.stdout], [], [], deadline_s)
         # The report is one write of less than a pipe's atomic size, so that a readable pipe holds all of it.
         return process.stdout.readline() if readable else None
-
-
-def main() -> int:
-    """The supervisor's side."""
-    order = msgspec.json.decode(sys.stdin.buffer.readline(), type=_Order)
-    try:
-        run_supervisor(order.options, order.secrets, say=_log, on_ready=_tell_ready)
-    except SuiteError as error:
-        _log(str(error))
-        _tell(_Report(str(error), isinstance(error, DataDirHeld)))
-        return _BAD_INPUT
-    return 0
-
-
-def _tell_ready(_: SuiteInfo) -> None:
-    _log("ready")
-    _tell(_Report())
-
-
-def _tell(report: _Report) -> None:
-    """Reports once; from then on standard output goes nowhere, and nobody needs to listen."""
-    with contextlib.suppress(BrokenPipeError):
-        os.write(sys.stdout.fileno(), msgspec.json.encode(report) + b"\n")
-    nowhere = os.open(os.devnull, os.O_WRONLY)
-    os.dup2(nowhere, sys.stdout.fileno())
-    os.close(nowhere)
-
-
-def _log(line: str) -> None:
-    sys.stderr.write(f"{datetime.now(UTC).isoformat(timespec='milliseconds')} {line}\n")
-    sys.stderr.flush()
-
-
-if __name__ == "__main__":
-    sys.exit(main())

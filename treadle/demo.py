@@ -27,7 +27,7 @@ from treadle.lines import money
 from treadle.plain_text import plain
 from treadle.processes import die_with_parent
 from treadle.run import IDLE_AFTER_S, say, submit, watch_plan
-from treadle.suite import SuiteOptions
+from treadle.suite_info import SuiteOptions
 
 SCRIPTED_MODEL_WITHIN_S = 20.0
 

@@ -16,9 +16,8 @@ from typing import IO, TypeVar
 from treadle.background import start_in_background
 from treadle.data_dir import DataDir
 from treadle.environment import Secrets
-from treadle.suite import SuiteOptions
 from treadle.suite_error import DataDirHeld, SuiteError
-from treadle.suite_info import SuiteInfo, running_suite
+from treadle.suite_info import SuiteInfo, SuiteOptions, running_suite
 
 T = TypeVar("T")
 

@@ -14,16 +14,15 @@ import httpx
 import msgspec
 
 from services.planner.estimate import estimate
-from treadle import doctor, repository
+from treadle import repository
 from treadle.api import ApiError
 from treadle.data_dir import DataDir
-from treadle.demo import demo
 from treadle.ensure import stop_suite
 from treadle.environment import Secrets
 from treadle.plan_commands import plan_commands
 from treadle.run import ATTENTION, BAD_INPUT, INTERRUPTED, BadInput, describe, read_plan_file, run_plan, say
-from treadle.suite import SuiteOptions, run_supervisor
 from treadle.suite_error import SuiteError
+from treadle.suite_info import SuiteOptions
 
 F = TypeVar("F", bound=Callable[..., Any])
 
@@ -84,6 +83,8 @@ def suite_options(command: F) -> F:
 @suite_options
 def up(port: int, options: SuiteOptions) -> None:
     """Runs the suite in the foreground until Ctrl-C."""
+    from treadle.suite import run_supervisor  # here, since it takes longer than most commands do
+
     run_supervisor(
         msgspec.structs.replace(options, gateway_port=port),
         Secrets.of(os.environ),
@@ -131,6 +132,8 @@ def validate(plan_file: Path, as_json: bool) -> None:
 @click.option("--json", "as_json", is_flag=True, help="One JSON object per event.")
 def demo_command(as_json: bool) -> None:
     """Runs a plan of seven tasks on a small repository made for it."""
+    from treadle.demo import demo  # here, since it takes longer than most commands do
+
     sys.exit(demo(as_json=as_json))
 
 
@@ -139,6 +142,8 @@ def demo_command(as_json: bool) -> None:
 @click.pass_obj
 def doctor_command(data_dir: DataDir, as_json: bool) -> None:
     """Says what is missing or wrong here, and how to mend it."""
+    from treadle import doctor  # here, since it takes longer than most commands do
+
     found = doctor.checks(data_dir, os.environ)
     if as_json:
         click.echo(msgspec.json.encode(found).decode())

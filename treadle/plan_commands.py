@@ -24,7 +24,7 @@ from treadle.ensure import JoinedSuite
 from treadle.lines import standing_line
 from treadle.plain_text import one_line, plain
 from treadle.run import BadInput, join, watch_plan
-from treadle.suite import SuiteOptions
+from treadle.suite_info import SuiteOptions
 from treadle.table import render
 
 Plan = dict[str, Any]

@@ -21,8 +21,7 @@ from treadle.environment import Secrets
 from treadle.lines import money
 from treadle.plain_text import one_line, plain
 from treadle.repository import Chosen
-from treadle.suite import SuiteOptions
-from treadle.suite_info import running_suite
+from treadle.suite_info import SuiteOptions, running_suite
 from treadle.watch import Outcome, choose_view, watch
 
 COMPLETED, ATTENTION, BAD_INPUT, INTERRUPTED = 0, 1, 2, 130

@@ -13,7 +13,6 @@ from pathlib import Path
 from typing import Any
 
 import httpx
-import msgspec
 
 from treadle.data_dir import DataDir, told_to_people
 from treadle.environment import Secrets, runner_environment, service_environment
@@ -23,7 +22,7 @@ from treadle.private_files import make_private_dir, secret_in
 from treadle.processes import end_leftovers
 from treadle.store_watch import watch_store
 from treadle.suite_error import SuiteError
-from treadle.suite_info import SuiteInfo, http_settings
+from treadle.suite_info import SuiteInfo, SuiteOptions, http_settings
 from treadle.supervisor import Child, Supervisor
 
 _NATS = "nats-server"
@@ -33,20 +32,6 @@ _RUNNER_STOPS_WITHIN_S = 15.0
 _LEFTOVERS_STOP_WITHIN_S = 3.0
 _ASK_AGAIN_S = 0.05
 _LOOKS_PER_IDLE_TIME = 5
-
-
-class SuiteOptions(msgspec.Struct, frozen=True, kw_only=True):
-    """What a person may choose. None of it is secret except a password within `nats_url`."""
-
-    data_dir: str
-    runners: int = 1
-    slots: int = 2
-    gateway_port: int = 0
-    nats_url: str | None = None
-    # None: the suite runs until it is told to stop.
-    idle_after_s: float | None = None
-    # The program of a service ("planner", …) where it is not `python -m services.<name>`: for stand-ins.
-    programs: dict[str, list[str]] = {}
 
 
 def run_supervisor(

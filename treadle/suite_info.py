@@ -1,4 +1,4 @@
-"""What a running suite tells about itself in `suite.json`, for the commands that want to use it."""
+"""What a suite is asked to be, and what a running one tells about itself in `suite.json`."""
 
 from __future__ import annotations
 
@@ -11,6 +11,20 @@ from treadle.data_dir import DataDir
 from treadle.private_files import write_private
 
 _HTTP_TIMEOUT_S = 2.0
+
+
+class SuiteOptions(msgspec.Struct, frozen=True, kw_only=True):
+    """What a person may choose. None of it is secret except a password within `nats_url`."""
+
+    data_dir: str
+    runners: int = 1
+    slots: int = 2
+    gateway_port: int = 0
+    nats_url: str | None = None
+    # None: the suite runs until it is told to stop.
+    idle_after_s: float | None = None
+    # The program of a service ("planner", …) where it is not `python -m services.<name>`: for stand-ins.
+    programs: dict[str, list[str]] = {}
 
 
 class SuiteInfo(msgspec.Struct, frozen=True, kw_only=True):

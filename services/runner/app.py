@@ -1,7 +1,6 @@
 """The runner's composition root: everything is wired here, nothing at import."""
 
 import asyncio
-import contextlib
 import ctypes
 import logging
 import os
@@ -24,6 +23,8 @@ from shared.clock import utc_now
 from shared.subjects import DELIVER_POOL, runner_holds
 
 PR_SET_DUMPABLE = 4
+STOP_WITHIN_S = 10.0
+"""Less than a supervisor's patience."""
 
 
 class Secrets(msgspec.Struct, frozen=True):
@@ -90,8 +91,13 @@ def make_app(bus: BusSettings, settings: RunnerSettings, executors: Mapping[str,
     @app.on_shutdown
     async def stop() -> None:
         parts["runner"].stop()
-        with contextlib.suppress(asyncio.CancelledError):
-            await tasks["run"]
+        try:
+            await asyncio.wait_for(tasks["run"], STOP_WITHIN_S)
+        except TimeoutError:
+            # Without NATS nothing can be handed back; the journal does it at the next start.
+            logging.getLogger("treadle.runner").warning("NATS does not answer: what was held is handed back later")
+        except asyncio.CancelledError:
+            pass
 
     return app
 

@@ -45,8 +45,14 @@ def push_lease(workspace: Workspace, commit: str) -> str:
 def move_head(mirror: Mirror, plan: str, task: str, commit: str) -> None:
     """Moves a task's head ref to its accepted result. May be repeated, by any runner."""
     checked_ids(plan, task)
-    mirror.ensure(plan, [commit])
-    mirror.push(mirror.path, f"+{commit}:refs/treadle/{plan}/{task}/head")
+    ref = f"refs/treadle/{plan}/{task}/head"
+    if is_local_path(mirror.repo_url):
+        # The commit is there, under its lease's ref: a tenth of what a push costs.
+        doing = f"moving {ref} of {mirror.shown}"
+        run_git("-C", mirror.repo_url, "update-ref", ref, checked_commit(commit), doing=doing, as_operator=True)
+    else:
+        mirror.ensure(plan, [commit])
+        mirror.push(mirror.path, f"+{commit}:{ref}")
 
 
 def delete_task_refs(mirror: Mirror, plan: str) -> int:

@@ -28,9 +28,8 @@ from treadle.ensure import JoinedSuite, ensure_suite, stop_suite
 from treadle.environment import Secrets
 from treadle.nats_server import NatsAccess
 from treadle.ports import LOOPBACK
-from treadle.suite import SuiteOptions
 from treadle.suite_error import SuiteError
-from treadle.suite_info import running_suite
+from treadle.suite_info import SuiteOptions, running_suite
 
 STAND_IN = str(Path(__file__).with_name("stand_in.py"))
 SECRETS = Secrets("sk-made-up-0123456789", "http://127.0.0.1:9/made-up")
@@ -96,7 +95,7 @@ def test_suite_starts_once_and_is_used_again(data: DataDir) -> None:
 
 
 def test_two_starts_at_once_end_with_one_suite(data: DataDir) -> None:
-    script = "import sys, msgspec; from treadle.ensure import *; from treadle.suite import SuiteOptions; " + (
+    script = "import sys, msgspec; from treadle.ensure import *; from treadle.suite_info import SuiteOptions; " + (
         "print(ensure_suite(msgspec.json.decode(sys.argv[1], type=SuiteOptions), Secrets()).info.pid)"
     )
     order = msgspec.json.encode(options(data.path)).decode()
