@@ -266,7 +266,10 @@ def _start(state: TaskState, command: c.Start) -> e.Event | None:
 def _release(state: TaskState, command: c.Release) -> e.Event | None:
     if command.lease is None:
         return e.TaskReleased(reason=command.reason) if state.status == "queued" else None
-    if state.status not in LEASED or state.lease != command.lease:
+    if state.lease != command.lease:
+        # Not None: whoever believes that it has handed back acknowledges, and its successor's death goes unnoticed.
+        raise _stale(state, command.lease)
+    if state.status not in LEASED:
         return None
     if command.lost and state.status == "running" and (failed := _lost_too_often(state)):
         return failed
@@ -378,7 +381,11 @@ def _refuse_deliver(state: TaskState, wish: str) -> None:
 
 def _check_lease(state: TaskState, lease: int) -> None:
     if state.status not in LEASED or state.lease != lease:
-        raise c.StaleLease(f"lease {lease} is over: the task is {state.status}, its newest lease is {state.lease}")
+        raise _stale(state, lease)
+
+
+def _stale(state: TaskState, lease: int) -> c.StaleLease:
+    return c.StaleLease(f"lease {lease} is over: the task is {state.status}, its newest lease is {state.lease}")
 
 
 def _attempts_max(state: TaskState, kind: e.FailureKind) -> int:

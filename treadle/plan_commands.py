@@ -29,6 +29,9 @@ from treadle.table import render
 
 Plan = dict[str, Any]
 
+OVER = ("completed", "cancelled", "abandoned", "needs_attention")
+"""A task that stands so says nothing more unless a person asks for it."""
+
 PIPED_WIDTH = 200
 
 plan_argument = click.argument("plan", required=False)
@@ -181,13 +184,8 @@ def logs(data_dir: DataDir, code: str, plan: str | None, follow: bool, as_json: 
             for message in source.iter_sse():
                 if message.event == "activity":
                     _show_entry(msgspec.json.decode(message.data), as_json)
-                elif message.event == "live" and _is_over(gateway, found["plan"], code):
+                elif message.event == "live" and msgspec.json.decode(message.data)["status"] in OVER:
                     return
-
-
-def _is_over(gateway: Gateway, plan: str, code: str) -> bool:
-    state = gateway.get(f"/plans/{plan}/tasks/{_segment(code)}", Plan)["status"]
-    return state in ("completed", "cancelled", "abandoned", "needs_attention")
 
 
 def _show_entry(entry: Plan, as_json: bool) -> None:

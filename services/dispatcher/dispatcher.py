@@ -9,11 +9,10 @@ import contextlib
 import logging
 from collections.abc import Awaitable, Coroutine, Iterator
 from datetime import UTC, datetime
-from typing import Any
+from typing import Any, Protocol
 
 from services.dispatcher.finalize import complete_finalize
 from services.dispatcher.prompt import build_prompt
-from services.dispatcher.timers import Timers
 from shared import commands as c
 from shared.board import SETTLED, Board
 from shared.clock import Clock
@@ -29,6 +28,14 @@ log = logging.getLogger("treadle.dispatcher")
 DISPATCHES_IN_FLIGHT = 256
 LOOK_AGAIN_S = 5.0
 """How late a retry may be whose timer was lost: heard by a dispatcher that died of it, or whose clock is behind."""
+
+
+class Timers(Protocol):
+    """`services.dispatcher.timers.Timers`, or what stands in for it where time is simulated."""
+
+    async def set(self, plan: str, code: str, at: datetime) -> None:
+        """Has some dispatcher's `wake` called at `at`; setting a task's timer again replaces it."""
+        ...
 
 
 class Dispatcher:

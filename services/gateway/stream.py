@@ -5,6 +5,7 @@ Messages: `log` (an event of the log; its id resumes the stream), `plan` and `ta
 `activity` (what an agent does), `live` (what follows is new).
 """
 
+import asyncio
 from collections.abc import AsyncIterator
 from datetime import datetime
 from typing import Annotated, Any
@@ -28,6 +29,8 @@ from shared.tail import follow_messages
 
 KEEP_ALIVE_S = 15.0
 HISTORY_PAGE = 500
+QUIET_S = 0.5
+"""The last words of an agent may arrive a little after its task's end."""
 TRANSCRIPT_ENTRIES_MAX = 5_000
 """The newest so many are answered; following shows all."""
 
@@ -127,16 +130,27 @@ async def follow_transcript(
     state: State,
     last_event_id: Annotated[int, Parameter(header="Last-Event-ID", ge=0)] = 0,
 ) -> ServerSentEvent:
-    """The same, and then what comes, for ever."""
-    find_task(state, plan, code)
+    """The same, and then what comes, for ever. Whenever nothing has come for a while, `live` tells how the task stands.
+
+    So a reader knows that it may go: the task is over, and what its agents said before the end has arrived.
+    """
+    fold = find_task(state, plan, code)
 
     async def messages() -> AsyncIterator[ServerSentEventMessage]:
         filters = (transcript_filter(plan, code),)
-        async for arrived in follow_messages(state.nc, TRANSCRIPTS, after=last_event_id, filters=filters):
-            for entry in map(_stored_entry, arrived.messages):
-                yield ServerSentEventMessage(data=_json(entry), event="activity", id=entry.seq)
-            if arrived.caught_up:
-                yield _message("live", {})
+        arriving = follow_messages(state.nc, TRANSCRIPTS, after=last_event_id, filters=filters)
+        arrival = asyncio.ensure_future(anext(arriving))
+        try:
+            while True:
+                await asyncio.wait({arrival}, timeout=QUIET_S)
+                if not arrival.done():
+                    yield _message("live", {"status": fold.task(code).status})
+                    continue
+                for entry in map(_stored_entry, arrival.result().messages):
+                    yield ServerSentEventMessage(data=_json(entry), event="activity", id=entry.seq)
+                arrival = asyncio.ensure_future(anext(arriving))
+        finally:
+            arrival.cancel()
 
     return ServerSentEvent(messages())
 

@@ -1,7 +1,8 @@
 """A lease: what this runner holds right now, and what it leaves behind if it is killed.
 
-The journal lists the leases of a life, one small file each. A runner that comes back under the same name finds there
-what its former life held and hands it back at once, instead of after the server's `ack_wait`.
+The journal lists the deliveries in a life's hands, one small file each, from their arrival on: also the one that has no
+lease yet. A runner that comes back under the same name finds there what its former life had taken and hands it back at
+once, instead of after the server's `ack_wait`.
 """
 
 import asyncio
@@ -10,6 +11,7 @@ from pathlib import Path
 import msgspec
 from nats.aio.msg import Msg
 
+from shared.clock import new_id
 from shared.events import Result, TaskDispatched, Usage
 
 
@@ -55,27 +57,33 @@ class Completion(msgspec.Struct, frozen=True, kw_only=True):
     usage: Usage = Usage()
 
 
+class Taken(msgspec.Struct, frozen=True):
+    """A delivery: which dispatch of which task."""
+
+    plan: str
+    task: str
+    dispatch: int
+
+
 class Journal:
-    """The leases of this runner, on disk."""
+    """The deliveries in this runner's hands, on disk."""
 
     def __init__(self, directory: Path) -> None:
         self._directory = directory
         directory.mkdir(parents=True, exist_ok=True)
 
-    def add(self, key: Key) -> None:
-        """Notes a lease before its work begins."""
-        path = self._path(key)
+    def add(self, taken: Taken) -> Path:
+        """Notes a delivery before anything comes of it; returns the note."""
+        path = self._directory / f"{new_id()}.json"
         partial = path.with_suffix(".partial")
-        partial.write_bytes(msgspec.json.encode(key))
+        partial.write_bytes(msgspec.json.encode(taken))
         partial.replace(path)
+        return path
 
-    def remove(self, key: Key) -> None:
-        """Forgets a lease that has ended."""
-        self._path(key).unlink(missing_ok=True)
+    def remove(self, note: Path) -> None:
+        """Forgets a delivery that was dealt with."""
+        note.unlink(missing_ok=True)
 
-    def left_behind(self) -> list[Key]:
-        """What a former life held when it ended."""
-        return [msgspec.json.decode(path.read_bytes(), type=Key) for path in sorted(self._directory.glob("*.json"))]
-
-    def _path(self, key: Key) -> Path:
-        return self._directory / f"{key.plan}.{key.task}.{key.lease}.json"
+    def left_behind(self) -> dict[Path, Taken]:
+        """The notes of a former life: what it had in its hands when it ended."""
+        return {path: msgspec.json.decode(path.read_bytes(), type=Taken) for path in self._directory.glob("*.json")}

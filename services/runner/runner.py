@@ -18,20 +18,22 @@ from nats.aio.msg import Msg
 from nats.errors import Error as NatsError
 
 from services.runner.agents import Activity, Finished
-from services.runner.lease import Completion, Journal, Key, Lease
+from services.runner.lease import Completion, Journal, Key, Lease, Taken
 from services.runner.process import end_lease, lease_mark
 from services.runner.pull import SlotPull
 from services.runner.transcript import Transcripts
 from shared import commands as c
 from shared.clock import Clock, new_id
-from shared.events import TaskDispatched
+from shared.events import TaskDispatched, TaskStarted
 from shared.jetstream import JetStreamStore, read_message
 from shared.plan import INITIAL as NO_PLAN
 from shared.plan import PlanState, evolve
-from shared.store import Meta, StoreUnavailable
+from shared.store import Meta, Recorded, StoreUnavailable
 from shared.streams import EVENTS, HEARTBEAT_S
 from shared.subjects import CANCEL_REQUESTS, PLAN, pool, runner_holds
+from shared.task import INITIAL as TASK_INITIAL
 from shared.task import LEASED, TaskState
+from shared.task import evolve as evolve_task
 from shared.transact import Decided, Loaded, fold, load_task, patiently, to_task
 
 log = logging.getLogger("treadle.runner")
@@ -127,6 +129,13 @@ class Runner:
         if not isinstance(dispatch, TaskDispatched):
             log.error("event %d can't be run: %s", record.seq, record.fault)
             return
+        note = self._journal.add(Taken(record.plan, record.entity, dispatch.dispatch))
+        try:
+            await self._handle_dispatch(record, dispatch, message)
+        finally:
+            self._journal.remove(note)
+
+    async def _handle_dispatch(self, record: Recorded, dispatch: TaskDispatched, message: Msg) -> None:
         plan, task = record.plan, record.entity
         try:
             decided = await self._take(plan, task, record.seq, dispatch, message, record.meta.correlation)
@@ -206,7 +215,6 @@ class Runner:
     async def _hold(self, lease: Lease, known: Loaded[TaskState]) -> None:
         key = lease.key
         self._leases[key.plan, key.task] = lease
-        self._journal.add(key)
         executor = self._executor(lease.dispatch)
         heart = asyncio.create_task(self._beat(lease))
         ending: Completion | Finished | None = None
@@ -232,7 +240,6 @@ class Runner:
             if self._leases.get((key.plan, key.task)) is lease:
                 del self._leases[key.plan, key.task]
             await executor.tidy(lease)
-            self._journal.remove(key)
 
     async def _beat(self, lease: Lease) -> None:
         """Says that we live, after looking whether the lease still does. The first look comes at once."""
@@ -334,15 +341,28 @@ class Runner:
             await message.ack()
 
     async def _hand_back_former_life(self) -> None:
-        for key in self._journal.left_behind():
-            command = c.Release(lease=key.lease, reason=f"runner {self.name} was killed and came back")
-            await end_lease(lease_mark(key.plan, key.task, key.lease))
+        for note, taken in self._journal.left_behind().items():
             try:
-                await to_task(self._store, key.plan, key.task, command, self._meta(0, ""))
-                log.info("%s: a former life held it; handed back", key)
+                await self._hand_back(taken)
             except c.Refused as refusal:  # the log is not the one that the journal speaks of
-                log.warning("%s: a former life held it: %s", key, refusal)
-            self._journal.remove(key)
+                log.warning("%s: a former life had it: %s", taken, refusal)
+            self._journal.remove(note)
+
+    async def _hand_back(self, taken: Taken) -> None:
+        """Ends what a former life left running, and gives its task back if it is still that life's."""
+        plan, task = taken.plan, taken.task
+        events = await patiently(lambda: self._store.read(plan, task))
+        starts = (record.event for record in reversed(events) if isinstance(record.event, TaskStarted))
+        if (start := next((start for start in starts if start.runner == self.name), None)) is not None:
+            await end_lease(lease_mark(plan, task, start.lease))
+        state = fold(TASK_INITIAL, evolve_task, events).state
+        command = c.Release(lease=None, reason=f"runner {self.name} was killed and came back")
+        if state.status in LEASED and state.runner == self.name:
+            command = msgspec.structs.replace(command, lease=state.lease)
+        elif state.status != "queued" or state.dispatch != taken.dispatch:
+            return
+        await to_task(self._store, plan, task, command, self._meta(0, ""))
+        log.info("%s: a former life had it; handed back", taken)
 
     def _executor(self, dispatch: TaskDispatched) -> Executor:
         return self._executors[pool(dispatch)]

@@ -2,7 +2,7 @@
 
 import asyncio
 import contextlib
-from collections.abc import AsyncIterator, Callable, Coroutine, Iterable
+from collections.abc import AsyncIterator, Callable, Coroutine, Iterable, Mapping
 from datetime import datetime, timedelta
 
 from nats.aio.client import Client
@@ -30,7 +30,7 @@ ANN = Meta(actor="user:ann")
 Outcome = Callable[[str, TaskDispatched], FailureKind | None]
 
 
-def spec(depends_on: dict[str, Iterable[str]], *, max_parallel: int = 64, retry: Retry | None = None) -> PlanSpec:
+def spec(depends_on: Mapping[str, Iterable[str]], *, max_parallel: int = 64, retry: Retry | None = None) -> PlanSpec:
     """A plan from its edges."""
     tasks = tuple(
         TaskSpec(code=code, name=f"Task {code}", assignee="sh", depends_on=tuple(needed), retry=retry)
@@ -39,9 +39,9 @@ def spec(depends_on: dict[str, Iterable[str]], *, max_parallel: int = 64, retry:
     return PlanSpec(name="woven", tasks=tasks, agents={"sh": SH}, max_parallel=max_parallel)
 
 
-def wide(count: int, **settings: int) -> PlanSpec:
+def wide(count: int, max_parallel: int = 64) -> PlanSpec:
     """Tasks that have nothing to do with one another."""
-    return spec({f"T{i}": () for i in range(count)}, **settings)
+    return spec({f"T{i}": () for i in range(count)}, max_parallel=max_parallel)
 
 
 class Loom:
@@ -168,7 +168,7 @@ class PretendingRunner:
         start = c.Start(phase=phase, dispatch=dispatch.dispatch, runner="r", execution=new_id())
         try:
             decided = await to_task(self._store, plan, code, start, ANN)
-        except (c.Obsolete, c.Held):
+        except c.Refused:
             return
         if decided.state.status != "running":
             return
@@ -176,7 +176,7 @@ class PretendingRunner:
         self.most_at_once = max(self.most_at_once, len(self.running))
         await self.free.wait()
         self.running.discard(code)
-        with contextlib.suppress(c.StaleLease):
+        with contextlib.suppress(c.Refused):  # the task was poisoned, or went on without us
             await self._report(plan, code, dispatch, decided.state.lease)
 
     async def _report(self, plan: str, code: str, dispatch: TaskDispatched, lease: int) -> None:
@@ -194,7 +194,7 @@ class PretendingRunner:
 
 
 def of_type(records: list[Recorded], type_: str) -> list[Recorded]:
-    return [r for r in records if r.type == type_]
+    return [r for r in records if r.type == type_ and r.event is not None]
 
 
 def behind(seconds: float) -> Clock:

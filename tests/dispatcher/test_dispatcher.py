@@ -8,10 +8,11 @@ import pytest
 
 from services.dispatcher.dispatcher import LOOK_AGAIN_S
 from shared import commands as c
-from shared.board import in_order
-from shared.clock import new_plan_id, utc_now
+from shared.board import Board, in_order
+from shared.clock import utc_now
 from shared.events import FailureKind, Head, TaskDispatched, TaskFailed
 from shared.spec import DELIVER, Retry
+from shared.store import Recorded
 from shared.streams import TIMERS
 from shared.subjects import PLAN, shard
 from shared.task import IN_FLIGHT
@@ -28,8 +29,8 @@ async def bus(own_nats: NatsServer) -> AsyncIterator[Loom]:
         yield made
 
 
-def dispatch_of(records: list[object], code: str) -> TaskDispatched:
-    [event] = [r.event for r in records if r.entity == code and isinstance(r.event, TaskDispatched)]  # type: ignore[attr-defined]
+def dispatch_of(records: list[Recorded], code: str) -> TaskDispatched:
+    [event] = [r.event for r in records if r.entity == code and isinstance(r.event, TaskDispatched)]
     return event
 
 
@@ -135,8 +136,8 @@ async def test_a_finalize_that_was_interrupted_is_completed_by_the_next_dispatch
     for index, task in enumerate(in_order(board.plan.chosen.spec)[:stored]):
         command = c.PlanTask(digest=board.plan.digest, index=index, spec=task, agent=None)
         await to_task(bus.store, plan, task.code, command, ANN)
-        board = await bus.until(plan, lambda board, n=index + 1: len(board.tasks) == n)
-        assert not board.visible and board.codes == []
+    board = await bus.until(plan, lambda board: len(board.tasks) == stored)
+    assert not board.visible and board.codes == []
     bus.start_dispatcher()
     bus.start_runner()
     await bus.completed(plan)
@@ -210,7 +211,10 @@ async def test_timers_that_were_lost_are_set_again_at_the_start(bus: Loom) -> No
     assert wait < timedelta(seconds=LOOK_AGAIN_S / 2)
 
 
-async def test_a_retry_comes_although_its_timer_was_lost_or_the_clock_is_behind(bus: Loom) -> None:
+async def test_a_retry_comes_although_its_timer_was_lost_or_the_clock_is_behind(
+    bus: Loom, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("services.dispatcher.dispatcher.LOOK_AGAIN_S", 0.2)
     bus.start_dispatcher(behind(1.0))  # and it hears no timer at all
     bus.start_runner(fails_once)
     plan = await bus.submit(spec({"A": ()}, retry=QUICKLY))
@@ -257,10 +261,9 @@ async def test_no_more_run_at_once_than_the_plan_allows_and_no_slot_stays_empty(
     plan = await bus.submit(wide(30, max_parallel=4))
     in_flight: list[int] = []
 
-    def look(board: object) -> bool:
-        counts = board.counts  # type: ignore[attr-defined]
-        in_flight.append(sum(counts[status] for status in IN_FLIGHT))
-        return bool(counts["completed"] == 28)
+    def look(board: Board) -> bool:
+        in_flight.append(sum(board.counts[status] for status in IN_FLIGHT))
+        return board.counts["completed"] == 28
 
     await bus.until(plan, look)
     assert max(in_flight) == 4
@@ -285,18 +288,29 @@ async def test_an_abandoned_task_runs_again_only_while_nothing_rests_on_it(bus: 
     assert dispatch_of(records, "X").abandoned == ("M",)
 
 
-async def test_redispatching_what_a_running_successor_rests_on_is_taken_back(bus: Loom) -> None:
+async def test_redispatching_what_a_running_task_rests_on_is_taken_back(bus: Loom) -> None:
+    """X rests on A's being abandoned, by way of M which was marked complete without a commit of its own."""
+    asked = False
+
+    def taken_back(board: Board) -> bool:
+        nonlocal asked
+        asked |= board.visible and board.tasks["A"].reopening
+        return asked and not board.tasks["A"].reopening
+
     bus.start_dispatcher()
-    runner = bus.start_runner()
-    plan = new_plan_id()
+    runner = bus.start_runner(lambda code, dispatch: "agent_error" if code == "A" else None)
+    plan = await bus.submit(spec({"A": (), "M": ("A",), "X": ("M",)}))
+    await bus.until(plan, lambda board: board.counts["needs_attention"] == 1)
     runner.hold()
-    await bus.submit(spec({"A": (), "M": ("A",), "X": ("M",)}), plan)
-    await bus.until(plan, lambda board: board.counts["running"] == 1)
-    await bus.cancel(plan, "A")
+    await to_task(bus.store, plan, "M", c.MarkComplete(), ANN)
+    await to_task(bus.store, plan, "A", c.Abandon(), ANN)
+    await bus.until(plan, lambda board: board.visible and board.tasks["X"].status == "running")
+    await to_task(bus.store, plan, "A", c.Redispatch(), ANN)
+    board = await bus.until(plan, taken_back)
+    assert (board.tasks["A"].status, board.tasks["A"].dispatch) == ("abandoned", 1)
     runner.let_go()
-    await bus.until(
-        plan, lambda board: board.tasks["A"].status in ("completed", "needs_attention") if board.tasks else False
-    )
+    await bus.completed(plan)
+    assert of_type(await bus.records(plan), "abandoned")[-1].meta.actor == "dispatcher"
 
 
 # Faults ---------------------------------------------------------------------------------------------------------------
@@ -349,7 +363,7 @@ async def test_a_plan_whose_tasks_are_damaged_from_the_start_stands_still_and_th
     assert of_type(await bus.records(plan), "dispatched") == []
 
 
-async def test_a_start_with_nothing_to_do_is_ready_at_once(bus: Loom) -> None:
+async def test_the_service_that_finds_an_empty_log_is_ready_at_once(bus: Loom) -> None:
     async with bus.service():
         bus.start_runner()
         before = utc_now()

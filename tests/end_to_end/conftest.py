@@ -11,9 +11,9 @@ from tests.end_to_end.plans import Gate, make_repo
 from tests.end_to_end.suite import Suite
 
 
-@pytest.fixture(scope="module")
+@pytest.fixture(scope="session")
 def suite(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Suite]:
-    """One suite for a module: one runner with four slots. A test may kill its services, but not stop it."""
+    """One suite for all tests that do it no harm: one runner with four slots."""
     running = Suite(tmp_path_factory.mktemp("suite"))
     running.up("--runners", "1", "--slots", "4")
     try:

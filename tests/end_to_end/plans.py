@@ -41,7 +41,7 @@ def plan(*tasks: Mapping[str, Any], **more: Any) -> Plan:
     return {"name": "A plan", "agents": agents, "tasks": listed, **more}
 
 
-def write(directory: Path, content: Plan, name: str = "plan.json") -> str:
+def write(directory: Path, content: object, name: str = "plan.json") -> str:
     """Stores a plan as a file; returns its path."""
     path = directory / name
     path.write_text(json.dumps(content))

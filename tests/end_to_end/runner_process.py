@@ -1,6 +1,6 @@
 """A runner process for the tests of leases: the real parts, with a heartbeat and, if asked, a death at the wrong time.
 
-Settings are those of `services.runner`, and `TEST_HEARTBEAT_S`, `TEST_DIE_BEFORE_SETTLING`.
+Settings are those of `services.runner`, and `TEST_HEARTBEAT_S`, `TEST_DIES`: `taking`, `executing` or `settling`.
 """
 
 from __future__ import annotations
@@ -11,6 +11,7 @@ import os
 import signal
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import msgspec
 from nats.aio.msg import Msg
@@ -25,17 +26,34 @@ from shared.events import TaskDispatched
 from shared.subjects import DELIVER_POOL, runner_holds
 
 
-class DiesBeforeSettling:
-    """Kills its own process between `completed` and the move of the head ref."""
+def die() -> None:
+    """kill -9."""
+    os.kill(os.getpid(), signal.SIGKILL)
 
-    def __init__(self, inner: Executor) -> None:
+
+class DiesTaking(Runner):
+    """Dies when it has a delivery and no lease yet."""
+
+    async def _take(self, *args: Any, **more: Any) -> Any:
+        die()
+
+
+class Dies:
+    """An executor that dies as soon as the lease is in the log, or between `completed` and the move of the head ref."""
+
+    def __init__(self, inner: Executor, where: str) -> None:
         self._inner = inner
+        self._where = where
 
     async def execute(self, lease: Lease, report: Callable[[Activity], None]) -> Completion | Finished:
+        if self._where == "executing":
+            die()
         return await self._inner.execute(lease, report)
 
     async def settle(self, plan: str, task: str, dispatch: TaskDispatched, commit: str) -> None:
-        os.kill(os.getpid(), signal.SIGKILL)
+        if self._where == "settling":
+            die()
+        await self._inner.settle(plan, task, dispatch, commit)
 
     async def tidy(self, lease: Lease) -> None:
         await self._inner.tidy(lease)
@@ -48,13 +66,13 @@ async def main() -> None:
     data_dir = Path(os.environ["TREADLE_DATA"])
     nc = await connect(bus_settings_from_environment(), name)
     async with open_runner("command", {}) as agent:
-        command: Executor = AgentExecutor(data_dir, agent, {})
-        if os.environ.get("TEST_DIE_BEFORE_SETTLING"):
-            command = DiesBeforeSettling(command)
+        dies = os.environ.get("TEST_DIES", "")
+        command = Dies(AgentExecutor(data_dir, agent, {}), dies)
         executors: dict[str, Executor] = {"command": command, DELIVER_POOL: DeliverExecutor(data_dir)}
         journal = Journal(directory / "leases")
         heartbeat_s = float(os.environ["TEST_HEARTBEAT_S"])
-        runner = Runner(nc, name, executors, 1, journal, utc_now, heartbeat_s)
+        kind = DiesTaking if dies == "taking" else Runner
+        runner = kind(nc, name, executors, 1, journal, utc_now, heartbeat_s)
 
         async def holds(message: Msg) -> None:
             await message.respond(msgspec.json.encode(runner.holds(msgspec.json.decode(message.data, type=Key))))

@@ -177,9 +177,10 @@ class Suite:
         end_s = time.monotonic() + deadline_s
         while (left_s := end_s - time.monotonic()) > 0:
             try:
-                with self.http(left_s) as http, connect_sse(
-                    http, "GET", f"/plans/{plan}/stream", params={"after": after}
-                ) as source:
+                with (
+                    self.http(left_s) as http,
+                    connect_sse(http, "GET", f"/plans/{plan}/stream", params={"after": after}) as source,
+                ):
                     source.response.raise_for_status()
                     for message in source.iter_sse():
                         body = json.loads(message.data) if message.data else {}

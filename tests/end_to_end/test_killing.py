@@ -6,6 +6,7 @@ import os
 import random
 import signal
 import time
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -14,6 +15,18 @@ from tests.end_to_end.plans import Gate, Plan, files, lease_processes, plan, tas
 from tests.end_to_end.suite import Event, Suite, alive, ended, types, until
 
 BACK_WITHIN_S = 12.0
+VICTIMS = ("nats-server", "dispatcher", "gateway", "planner", "runner", "supervisor")
+
+
+@pytest.fixture(scope="module")
+def victim_suite(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Suite]:
+    """A suite whose services may be killed."""
+    running = Suite(tmp_path_factory.mktemp("killed"))
+    running.up("--slots", "4")
+    try:
+        yield running
+    finally:
+        running.down()
 
 
 def killed(pid: int) -> None:
@@ -52,46 +65,48 @@ def assert_whole(suite: Suite, repo: Path, made: str, seen: list[Event]) -> None
 
 @pytest.mark.parametrize("service", ["nats-server", "dispatcher", "gateway", "planner", "runner"])
 def test_a_service_that_is_killed_in_the_middle_of_a_plan_comes_back_and_the_plan_ends(
-    suite: Suite, repo: Path, tmp_path: Path, gate: Gate, service: str
+    victim_suite: Suite, repo: Path, tmp_path: Path, gate: Gate, service: str
 ) -> None:
-    process = suite.start("run", write(tmp_path, chain_and_diamond(gate.wait)), "--repo", str(repo), "--json")
-    made = until(lambda: next((p["plan"] for p in suite.get("/plans") if p["repo_url"] == str(repo)), ""), "a plan")
-    suite.event(made, "started", "D")
-    pid = suite.pid(service)
+    process = victim_suite.start("run", write(tmp_path, chain_and_diamond(gate.wait)), "--repo", str(repo), "--json")
+    made = until(
+        lambda: next((p["plan"] for p in victim_suite.get("/plans") if p["repo_url"] == str(repo)), ""), "a plan"
+    )
+    victim_suite.event(made, "started", "D")
+    pid = victim_suite.pid(service)
     killed(pid)
-    until(lambda: suite.pid(service) != pid, f"{service} is back")
+    until(lambda: victim_suite.pid(service) != pid, f"{service} is back")
     gate.open()
     done = ended(process)
     assert done.status == 0, done.err
     seen = done.events
     assert [event["seq"] for event in seen] == sorted({event["seq"] for event in seen}), "shown twice, or out of order"
-    assert seen == suite.events(made), "the command has not shown every event"
-    assert_whole(suite, repo, made, seen)
+    assert seen == victim_suite.events(made), "the command has not shown every event"
+    assert_whole(victim_suite, repo, made, seen)
     # And it can take the next one.
-    other = suite.submit(plan(task("T1", "echo x > x.txt")), repo)
-    suite.standing(other, "completed")
+    other = victim_suite.submit(plan(task("T1", "echo x > x.txt")), repo)
+    victim_suite.standing(other, "completed")
 
 
 def test_a_runner_that_comes_back_hands_its_task_back_and_leaves_no_process_of_its_former_life(
-    suite: Suite, repo: Path, tmp_path: Path
+    victim_suite: Suite, repo: Path, tmp_path: Path
 ) -> None:
     lives = tmp_path / "lives"
     script = (
         f"echo $$ >> {lives}\n"
         f"if [ $(wc -l < {lives}) = 1 ]; then (trap '' TERM; setsid sleep 600) & sleep 600; fi\necho x > x.txt"
     )
-    made = suite.submit(plan(task("T1", script)), repo)
+    made = victim_suite.submit(plan(task("T1", script)), repo)
     until(lambda: lives.exists() and len(lease_processes(made)) >= 3, "the agent and its children run")
     former = lease_processes(made)
     killed_s = time.monotonic()
-    killed(suite.pid("runner"))
-    suite.standing(made, "completed")
+    killed(victim_suite.pid("runner"))
+    victim_suite.standing(made, "completed")
     assert time.monotonic() - killed_s < BACK_WITHIN_S
-    assert types(suite.events(made), "T1") == [
+    assert types(victim_suite.events(made), "T1") == [
         "planned", "dispatched", "started", "released", "dispatched", "started", "completed",
     ]  # fmt: skip
     assert not [pid for pid in former if alive(pid)]
-    assert suite.tasks(made)["T1"]["attempt"] == 1
+    assert victim_suite.tasks(made)["T1"]["attempt"] == 1
     assert files(repo, f"treadle/{made}")["x.txt"] == "x"
 
 
@@ -114,15 +129,19 @@ def test_a_command_that_watches_starts_the_suite_again_when_its_supervisor_is_ki
     assert not [pid for pid in former if alive(pid)]
 
 
-def test_a_plan_ends_whatever_is_killed_at_whatever_time(own_suite: Suite, repo: Path, tmp_path: Path) -> None:
-    seed = random.randrange(1_000_000)
+@pytest.mark.parametrize(
+    "kills", [3, *(pytest.param(len(VICTIMS), marks=pytest.mark.soak, id=f"all-{n}") for n in range(6))]
+)
+def test_a_plan_ends_whatever_is_killed_at_whatever_time(
+    own_suite: Suite, repo: Path, tmp_path: Path, kills: int
+) -> None:
+    seed = random.randrange(1_000_000)  # noqa: S311 - a test's seed
     print(f"seed {seed}")  # noqa: T201 - what to give to random.Random to see it again
     chance = random.Random(seed)  # noqa: S311 - repeatable on purpose
     content = chain_and_diamond("sleep 0.3")
     process = own_suite.start("run", write(tmp_path, content), "--repo", str(repo), "--json", "--slots", "3")
     made = until(lambda: next((p["plan"] for p in own_suite.get("/plans")), ""), "a plan")
-    victims = ["nats-server", "dispatcher", "gateway", "planner", "runner", "supervisor"]
-    chance.shuffle(victims)
+    victims = chance.sample(VICTIMS, kills)
     shown = 0
     for name, _ in own_suite.follow(made, deadline_s=60):
         shown += name == "log"

@@ -6,11 +6,13 @@ The consumers are made beforehand with a short `ack_wait`; the dispatcher and th
 from __future__ import annotations
 
 import asyncio
+import json
 import os
 import signal
 import subprocess
 import sys
-from collections.abc import AsyncIterator, Callable
+import time
+from collections.abc import AsyncIterator, Awaitable, Callable
 from pathlib import Path
 
 import pytest
@@ -26,11 +28,12 @@ from shared.store import Meta, Recorded
 from shared.streams import EVENTS, declare_pool, declare_streams, pool_consumer_name
 from shared.subjects import DELIVER_POOL, PLAN, plan_filter
 from shared.transact import to_plan
-from tests.end_to_end.plans import Gate, Plan, git, lease_processes, plan, task, write
+from tests.end_to_end.plans import Gate, Plan, git, lease_processes, plan, task
 from tests.nats_process import NatsServer
 
 ACK_WAIT_S = 1.5
 DEADLINE_S = 20.0
+POOLS = ("command", DELIVER_POOL)
 META = Meta(actor="test")
 
 
@@ -51,6 +54,13 @@ class Bench:
             "TREADLE_DATA": str(directory / "data"),
         }
         self._processes: list[subprocess.Popen[bytes]] = []
+
+    async def set_ack_wait(self, ack_wait_s: float) -> None:
+        """After how long a silent runner's message goes to another one."""
+        for pool in POOLS:
+            info = await self.nc.jetstream().consumer_info(EVENTS, pool_consumer_name(pool))
+            info.config.ack_wait = ack_wait_s
+            await self.nc.jetstream().add_consumer(EVENTS, info.config)
 
     def dispatcher(self) -> subprocess.Popen[bytes]:
         return self._start("dispatcher", "services.dispatcher")
@@ -82,7 +92,7 @@ class Bench:
     async def submit(self, content: Plan) -> str:
         """Makes a plan and lets it run."""
         made = new_plan_id()
-        spec = read_plan(Path(write(self._directory, content)).read_bytes())
+        spec = read_plan(json.dumps(content).encode())
         draft = c.Draft(
             candidate="1", spec=spec, repo_url=str(self._repo), base_commit=git(self._repo, "rev-parse", "HEAD")
         )
@@ -111,13 +121,11 @@ class Bench:
     async def nothing_pending(self, pool: str = "command") -> None:
         """Waits until every message of the pool is acknowledged."""
 
-        async def pending() -> int:
+        async def nothing() -> bool:
             info = await self.nc.jetstream().consumer_info(EVENTS, pool_consumer_name(pool))
-            return info.num_ack_pending or 0
+            return not info.num_ack_pending
 
-        async with asyncio.timeout(DEADLINE_S):
-            while await pending():
-                await asyncio.sleep(0.05)
+        await reached(nothing, "every message is acknowledged")
 
     async def acknowledgements(self) -> dict[int, list[bytes]]:
         """What runners say on their deliveries from now on (empty or `+ACK`, `-NAK`, `+WPI`, `+TERM`).
@@ -134,27 +142,26 @@ class Bench:
         return heard
 
 
-async def reached(what: Callable[[], object], why: str) -> None:
+async def reached(what: Callable[[], object | Awaitable[object]], why: str) -> None:
     """Waits until `what` holds."""
-    try:
-        async with asyncio.timeout(DEADLINE_S):
-            while not what():
-                await asyncio.sleep(0.02)
-    except TimeoutError:
-        pytest.fail(f"not within {DEADLINE_S:g} s: {why}")
+    deadline_s = time.monotonic() + DEADLINE_S
+    while True:
+        found = what()
+        if await found if isinstance(found, Awaitable) else found:
+            return
+        if time.monotonic() > deadline_s:
+            pytest.fail(f"not within {DEADLINE_S:g} s: {why}")
+        await asyncio.sleep(0.02)
 
 
 @pytest.fixture
 async def bench(tmp_path: Path, repo: Path, own_nats: NatsServer) -> AsyncIterator[Bench]:
     nc = await connect(BusSettings(own_nats.url, own_nats.user, own_nats.password), "test")
-    js = nc.jetstream()
-    await declare_streams(js)
-    for pool in ("command", DELIVER_POOL):
-        await declare_pool(js, pool)
-        config = (await js.consumer_info(EVENTS, pool_consumer_name(pool))).config
-        config.ack_wait = ACK_WAIT_S
-        await js.add_consumer(EVENTS, config)
+    await declare_streams(nc.jetstream())
+    for pool in POOLS:
+        await declare_pool(nc.jetstream(), pool)
     made = Bench(tmp_path, repo, own_nats, nc)
+    await made.set_ack_wait(ACK_WAIT_S)
     made.dispatcher()
     try:
         yield made
@@ -257,13 +264,11 @@ async def test_a_live_holder_keeps_its_lease_however_often_the_message_is_redeli
     await reached(lives.exists, "the agent works")
     bench.runner("other")
 
-    async def deliveries() -> int:
+    async def delivered_often() -> bool:
         info = await bench.nc.jetstream().consumer_info(EVENTS, pool_consumer_name("command"))
-        return info.delivered.consumer_seq if info.delivered else 0
+        return info.delivered is not None and info.delivered.consumer_seq >= 4
 
-    async with asyncio.timeout(DEADLINE_S):
-        while await deliveries() < 4:
-            await asyncio.sleep(0.05)
+    await reached(delivered_often, "the message is delivered four times")
     gate.open()
     await bench.event(made, "completed", PLAN)
     await bench.nothing_pending()
@@ -271,11 +276,28 @@ async def test_a_live_holder_keeps_its_lease_however_often_the_message_is_redeli
     assert lives.read_text().split() == ["1"]
 
 
+@pytest.mark.parametrize("where", ["taking", "executing"])
+async def test_a_runner_that_comes_back_gives_back_at_once_whatever_it_had_in_its_hands(
+    bench: Bench, where: str
+) -> None:
+    await bench.set_ack_wait(60)  # so that no redelivery helps
+    dies = bench.runner("dies", TEST_DIES=where)
+    made = await bench.submit(plan(task("T1", "echo x > x.txt")))
+    await reached(lambda: dies.poll() == -signal.SIGKILL, "the runner has killed itself")
+    bench.runner("dies")
+    await bench.event(made, "completed", PLAN)
+    told = await bench.types(made, "T1")
+    assert told == [
+        "planned", "dispatched", *(["started"] if where == "executing" else []),
+        "released", "dispatched", "started", "completed",
+    ]  # fmt: skip
+
+
 @pytest.mark.parametrize("name", ["dies", "another"])
 async def test_a_crash_between_completed_and_the_move_of_the_head_ref_is_made_good(
     bench: Bench, repo: Path, name: str
 ) -> None:
-    dies = bench.runner("dies", TEST_DIE_BEFORE_SETTLING="yes")
+    dies = bench.runner("dies", TEST_DIES="settling")
     made = await bench.submit(plan(task("T1", "echo x > x.txt"), task("T2", "cat x.txt > y.txt", "T1")))
     completed = await bench.event(made, "completed", "T1")
     commit = getattr(completed.event, "commit", "")

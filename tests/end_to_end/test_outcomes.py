@@ -148,7 +148,9 @@ def test_a_task_that_changes_nothing_says_so_and_the_plan_completes(suite: Suite
     assert git(repo, "rev-parse", f"treadle/{made}") == git(repo, "rev-parse", "main")
 
 
-def test_never_more_tasks_run_at_once_than_the_plan_allows(suite: Suite, repo: Path, tmp_path: Path, gate: Gate) -> None:
+def test_never_more_tasks_run_at_once_than_the_plan_allows(
+    suite: Suite, repo: Path, tmp_path: Path, gate: Gate
+) -> None:
     at_work = tmp_path / "at-work"
     at_work.mkdir()
     script = f"touch {at_work}/$TREADLE_TASK; ls {at_work} | wc -l; {gate.wait}; rm {at_work}/$TREADLE_TASK"

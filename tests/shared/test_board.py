@@ -88,11 +88,13 @@ class Game:
         """One step: mostly forward, sometimes a person's."""
         what = draw(st.sampled_from(["forward"] * 6 + ["person"] * 3 + ["plan"]))
         if what == "plan":
-            self.to_plan(draw(st.sampled_from([c.Pause(), c.Resume(), c.Resume(), c.CancelPlan()])))
+            plan_wishes: tuple[c.PlanCommand, ...] = (c.Pause(), c.Resume(), c.Resume(), c.CancelPlan())
+            self.to_plan(draw(st.sampled_from(plan_wishes)))
             return
         code = draw(st.sampled_from(self.codes))
         if what == "person":
-            wishes = (c.MarkComplete(), c.Abandon(), c.Redispatch(), c.CancelTask(phase=self.board.plan.phase))
+            cancel = c.CancelTask(phase=self.board.plan.phase)
+            wishes: tuple[c.TaskCommand, ...] = (c.MarkComplete(), c.Abandon(), c.Redispatch(), cancel)
             self.to_task(code, draw(st.sampled_from(wishes)))
             return
         match self.board.tasks[code].status:

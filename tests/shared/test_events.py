@@ -160,7 +160,9 @@ def test_a_damaged_body_never_raises_anything_else(name: str, body: bytes) -> No
             assert name in str(error)
 
 
-@pytest.mark.parametrize("body", [b"[" * 100_000, b'{"reason": "r", "x": ' + b"[" * 100_000], ids=["bare", "in a field"])
+@pytest.mark.parametrize(
+    "body", [b"[" * 100_000, b'{"reason": "r", "x": ' + b"[" * 100_000], ids=["bare", "in a field"]
+)
 def test_a_body_nested_without_end_is_unreadable(body: bytes) -> None:
     with pytest.raises(e.UndecodableEvent):
         e.decode("task.released", 1, body)

@@ -21,7 +21,8 @@ def lives(draw: st.DrawFn) -> list[tuple[PlanState, c.PlanCommand, e.Event, Plan
     opening: list[c.PlanCommand] = []
     if draw(st.booleans()):
         draft = c.Draft(candidate="c1", spec=SPECS[0], repo_url="u", base_commit="b")
-        opening = [draft, c.Finalize(candidate="c1"), c.ConfirmFinalized(digest="")][: draw(st.integers(1, 3))]
+        first: tuple[c.PlanCommand, ...] = (draft, c.Finalize(candidate="c1"), c.ConfirmFinalized(digest=""))
+        opening = list(first)[: draw(st.integers(1, 3))]
     for command in opening + draw(st.lists(plan_commands, max_size=20)):
         if isinstance(command, c.ConfirmFinalized) and len(command.digest) != 1:
             command = c.ConfirmFinalized(digest=state.digest)

@@ -1,6 +1,7 @@
 """Simulated runners and the queue that feeds them: the real decisions, with invented work."""
 
 import asyncio
+import contextlib
 from random import Random
 from typing import NamedTuple
 
@@ -109,7 +110,9 @@ class SimulatedRunner:
     async def run(self) -> None:
         """Works until it is killed. What a former life held is handed back first."""
         for key in list(self._journal):
-            await self._give(key.plan, key.task, c.Release(lease=key.lease, reason="came back", lost=True))
+            back = c.Release(lease=key.lease, reason="came back", lost=True)
+            with contextlib.suppress(c.StaleLease):
+                await to_task(self._store, key.plan, key.task, back, self._meta())
             self._journal.discard(key)
         while True:
             await self._handle(await self._queue.next())
@@ -211,9 +214,6 @@ class SimulatedRunner:
             retry_after_s=self._rng.choice((None, 0.0, 30.0)),
             jitter=self._rng.random(),
         )
-
-    async def _give(self, plan: str, task: str, command: c.TaskCommand) -> None:
-        await to_task(self._store, plan, task, command, self._meta())
 
     def _meta(self) -> Meta:
         return Meta(actor=f"runner:{self.name}")
