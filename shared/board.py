@@ -15,7 +15,7 @@ from itertools import islice
 from typing import Literal
 
 from shared import plan, task
-from shared.events import Event, Head
+from shared.events import Event, Head, PlanResumed
 from shared.spec import DELIVER, PlanSpec, TaskSpec
 from shared.subjects import PLAN
 
@@ -83,6 +83,8 @@ class Board:
         if entity == PLAN:
             self.plan = plan.evolve(self.plan, event)
             self.plan_seq = seq
+            if isinstance(event, PlanResumed):
+                self._end_claims()
             if self.plan.status not in ("absent", "drafted", "finalizing") and self._all_planned():
                 self._lay_out()
             return
@@ -96,6 +98,12 @@ class Board:
         self._claimed.discard(entity)
         if self._laid_out:
             self._follow_change(entity)
+
+    def _end_claims(self) -> None:
+        """What a dispatcher claimed before the pause and did not dispatch is ready again; twice does no harm."""
+        claimed, self._claimed = self._claimed, set()
+        for code in claimed:
+            self._list(code)
 
     def _all_planned(self) -> bool:
         return not self._laid_out and self.plan.count > 0 and len(self.tasks) == self.plan.count
@@ -286,6 +294,8 @@ class Board:
 
     def standing(self) -> Standing:
         """How the plan stands, from the counters."""
+        if self.fault and self.plan.status not in plan.ENDED:
+            return "needs_attention"
         match self.plan.status:
             case "absent" | "drafted":
                 return "drafted"

@@ -5,6 +5,7 @@ stream refused, and would show events that never happened.
 """
 
 import contextlib
+import logging
 from collections.abc import AsyncIterator, Mapping
 from datetime import UTC, datetime, timedelta
 
@@ -20,6 +21,8 @@ from shared.store import Batch, Conflict, EventTooLarge, Meta, Recorded, StoreUn
 from shared.streams import EVENTS
 from shared.subjects import MANY_EVENTS, entity_filter, event_subject, parse_event_subject, plan_filter
 from shared.tail import follow_messages
+
+log = logging.getLogger("treadle.log")
 
 WRONG_LAST_SEQUENCE = 10071
 """The server's error code for a condition that does not hold. Its text may change, the code doesn't."""
@@ -118,7 +121,7 @@ class JetStreamStore:
     async def follow(self, *, after: int = 0, filters: tuple[str, ...] = ()) -> AsyncIterator[Batch]:
         """See `EventStore.follow`."""
         async for arrived in follow_messages(self._nc, EVENTS, after=after, filters=filters or (MANY_EVENTS,)):
-            yield Batch(tuple(read_message(message) for message in arrived.messages), arrived.caught_up)
+            yield Batch(tuple(filter(None, map(_readable, arrived.messages))), arrived.caught_up)
 
     async def _get_batch(self, request: dict[str, object]) -> tuple[list[Recorded], bool]:
         """One batched direct get: its messages, and whether more are there."""
@@ -169,7 +172,25 @@ def _headers(event: Event, meta: Meta) -> dict[str, str]:
 
 def _meta(headers: dict[str, str]) -> Meta:
     values = {field: headers[header] for header, field in _META.items() if header in headers}
-    return msgspec.convert({"actor": "", **values}, Meta, strict=False)
+    try:
+        return msgspec.convert({"actor": "", **values}, Meta, strict=False)
+    except msgspec.ValidationError:  # not written by us; who did it is no reason to stop
+        return Meta(actor="?")
+
+
+def _version(headers: dict[str, str]) -> int:
+    """0, which no event has, for what is no number: the event is then kept as one that can't be read."""
+    text = headers.get("Treadle-Version", "1")
+    return int(text) if text.isdecimal() and text.isascii() else 0
+
+
+def _readable(message: Msg) -> Recorded | None:
+    """None for what somebody else put on a subject of the log's that is no event's: it must not stop the readers."""
+    try:
+        return read_message(message)
+    except ValueError as error:
+        log.error("sequence %d of the log is skipped: %s", message.metadata.sequence.stream, error)
+        return None
 
 
 def read_message(message: Msg) -> Recorded:
@@ -180,7 +201,7 @@ def read_message(message: Msg) -> Recorded:
         metadata.sequence.stream,
         _delivered_time(message),
         parse_event_subject(message.subject),
-        int(headers.get("Treadle-Version", 1)),
+        _version(headers),
         message.data,
         _meta(headers),
     )
@@ -196,7 +217,7 @@ def _read_direct(message: Msg) -> Recorded:
         _sequence(message),
         _server_time(headers["Nats-Time-Stamp"]),
         parse_event_subject(headers["Nats-Subject"]),
-        int(headers.get("Treadle-Version", 1)),
+        _version(headers),
         message.data,
         _meta(headers),
     )

@@ -9,6 +9,7 @@ from datetime import UTC, datetime
 
 import msgspec
 
+from shared.memory import hide_memory
 from treadle.background import Order, Report
 from treadle.suite import run_supervisor
 from treadle.suite_error import DataDirHeld, SuiteError
@@ -19,6 +20,7 @@ _BAD_INPUT = 2
 
 def main() -> int:
     """Takes the order, runs the suite, and reports. Returns 2 when it can't run."""
+    hide_memory()
     order = msgspec.json.decode(sys.stdin.buffer.readline(), type=Order)
     try:
         run_supervisor(order.options, order.secrets, say=_log, on_ready=_tell_ready)

@@ -14,9 +14,9 @@ from typing import Any
 import msgspec
 
 from services.runner.deliver import delete_task_refs
+from services.runner.git import GitFailed
 from services.runner.mirror import Mirror, mirror_of
-from services.runner.workspace import list_workspaces, remove_workspace, size_bytes
-from shared.repo_url import is_local_path
+from services.runner.workspace import Stored, list_workspaces, remove_workspace, size_bytes
 from treadle.api import Gateway
 
 REFS_KEPT_DAYS = 3
@@ -50,14 +50,23 @@ class Item(msgspec.Struct, frozen=True):
 
 
 def find_items(data_dir: Path, gateway: Gateway, now: datetime) -> list[Item]:
-    """Everything that may go."""
+    """Everything that may go, in the order in which to remove it.
+
+    The disk is looked at first and the log afterwards, so that what has begun meanwhile is not taken for ended.
+    """
+    workspaces = list_workspaces(data_dir)
+    scratch = sorted((data_dir / "scratch").glob("*"))
+    mirrors = sorted((data_dir / "mirrors").glob("*.git"))
     plans = {plan["plan"]: plan for plan in gateway.get("/plans", list[Plan])}
     live = _live_leases(gateway, plans)
+    found = _workspaces(workspaces, plans, live)
+    kept = {item.name for item in found if item.unsaved}
     return [
-        *_workspaces(data_dir, plans, live),
-        *_scratch(data_dir, live),
-        *_mirrors(data_dir, plans),
+        *found,
+        *_scratch(scratch, live),
         *_refs(data_dir, plans, now),
+        # A workspace that stays borrows its mirror's objects.
+        *([] if kept or live else _mirrors(data_dir, mirrors, plans)),
     ]
 
 
@@ -82,9 +91,9 @@ def _live_leases(gateway: Gateway, plans: dict[str, Plan]) -> set[tuple[str, str
     return found
 
 
-def _workspaces(data_dir: Path, plans: dict[str, Plan], live: set[tuple[str, str, int]]) -> list[Item]:
+def _workspaces(stored_ones: Sequence[Stored], plans: dict[str, Plan], live: set[tuple[str, str, int]]) -> list[Item]:
     items = []
-    for stored in list_workspaces(data_dir):
+    for stored in stored_ones:
         if (stored.plan, stored.task, stored.lease) in live:
             continue
         known = "" if stored.plan in plans else ", of a plan that is not in the log"
@@ -98,16 +107,16 @@ def _remover(path: Path) -> Callable[[], object]:
     return lambda: remove_workspace(path)
 
 
-def _scratch(data_dir: Path, live: set[tuple[str, str, int]]) -> list[Item]:
+def _scratch(paths: Sequence[Path], live: set[tuple[str, str, int]]) -> list[Item]:
     used = {f"{plan}-{task}-{lease}" for plan, task, lease in live}
-    left = [path for path in sorted((data_dir / "scratch").glob("*")) if path.name not in used]
+    left = [path for path in paths if path.name not in used]
     return [Item("scratch", p.name, size_bytes(p), "left by a killed runner", False, _tree_remover(p)) for p in left]
 
 
-def _mirrors(data_dir: Path, plans: dict[str, Plan]) -> list[Item]:
+def _mirrors(data_dir: Path, paths: Sequence[Path], plans: dict[str, Plan]) -> list[Item]:
     open_urls = [p["repo_url"] for p in plans.values() if p["status"] not in ("completed", "cancelled")]
     used = {mirror_of(data_dir, url).path for url in open_urls}
-    left = [path for path in sorted((data_dir / "mirrors").glob("*.git")) if path.resolve() not in used]
+    left = [path for path in paths if path.resolve() not in used]
     urls = {mirror_of(data_dir, plan["repo_url"]).path: plan["repo_url"] for plan in plans.values()}
     reason = "no open plan uses it; it is fetched again when needed"
     return [
@@ -128,13 +137,20 @@ def _refs(data_dir: Path, plans: dict[str, Plan], now: datetime) -> list[Item]:
         ):
             continue
         mirror = mirror_of(data_dir, view["repo_url"])
-        if is_local_path(view["repo_url"]) and not Path(view["repo_url"]).exists():
+        if not mirror.path.exists() or not _has_refs(mirror, plan):
             continue
         reason = f"the plan ended {(now.astimezone(UTC) - ended).days} days ago; its branch stays"
         items.append(
             Item("refs", f"refs/treadle/{plan}/ in {mirror.shown}", 0, reason, False, _ref_remover(mirror, plan))
         )
     return items
+
+
+def _has_refs(mirror: Mirror, plan: str) -> bool:
+    try:
+        return bool(mirror.remote_refs(f"refs/treadle/{plan}/*"))
+    except GitFailed:
+        return False  # the repository is gone or out of reach: nothing can be removed there
 
 
 def _ref_remover(mirror: Mirror, plan: str) -> Callable[[], object]:

@@ -34,11 +34,14 @@ class Secrets(msgspec.Struct, frozen=True):
 
     anthropic_api_key: str | None = None
     anthropic_base_url: str | None = None
+    environment_to_allow: dict[str, str] = {}
+    """The rest of the user's environment: what a plan's `env_allow` may name, and nobody else sees."""
 
     @classmethod
     def of(cls, environment: Mapping[str, str]) -> Secrets:
         """Those that the user's environment holds."""
-        return cls(environment.get("ANTHROPIC_API_KEY") or None, environment.get("ANTHROPIC_BASE_URL") or None)
+        rest = {k: v for k, v in environment.items() if not k.startswith(("TREADLE_", "ANTHROPIC_", "CLAUDE_"))}
+        return cls(environment.get("ANTHROPIC_API_KEY") or None, environment.get("ANTHROPIC_BASE_URL") or None, rest)
 
     def line(self) -> bytes:
         return msgspec.json.encode(self) + b"\n"

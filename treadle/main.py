@@ -14,6 +14,8 @@ import httpx
 import msgspec
 
 from services.planner.estimate import estimate
+from services.runner.git import GitFailed
+from shared.memory import hide_memory
 from treadle import repository
 from treadle.api import ApiError
 from treadle.data_dir import DataDir
@@ -34,7 +36,7 @@ class Treadle(click.Group):
         """Runs the subcommand."""
         try:
             return super().invoke(ctx)
-        except (BadInput, repository.BadRepository, SuiteError) as error:
+        except (BadInput, repository.BadRepository, SuiteError, GitFailed) as error:
             say(f"treadle: {error}")
             ctx.exit(BAD_INPUT)
         except ApiError as error:
@@ -58,6 +60,7 @@ class Treadle(click.Group):
 @click.pass_context
 def main(ctx: click.Context, data: Path | None) -> None:
     """Runs plans of coding tasks, done by AI agents in git worktrees."""
+    hide_memory()  # our environment may hold the key
     ctx.obj = DataDir.chosen(data, os.environ)
 
 

@@ -52,6 +52,13 @@ def _local(path: Path) -> Chosen:
             commit = repo.git.rev_parse("--verify", "--quiet", "--end-of-options", "HEAD^{commit}")
         except GitCommandError as error:
             raise BadRepository(f"{top} has no commit yet: commit something there, plans start from HEAD") from error
+        if repo.git.rev_parse("--show-object-format") != "sha1":
+            raise BadRepository(f"{top} has SHA-256 object ids, which Treadle does not support yet")
+        if any(head.name == "treadle" for head in repo.heads):
+            raise BadRepository(
+                f"{top} has a branch called treadle, beside which git can't make treadle/<plan>: rename it first, "
+                "with `git branch -m treadle another-name`"
+            )
         notes = []
         if not repo.bare and repo.git.status("--porcelain", "--untracked-files=no", "--ignore-submodules"):
             notes.append(f"uncommitted changes in {top} are not part of the plan; your files are not touched")

@@ -18,7 +18,7 @@ from shared.board import SETTLED, Board
 from shared.clock import Clock
 from shared.plan import ENDED
 from shared.spec import DELIVER
-from shared.store import EventStore, Meta, Recorded
+from shared.store import EventStore, EventTooLarge, Meta, Recorded
 from shared.subjects import PLAN
 from shared.task import TaskState
 from shared.transact import Loaded, to_plan, to_task
@@ -26,6 +26,10 @@ from shared.transact import Loaded, to_plan, to_task
 log = logging.getLogger("treadle.dispatcher")
 
 DISPATCHES_IN_FLIGHT = 256
+TOO_LARGE = (
+    "it can't be dispatched: its prompt and the commits that it starts from don't fit into one message; "
+    "shorten its description"
+)
 LOOK_AGAIN_S = 5.0
 """How late a retry may be whose timer was lost: heard by a dispatcher that died of it, or whose clock is behind."""
 
@@ -101,8 +105,12 @@ class Dispatcher:
             board.fault = f"event {record.seq} ({record.type}): {record.fault}"
             log.error("plan %s stands still: %s", record.plan, board.fault)
             return
-        with self._fence(record.plan):
+        try:
             board.apply(record.entity, record.event, record.seq)
+        except Exception as error:
+            log.exception("plan %s stands still", record.plan)
+            board.fault = f"event {record.seq} ({record.type}): {type(error).__name__}: {error}"
+            return
         if board.plan.status in ENDED:
             del self._boards[record.plan]
             del self._causes[record.plan]
@@ -208,6 +216,9 @@ class Dispatcher:
             except c.Refused as refusal:
                 # Somebody was faster: the event that made this command wrong is on its way to us.
                 log.info("plan %s task %s: %s was refused: %s", plan, code, type(command).__name__, refusal)
+            except EventTooLarge:
+                held = c.CancelTask(phase="open", reason=TOO_LARGE)
+                await to_task(self._store, plan, code, held, meta)
 
     async def _to_plan(self, plan: str, command: c.PlanCommand, meta: Meta) -> None:
         try:
@@ -230,10 +241,12 @@ class Dispatcher:
 
     @contextlib.contextmanager
     def _fence(self, plan: str) -> Iterator[None]:
-        """A fault stops the plan that it concerns, loudly, and no other one."""
+        """A fault stops the plan that it concerns, and no other one: it is paused, and everybody sees why."""
         try:
             yield
         except Exception as error:
-            log.exception("plan %s stands still", plan)
-            if board := self._boards.get(plan):
-                board.fault = f"{type(error).__name__}: {error}"
+            log.exception("plan %s is paused", plan)
+            reason = f"the dispatcher can't go on with it ({type(error).__name__}: {error}); resume it to try again"
+            task = asyncio.create_task(self._to_plan(plan, c.Pause(reason=reason), self._meta(plan)))
+            self._at_work.add(task)
+            task.add_done_callback(self._at_work.discard)

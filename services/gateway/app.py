@@ -3,6 +3,7 @@
 import asyncio
 import contextlib
 import logging
+import signal
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 
@@ -17,6 +18,7 @@ from services.gateway.model import ReadModel
 from services.gateway.plans import plans_router
 from services.gateway.problems import (
     ProblemError,
+    on_fault,
     on_http_error,
     on_problem,
     on_refused,
@@ -44,6 +46,9 @@ async def suite(state: State) -> dict[str, object]:
     return {"busy": model.busy, "clients": model.listeners}
 
 
+log = logging.getLogger("treadle.gateway")
+
+
 def make_app(settings: BusSettings, token: str) -> Litestar:
     """The ASGI application. It starts once the whole log was folded."""
 
@@ -56,6 +61,7 @@ def make_app(settings: BusSettings, token: str) -> Litestar:
         model = ReadModel(store)
         app.state.update({"nc": nc, "store": store, "model": model})
         tail = asyncio.create_task(model.run())
+        tail.add_done_callback(_end_process)
         await model.ready.wait()
         yield
         tail.cancel()
@@ -75,8 +81,16 @@ def make_app(settings: BusSettings, token: str) -> Litestar:
             Refused: on_refused,
             StoreUnavailable: on_unavailable,
             HTTPException: on_http_error,
+            Exception: on_fault,
         },
     )
+
+
+def _end_process(tail: asyncio.Task[None]) -> None:
+    """A gateway that does not follow the log any more must not look alive: its supervisor starts another."""
+    if not tail.cancelled():
+        log.error("the log is not followed any more", exc_info=tail.exception())
+        signal.raise_signal(signal.SIGTERM)
 
 
 def configure_logging() -> None:

@@ -1,6 +1,7 @@
 """Routes: plans and tasks. Each command answers once its event is stored, with the sequence."""
 
 import asyncio
+from pathlib import PurePosixPath
 from time import monotonic
 from typing import Annotated
 
@@ -9,7 +10,7 @@ from litestar import Router, get, post
 from litestar.datastructures import State
 from litestar.params import Parameter
 from nats.errors import Error as NatsError
-from nats.errors import NoRespondersError
+from nats.errors import MaxPayloadError, NoRespondersError
 
 from services.gateway.lookup import find_plan, find_task, read_model
 from services.gateway.problems import ProblemError
@@ -17,7 +18,7 @@ from services.gateway.views import PlanView, TaskView, event_json
 from shared import commands as c
 from shared.clock import new_id, new_plan_id
 from shared.events import TaskDispatched
-from shared.repo_url import BadRepoUrl, check_repo_url
+from shared.repo_url import BadRepoUrl, check_repo_url, is_local_path
 from shared.requests import ImportReply, ImportRequest
 from shared.spec import PLAN_MAX_BYTES
 from shared.store import Meta, Recorded, StoreUnavailable
@@ -31,6 +32,7 @@ PLANNER_PATIENCE_S = 15.0
 """How long nobody may hear an import: the suite counts as ready without a planner, and a killed one comes back."""
 PLANNER_AGAIN_S = 0.1
 EVENTS_PAGE_MAX = 1_000
+SEQUENCE_MAX = 2**53
 ACTOR = "user:local"
 """There are no accounts yet: whoever holds the token is the machine's user."""
 CANDIDATE = "1"
@@ -75,10 +77,11 @@ class EventsPage(msgspec.Struct, frozen=True):
 async def import_plan(data: NewPlan, state: State) -> Accepted:
     """Makes a plan of a file. Answers 422 with every fault where the file is not a valid plan."""
     if len(data.text.encode()) > PLAN_MAX_BYTES:
-        limit = f"{PLAN_MAX_BYTES // 1024**2} MiB"
-        raise ProblemError(413, "plan_too_large", "Plan too large", f"a plan may be {limit} at most: split it")
+        raise _too_large()
     try:
         repo_url = check_repo_url(data.repo_url, allow_local=True)
+        if is_local_path(repo_url) and not PurePosixPath(repo_url).is_absolute():
+            raise BadRepoUrl("a path must be absolute: the gateway does not know your directory")
     except BadRepoUrl as error:
         raise ProblemError(422, "bad_repository", "Not a repository's address", str(error)) from error
     if not _is_object_id(data.base_commit):
@@ -189,7 +192,7 @@ async def cancel_task(plan: str, code: str, data: Note, state: State) -> Accepte
 async def list_events(
     plan: str,
     state: State,
-    after: Annotated[int, Parameter(ge=0)] = 0,
+    after: Annotated[int, Parameter(ge=0, le=SEQUENCE_MAX)] = 0,
     limit: Annotated[int, Parameter(ge=1, le=EVENTS_PAGE_MAX)] = 100,
 ) -> EventsPage:
     """The plan's events from the log itself."""
@@ -206,6 +209,8 @@ async def _ask_planner(state: State, request: ImportRequest) -> ImportReply:
         try:
             answer = await state.nc.request(PLANNER_IMPORT, body, timeout=IMPORT_TIMEOUT_S)
             return msgspec.json.decode(answer.data, type=ImportReply)
+        except MaxPayloadError as error:
+            raise _too_large() from error
         except (NatsError, TimeoutError) as error:
             if not isinstance(error, NoRespondersError) or monotonic() > until_s:
                 raise StoreUnavailable(f"the planner does not answer: {error!r}") from error
@@ -239,8 +244,13 @@ async def _accepted(state: State, plan: str, seq: int, *, changed: bool = True) 
     return Accepted(plan, seq, changed)
 
 
+def _too_large() -> ProblemError:
+    limit = f"{PLAN_MAX_BYTES // 1024**2} MiB"
+    return ProblemError(413, "plan_too_large", "Plan too large", f"a plan may be {limit} at most: split it")
+
+
 def _is_object_id(text: str) -> bool:
-    return len(text) in (40, 64) and all(ch in "0123456789abcdef" for ch in text)
+    return len(text) == 40 and all(ch in "0123456789abcdef" for ch in text)
 
 
 plans_router = Router(

@@ -1,5 +1,6 @@
 """Errors as RFC 9457 `application/problem+json`, each with a stable `code`."""
 
+import logging
 from typing import Any
 
 import msgspec
@@ -9,6 +10,8 @@ from litestar.exceptions import HTTPException
 from shared.commands import Refused
 from shared.requests import PlanFault
 from shared.store import StoreUnavailable
+
+log = logging.getLogger("treadle.gateway")
 
 RETRY_AFTER_S = 2
 
@@ -59,6 +62,16 @@ def on_unavailable(_: Request[Any, Any, Any], error: StoreUnavailable) -> Respon
     detail = f"the event log does not answer; try again in {RETRY_AFTER_S} s ({error})"
     problem = Problem(title="The event log is away", status=503, code="log_unavailable", detail=detail)
     return _answer(problem, {"Retry-After": str(RETRY_AFTER_S)})
+
+
+def on_fault(request: Request[Any, Any, Any], error: Exception) -> Response[Problem]:
+    """A bug of ours, or a body that no decoder was prepared for."""
+    if isinstance(error, RecursionError | UnicodeError):
+        detail = "the body is not JSON that can be read"
+        return _answer(Problem(title="Bad request", status=400, code="bad_request", detail=detail))
+    log.error("%s %s failed", request.method, request.url.path, exc_info=error)
+    detail = "the gateway failed; its log tells more"
+    return _answer(Problem(title="Internal error", status=500, code="internal", detail=detail))
 
 
 def on_http_error(_: Request[Any, Any, Any], error: HTTPException) -> Response[Problem]:

@@ -21,6 +21,7 @@ from nats.aio.msg import Msg
 
 from services.gateway.lookup import find_plan, find_task
 from services.gateway.model import FellBehind, ReadModel
+from services.gateway.plans import SEQUENCE_MAX
 from services.gateway.views import PlanFold, event_json
 from shared.store import EventStore, Recorded
 from shared.streams import TRANSCRIPTS
@@ -49,7 +50,7 @@ class TranscriptEntry(msgspec.Struct, frozen=True):
 async def stream_plan(
     plan: str,
     state: State,
-    after: Annotated[int, Parameter(ge=0)] = 0,
+    after: Annotated[int, Parameter(ge=0, le=SEQUENCE_MAX)] = 0,
     last_event_id: Annotated[int | None, Parameter(header="Last-Event-ID", ge=0)] = None,
     activity: bool = False,
 ) -> ServerSentEvent:
@@ -63,12 +64,17 @@ async def _plan_messages(
     model: ReadModel, store: EventStore, nc: Client | None, fold: PlanFold, after: int
 ) -> AsyncIterator[ServerSentEventMessage]:
     plan = fold.plan
+    try:
+        await model.at_least(after)
+    except TimeoutError:  # an id from another log: what comes must be told all the same
+        after = model.seq
     with model.listen(plan) as listener:
         live_from = model.seq
         while after < live_from and (page := await store.read(plan, after=after, limit=HISTORY_PAGE)):
             for record in page:
                 yield _log(record)
                 after = record.seq
+        await model.at_least(after)  # what follows must not be older than the history that was told
         yield _message("plan", fold.view())
         for view in fold.tasks():
             yield _message("task", view)
@@ -90,10 +96,11 @@ async def _plan_messages(
                 for item in arrived:
                     if isinstance(item, Msg):
                         yield _message("activity", _entry(item, 0, fold.updated_at))
-                    elif item.seq > after:
+                        continue
+                    changed[item.entity] = None
+                    if item.seq > after:
                         after = item.seq
                         yield _log(item)
-                        changed[item.entity] = None
                 for message in _changes(fold, changed):
                     yield message
         except FellBehind:

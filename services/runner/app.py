@@ -1,7 +1,6 @@
 """The runner's composition root: everything is wired here, nothing at import."""
 
 import asyncio
-import ctypes
 import logging
 import os
 import sys
@@ -20,9 +19,9 @@ from services.runner.runner import Executor, Runner
 from shared import streams
 from shared.bus import BusSettings, make_broker
 from shared.clock import utc_now
+from shared.memory import hide_memory
 from shared.subjects import DELIVER_POOL, runner_holds
 
-PR_SET_DUMPABLE = 4
 STOP_WITHIN_S = 10.0
 """Less than a supervisor's patience."""
 
@@ -32,6 +31,8 @@ class Secrets(msgspec.Struct, frozen=True):
 
     anthropic_api_key: str | None = None
     anthropic_base_url: str | None = None
+    environment_to_allow: dict[str, str] = {}
+    """Of the person who started the suite: what a plan's `env_allow` may name."""
 
     def environment(self) -> dict[str, str]:
         """As the agents' modules ask for them; never this process's own environment."""
@@ -58,7 +59,7 @@ async def main(bus: BusSettings, settings: RunnerSettings, secrets: Secrets) -> 
         executors: dict[str, Executor] = {DELIVER_POOL: DeliverExecutor(settings.data_dir)}
         for pool in AGENTS:
             agent = await held.enter_async_context(open_runner(pool, secrets.environment()))
-            executors[pool] = AgentExecutor(settings.data_dir, agent, allowed_environment())
+            executors[pool] = AgentExecutor(settings.data_dir, agent, allowed_environment(secrets))
         await make_app(bus, settings, executors).run()
 
 
@@ -110,15 +111,7 @@ def read_secrets() -> Secrets:
     return msgspec.json.decode(line, type=Secrets) if line.strip() else Secrets()
 
 
-def hide_memory() -> None:
-    """Linux: other processes of the same user, agents among them, can't read this process's memory or environment.
-
-    Root can; there only the agents' sandbox helps.
-    """
-    if sys.platform == "linux":
-        ctypes.CDLL(None, use_errno=True).prctl(PR_SET_DUMPABLE, 0, 0, 0, 0)
-
-
-def allowed_environment() -> Mapping[str, str]:
+def allowed_environment(secrets: Secrets) -> Mapping[str, str]:
     """What a plan's `env_allow` may name: everything but Treadle's own settings."""
-    return {name: value for name, value in os.environ.items() if not name.startswith(("TREADLE_", "ANTHROPIC_"))}
+    both = {**os.environ, **secrets.environment_to_allow}
+    return {name: value for name, value in both.items() if not name.startswith(("TREADLE_", "ANTHROPIC_"))}

@@ -8,6 +8,7 @@ import contextlib
 import logging
 import shutil
 from collections.abc import Callable, Mapping
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import AsyncExitStack
 from pathlib import Path
 from typing import Any, TypeVar
@@ -15,7 +16,7 @@ from typing import Any, TypeVar
 from services.runner.agents import Activity, AgentRunner, Finished, Job, activity
 from services.runner.agents.command import ShellFailure, run_shell
 from services.runner.deliver import deliver, move_head, push_lease
-from services.runner.git import GitFailed, MergeConflict, printable
+from services.runner.git import GitFailed, GitRejected, GitStopped, MergeConflict, Stop, printable
 from services.runner.lease import Completion, Lease
 from services.runner.leftovers import Outcome, commit_leftovers
 from services.runner.merge import merge_base_commit
@@ -28,6 +29,8 @@ log = logging.getLogger("treadle.runner")
 
 Report = Callable[[Activity], None]
 T = TypeVar("T")
+
+GIT_THREADS = 64
 
 NO_AGENT = AgentSpec(sdk_type="command", command=("true",))
 
@@ -45,6 +48,7 @@ class AgentExecutor:
 
     def __init__(self, data_dir: Path, agent: AgentRunner, environment: Mapping[str, str]) -> None:
         self._data_dir = data_dir
+        self._threads = git_threads()
         self._agent = agent
         self._environment = environment
         self._workspaces: dict[Any, Workspace] = {}
@@ -78,7 +82,9 @@ class AgentExecutor:
 
     async def settle(self, plan: str, task: str, dispatch: TaskDispatched, commit: str) -> None:
         """See `Executor.settle`."""
-        await asyncio.to_thread(move_head, mirror_of(self._data_dir, dispatch.repo_url), plan, task, commit)
+        mirror = mirror_of(self._data_dir, dispatch.repo_url)
+        loop = asyncio.get_running_loop()
+        await loop.run_in_executor(self._threads, move_head, mirror, plan, task, commit)
 
     async def tidy(self, lease: Lease) -> None:
         """Removes the workspace, but for one with work that was never pushed: that one is kept, and listed."""
@@ -94,7 +100,7 @@ class AgentExecutor:
             base = prepare_base(mirror, key.plan, dispatch)
             return create_workspace(self._data_dir, mirror, key.plan, key.task, key.lease, base)
 
-        workspace = await in_git(work, "setup_failed")
+        workspace = await in_git(work, "setup_failed", self._threads)
         self._workspaces[key] = workspace
         return workspace
 
@@ -135,7 +141,7 @@ class AgentExecutor:
             push_lease(workspace, outcome.commit)
             return outcome
 
-        outcome = await in_git(work, "agent_error")
+        outcome = await in_git(work, "agent_error", self._threads)
         summary = finished.summary or "done, without a word"
         if not outcome.changed:
             summary += " (no file was changed)"
@@ -161,6 +167,7 @@ class DeliverExecutor:
 
     def __init__(self, data_dir: Path) -> None:
         self._data_dir = data_dir
+        self._threads = git_threads()
 
     async def execute(self, lease: Lease, report: Report) -> Completion | Finished:
         """See `Executor.execute`."""
@@ -180,7 +187,7 @@ class DeliverExecutor:
 
         try:
             async with asyncio.timeout(dispatch.timeout_s):
-                return await in_git(work, "unavailable")
+                return await in_git(work, "unavailable", self._threads)
         except Failed as failed:
             return Finished(kind=failed.kind, message=str(failed))
         except TimeoutError:
@@ -199,22 +206,33 @@ def prepare_base(mirror: Mirror, plan: str, dispatch: TaskDispatched) -> str:
     return merge_base_commit(mirror.path, dispatch.base_commit, dispatch.heads)
 
 
-async def in_git(work: Callable[[], T], kind: FailureKind) -> T:
+def git_threads() -> ThreadPoolExecutor:
+    """Threads for what blocks on git: more than a runner has slots."""
+    return ThreadPoolExecutor(GIT_THREADS, thread_name_prefix="git")
+
+
+async def in_git(work: Callable[[], T], kind: FailureKind, threads: ThreadPoolExecutor) -> T:
     """Runs blocking git work in a thread. Raises `Failed` with `kind`, or as a merge conflict.
 
-    Cancelled, it waits for the thread first: what follows may remove the files under its feet.
+    Cancelled, it kills git and waits for the thread: what follows may remove the files under its feet. The threads are
+    none of asyncio's few, so that a remote which hangs holds up nobody else.
     """
-    task = asyncio.create_task(asyncio.to_thread(work))
+    stop = Stop()
+    doing = asyncio.get_running_loop().run_in_executor(threads, stop.during, work)
     try:
-        return await asyncio.shield(task)
+        return await asyncio.shield(doing)
     except asyncio.CancelledError:
-        with contextlib.suppress(GitFailed, MergeConflict, OSError):
-            await task
+        stop.ask()
+        while not doing.done():
+            with contextlib.suppress(asyncio.CancelledError, GitStopped, GitFailed, MergeConflict, OSError):
+                await asyncio.shield(doing)
         raise
     except MergeConflict as conflict:
         words = "Each is kept under refs/treadle/<plan>/<task>/head: merge them by hand, or start a new plan "
         words += "in which one depends on the other."
         raise Failed("merge_conflict", f"{_sentence(str(conflict))} {words}") from conflict
+    except GitRejected as error:
+        raise Failed("setup_failed", _sentence(str(error))) from error  # it would be refused again
     except GitFailed as error:
         raise Failed(kind, _sentence(str(error))) from error
     except OSError as error:

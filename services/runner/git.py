@@ -7,12 +7,14 @@ import re
 import shutil
 import signal
 import threading
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from contextvars import ContextVar
 from dataclasses import dataclass
 from pathlib import Path
 from subprocess import PIPE
-from typing import BinaryIO
+from typing import BinaryIO, TypeVar
 
+from services.runner.process import die_with_parent
 from shared.spec import DELIVER, TASK_CODE
 from shared.subjects import PLAN_ID
 
@@ -64,6 +66,59 @@ _OPERATORS = (
 
 class GitFailed(Exception):
     """Git could not do something; the text says what, to which repository, and why, in words for people."""
+
+
+T = TypeVar("T")
+
+
+class GitStopped(Exception):
+    """The work was told to stop, by `Stop.ask`."""
+
+
+class Stop:
+    """Ends what git does for one piece of work, from another thread: the process that runs now, and all later ones."""
+
+    def __init__(self) -> None:
+        self.asked = False
+        self._lock = threading.Lock()
+        self._end: Callable[[], None] | None = None
+
+    def ask(self) -> None:
+        """Kills the git process that runs, with its children."""
+        with self._lock:
+            self.asked = True
+            if self._end is not None:
+                self._end()
+
+    def attach(self, end: Callable[[], None]) -> None:
+        """A process runs; `end` kills it."""
+        with self._lock:
+            self._end = end
+            if self.asked:
+                end()
+
+    def detach(self) -> None:
+        """It has ended."""
+        with self._lock:
+            self._end = None
+
+    def during(self, work: Callable[[], T]) -> T:
+        """Does the work, in the calling thread, as what this object stops. Raises `GitStopped` when it was."""
+        token = _stop.set(self)
+        try:
+            return work()
+        finally:
+            _stop.reset(token)
+
+
+_stop: ContextVar[Stop | None] = ContextVar("_stop", default=None)
+
+
+def end_if_stopped() -> None:
+    """For work that waits for something else than git. Raises `GitStopped` when it was told to stop."""
+    stop = _stop.get()
+    if stop is not None and stop.asked:
+        raise GitStopped
 
 
 class GitRejected(GitFailed):
@@ -129,7 +184,15 @@ def run_git(
     # GitPython adds to the runner's own environment and can't take away from it; `env -i` begins with nothing. It is
     # looked up by us, and the work tree is never the working directory: a program there must not be taken for it.
     program = shutil.which("env", path=variables["PATH"]) or "/usr/bin/env"
-    command = [program, "-i", *(f"{k}={v}" for k, v in variables.items()), "git", *args]
+    # What waits for a network must not outlive a killed runner; the rest is over in milliseconds anyway.
+    command = [
+        *(die_with_parent() if as_operator else ()),
+        program,
+        "-i",
+        *(f"{k}={v}" for k, v in variables.items()),
+        "git",
+        *args,
+    ]
     cwd = git_dir or Path("/")
     if isinstance(stdin, Path):
         with stdin.open("rb") as file:
@@ -187,6 +250,8 @@ def _run(
     # A session of its own: the deadline ends git's children too, and ssh finds no terminal to ask a person on.
     sent = stdin if isinstance(stdin, bytes) else b""
     istream = (PIPE if sent else None) if isinstance(stdin, bytes) else stdin
+    end_if_stopped()
+    stop = _stop.get()
     started = Git(cwd).execute(command, istream=istream, as_process=True, start_new_session=True)
     process = started.proc
     if process is None or process.stdout is None:
@@ -201,6 +266,8 @@ def _run(
         overdue.set()
         end()
 
+    if stop is not None:
+        stop.attach(end)
     watchdog = threading.Timer(deadline_s, miss_deadline)
     watchdog.daemon = True
     watchdog.start()
@@ -214,6 +281,9 @@ def _run(
             err = process.communicate()[1]
     finally:
         watchdog.cancel()
+        if stop is not None:
+            stop.detach()
+    end_if_stopped()
     return process.returncode, out, err, overdue.is_set()
 
 

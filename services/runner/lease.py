@@ -86,4 +86,11 @@ class Journal:
 
     def left_behind(self) -> dict[Path, Taken]:
         """The notes of a former life: what it had in its hands when it ended."""
-        return {path: msgspec.json.decode(path.read_bytes(), type=Taken) for path in self._directory.glob("*.json")}
+        found: dict[Path, Taken] = {}
+        for path in self._directory.glob("*.json"):
+            try:
+                found[path] = msgspec.json.decode(path.read_bytes(), type=Taken)
+            except msgspec.DecodeError:
+                # Torn by a power cut: the server redelivers after `ack_wait` what it spoke of.
+                path.unlink()
+        return found

@@ -16,7 +16,17 @@ from dataclasses import dataclass
 from hashlib import sha256
 from pathlib import Path
 
-from services.runner.git import Done, GitFailed, GitRejected, checked_commit, checked_ids, masked, printable, run_git
+from services.runner.git import (
+    Done,
+    GitFailed,
+    GitRejected,
+    checked_commit,
+    checked_ids,
+    end_if_stopped,
+    masked,
+    printable,
+    run_git,
+)
 from shared.repo_url import is_local_path
 from shared.spec import DELIVER
 
@@ -31,6 +41,7 @@ _LOCAL_RECEIVE = (
 
 _HEADS = "+refs/heads/*:refs/heads/*"
 _ABANDONED_S = 24 * 3600.0
+_LOCK_AGAIN_S = 0.02
 
 
 @dataclass(frozen=True)
@@ -152,7 +163,13 @@ class Mirror:
     def _locked(self) -> Iterator[None]:
         self.path.parent.mkdir(parents=True, exist_ok=True)
         with self.path.with_suffix(".lock").open("w") as lock:
-            fcntl.flock(lock, fcntl.LOCK_EX)
+            while True:
+                end_if_stopped()
+                try:
+                    fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                    break
+                except BlockingIOError:  # another one fetches; a wait in flock itself could not be stopped
+                    time.sleep(_LOCK_AGAIN_S)
             yield
 
     def _sweep(self) -> None:

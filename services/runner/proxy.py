@@ -7,6 +7,7 @@ Bytes are passed on as they come, in both directions, at the pace of the slower 
 
 from __future__ import annotations
 
+import asyncio
 import hmac
 import secrets
 from collections.abc import Iterator, Mapping, Set
@@ -23,6 +24,9 @@ from services.runner.usage_meter import UsageMeter
 from shared.events import Usage
 
 DEFAULT_UPSTREAM = "https://api.anthropic.com"
+
+OPEN_CALLS_MAX = 4
+"""Of one lease at a time. The budget is looked at before a call, so that many answers may overshoot it, not more."""
 
 ERROR_MAX_BYTES = 64 * 1024
 """An error's body is read whole, up to here, so that it can be understood and stripped of the key."""
@@ -56,6 +60,7 @@ class Access:
         self.budget_usd = budget_usd
         self.meter = UsageMeter()
         self.refusal: Refusal | None = None
+        self.open_calls = asyncio.Semaphore(OPEN_CALLS_MAX)
         self.has_answered = False
         """Whether any call of this lease succeeded."""
 
@@ -126,6 +131,10 @@ class KeyProxy:
             return _error(401, "authentication_error", "This token is not, or no longer, good for any lease.")
         if request.method != "POST" or request.path not in _PATHS:
             return _error(404, "not_found_error", f"Treadle passes on POST {' and '.join(_PATHS)} only.")
+        async with access.open_calls:
+            return await self._within_budget(request, access)
+
+    async def _within_budget(self, request: web.Request, access: Access) -> web.StreamResponse:
         if access.is_budget_spent:
             return _error(400, "invalid_request_error", f"This attempt's budget of {access.budget_usd:g} USD is spent.")
         try:

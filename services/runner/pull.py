@@ -6,6 +6,7 @@ twice, and the message that comes second goes straight back.
 """
 
 import asyncio
+import contextlib
 import logging
 from collections.abc import Callable, Coroutine, Sequence
 
@@ -13,6 +14,7 @@ import msgspec
 from nats.aio.client import Client
 from nats.aio.msg import Msg
 from nats.aio.subscription import Subscription
+from nats.errors import Error as NatsError
 
 from shared.streams import EVENTS, pool_consumer_name
 
@@ -70,7 +72,8 @@ class SlotPull:
 
     async def _drain(self, subscription: Subscription) -> None:
         # What is on its way to us is still handled: `_arrived` sends it back, since no slot is free any more.
-        if self._nc.is_connected:
+        # Where the connection is gone, so is the subscription.
+        with contextlib.suppress(NatsError, TimeoutError):
             await subscription.drain()  # type: ignore[no-untyped-call] # nats-py leaves this one untyped
 
     async def _fill(self) -> None:

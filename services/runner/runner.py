@@ -102,7 +102,8 @@ class Runner:
         ]
         try:
             await self._pull.run()
-            await asyncio.gather(*self._pull.at_work)
+            # One that fails must not cut off the others' handing back; the pull logs what failed.
+            await asyncio.gather(*self._pull.at_work, return_exceptions=True)
             with contextlib.suppress(TimeoutError):  # people's view of the last second is not worth hanging for
                 await asyncio.wait_for(self._transcripts.flush(), timeout=1)
         finally:
@@ -358,7 +359,7 @@ class Runner:
         state = fold(TASK_INITIAL, evolve_task, events).state
         command = c.Release(lease=None, reason=f"runner {self.name} was killed and came back")
         if state.status in LEASED and state.runner == self.name:
-            command = msgspec.structs.replace(command, lease=state.lease)
+            command = msgspec.structs.replace(command, lease=state.lease, lost=True)
         elif state.status != "queued" or state.dispatch != taken.dispatch:
             return
         await to_task(self._store, plan, task, command, self._meta(0, ""))
