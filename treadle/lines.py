@@ -95,4 +95,6 @@ def standing_line(plan: Mapping[str, Any]) -> str:
     spent = f", {money(cost)}" if cost else ""
     fault = f"; stands still: {one_line(plan['fault'])}" if plan.get("fault") else ""
     standing, name = plan["standing"].replace("_", " "), one_line(plan["name"], 60)
+    if plan.get("status") == "paused" and plan["standing"] != "paused":
+        standing = f"paused, {standing}"
     return f"{plan['plan']}  {standing}  {name}  ({counts or 'no task yet'}{spent}){fault}"

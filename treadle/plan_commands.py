@@ -36,7 +36,17 @@ PIPED_WIDTH = 200
 
 plan_argument = click.argument("plan", required=False)
 plan_option = click.option("--plan", help="The plan: its id, or the beginning of it [the newest plan].")
-json_option = click.option("--json", "as_json", is_flag=True)
+json_option = click.option("--json", "as_json", is_flag=True, help="JSON instead of words.")
+
+_HELP = {
+    "pause": "Start nothing new; what runs goes on.",
+    "resume": "Start tasks again.",
+    "cancel": "End a plan: nothing starts any more, and what runs is stopped.",
+    "task redispatch": "Ask for another attempt of a task.",
+    "task abandon": "Give a task up: the tasks after it go on without its work.",
+    "task complete": "Say that a task is done. No work of its failed attempts comes onto the branch.",
+    "task cancel": "Stop a task; it then needs attention.",
+}
 
 
 @contextmanager
@@ -121,7 +131,7 @@ def _plan_command(name: str, path: str, words: str, *, with_note: bool) -> click
         click.echo(f"plan {found['plan']}: {words}" + ("" if done["changed"] else " (already)"), err=True)
 
     command: Callable[..., Any] = click.pass_obj(callback)
-    command.__doc__ = f"{words[0].upper()}{words[1:]}."
+    command.__doc__ = f"{_HELP[name]}\n\n    PLAN is an id or the beginning of one; left out, it is the newest plan."
     if with_note:
         command = click.option("--note", default="", help="Why; kept with the event.")(command)
     return click.command(name)(plan_argument(command))
@@ -147,7 +157,7 @@ def _task_command(name: str, words: str) -> click.Command:
         )
 
     command: Callable[..., Any] = click.pass_obj(callback)
-    command.__doc__ = f"{words[0].upper()}{words[1:]}."
+    command.__doc__ = _HELP[f"task {name}"]
     command = click.option("--note", default="", help="Why; kept with the event.")(plan_option(command))
     return click.command(name)(click.argument("code", metavar="TASK")(command))
 

@@ -141,7 +141,8 @@ async def _ask_at_interrupt(plan: str, joined: JoinedSuite, interrupted: asyncio
     """Detach or cancel? Where nobody can answer, and at a second Ctrl-C, it is detach: nothing is lost by that."""
     if not sys.stdin.isatty():
         return "detached"
-    say(f"\nplan {plan} is running: [d]etach and let it go on, [c]ancel it, or Enter to keep watching? ", end="")
+    say(f"\nplan {plan} is running. Let it go on without you (d), cancel it (c), or keep watching (nothing)?")
+    say("d, c or nothing, then Enter: ", end="")
     line = asyncio.create_task(_line())
     second = asyncio.create_task(interrupted.wait())
     await asyncio.wait({line, second}, return_when=asyncio.FIRST_COMPLETED)

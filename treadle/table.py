@@ -15,6 +15,9 @@ from treadle.plain_text import one_line
 
 Task = Mapping[str, Any]
 
+COLUMNS = ("task", "state", "agent", "try", "time", "tokens", "cost")
+CELL_MAX = 24
+
 _STYLES = {
     "pending": "dim",
     "queued": "cyan",
@@ -35,12 +38,15 @@ def render(
 ) -> RenderableType:
     """The table with at most `rows` tasks, and a line about the plan."""
     shown = choose_rows(tasks.values(), rows)
+    cells = [row(task, actions.get(task["code"], ""), now) for task in shown]
     table = Table(box=None, pad_edge=False)
-    for column in ("task", "state", "agent", "try", "time", "tokens", "cost"):
-        table.add_column(column, no_wrap=True)
-    table.add_column("last action", ratio=1, no_wrap=True, overflow="ellipsis")
-    for task in shown:
-        table.add_row(*row(task, actions.get(task["code"], ""), now))
+    for place, column in enumerate(COLUMNS):
+        # Rich takes from every column when one is too long: these keep their width, and the action gives way.
+        widest = max([len(column), *(cell[place].cell_len for cell in cells)])
+        table.add_column(column, no_wrap=True, min_width=min(widest, CELL_MAX), max_width=CELL_MAX, overflow="ellipsis")
+    table.add_column("last action", no_wrap=True, overflow="ellipsis")
+    for cell in cells:
+        table.add_row(*cell)
     hidden = len(tasks) - len(shown)
     footer = [Text(f"… and {hidden} more tasks", style="dim")] if hidden else []
     return Group(table, *footer, Text(standing_line(plan)))

@@ -247,6 +247,8 @@ class Dispatcher:
         except Exception as error:
             log.exception("plan %s is paused", plan)
             reason = f"the dispatcher can't go on with it ({type(error).__name__}: {error}); resume it to try again"
-            task = asyncio.create_task(self._to_plan(plan, c.Pause(reason=reason), self._meta(plan)))
-            self._at_work.add(task)
-            task.add_done_callback(self._at_work.discard)
+            if plan in self._causes:  # else it has ended meanwhile
+                task = asyncio.create_task(self._to_plan(plan, c.Pause(reason=reason), self._meta(plan)))
+                self._at_work.add(task)
+                task.add_done_callback(self._at_work.discard)
+            self._finalizing.discard(plan)  # a finalize that failed is taken up by the plan's next event, or a start

@@ -40,7 +40,8 @@ class Listener:
     async def take(self, timeout_s: float) -> list[Recorded | Msg]:
         """What has come since the last call; empty after `timeout_s`. Raises `FellBehind`."""
         try:
-            await asyncio.wait_for(self._arrived.wait(), timeout_s)
+            async with asyncio.timeout(timeout_s):  # not wait_for, which can swallow a cancellation (CPython 3.11)
+                await self._arrived.wait()
         except TimeoutError:
             return []
         if self._fell_behind:

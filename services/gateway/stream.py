@@ -13,7 +13,7 @@ from typing import Annotated, Any
 import msgspec
 from litestar import Router, get
 from litestar.datastructures import State
-from litestar.params import Parameter
+from litestar.params import HeaderParameter, Parameter
 from litestar.response import ServerSentEvent
 from litestar.response.sse import ServerSentEventMessage
 from nats.aio.client import Client
@@ -51,7 +51,7 @@ async def stream_plan(
     plan: str,
     state: State,
     after: Annotated[int, Parameter(ge=0, le=SEQUENCE_MAX)] = 0,
-    last_event_id: Annotated[int | None, Parameter(header="Last-Event-ID", ge=0)] = None,
+    last_event_id: Annotated[int | None, HeaderParameter(name="Last-Event-ID", ge=0)] = None,
     activity: bool = False,
 ) -> ServerSentEvent:
     """Everything about a plan after the sequence `after`, or `Last-Event-ID` where that is sent, for ever."""
@@ -135,7 +135,7 @@ async def follow_transcript(
     plan: str,
     code: str,
     state: State,
-    last_event_id: Annotated[int, Parameter(header="Last-Event-ID", ge=0)] = 0,
+    last_event_id: Annotated[int, HeaderParameter(name="Last-Event-ID", ge=0)] = 0,
 ) -> ServerSentEvent:
     """The same, and then what comes, for ever. Whenever nothing has come for a while, `live` tells how the task stands.
 

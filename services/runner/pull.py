@@ -51,7 +51,8 @@ class SlotPull:
                 self._changed.clear()  # before filling: what changes meanwhile must wake us
                 await self._fill()
                 try:
-                    await asyncio.wait_for(self._changed.wait(), timeout=CHECK_S)
+                    async with asyncio.timeout(CHECK_S):  # not wait_for: it can swallow a cancellation (3.11)
+                        await self._changed.wait()
                 except TimeoutError:
                     continue
             for subscription in subscriptions:

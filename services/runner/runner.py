@@ -193,9 +193,9 @@ class Runner:
         return loaded.state
 
     async def _reopened(self, plan: str, dispatch: TaskDispatched) -> tuple[str, ...]:
-        """Predecessors that were counted as abandoned and are not any more."""
+        """Predecessors that were counted as abandoned and are not any more: done by now, their work must be merged."""
         states = [(code, (await load_task(self._store, plan, code)).state) for code in dispatch.abandoned]
-        return tuple(code for code, state in states if not state.satisfied)
+        return tuple(code for code, state in states if state.status != "abandoned" or state.reopening)
 
     async def _lives(self, runner: str, key: Key) -> bool:
         try:

@@ -17,7 +17,7 @@ import pytest
 from tests.end_to_end.plans import Gate, files, lease_processes, plan, task, write
 from tests.end_to_end.suite import TREADLE, Suite, ended, until
 
-QUESTION = "or Enter to keep watching?"
+QUESTION = "then Enter:"
 
 
 class Terminal:

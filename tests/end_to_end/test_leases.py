@@ -230,8 +230,8 @@ async def test_the_late_result_of_a_runner_that_slept_past_its_lease_is_refused(
     bench: Bench, repo: Path, tmp_path: Path, gate: Gate
 ) -> None:
     lives, finished = tmp_path / "lives", tmp_path / "finished"
-    sleeper = bench.runner("sleeper")
-    # The sleeper's agent finishes while its runner sleeps.
+    # Its agent finishes while it sleeps, and no heartbeat comes before it reports: the log alone refuses it.
+    sleeper = bench.runner("sleeper", heartbeat_s=1000)
     made = await bench.submit(plan(task("T1", by_lease(lives, gate, first=f"touch {finished}; echo 1 > lease.txt"))))
     await reached(lives.exists, "the agent works")
     sleeper.send_signal(signal.SIGSTOP)
