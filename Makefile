@@ -34,8 +34,9 @@ lock: setup ## Choose the versions of all dependencies anew (requirements*.lock)
 bench: setup ## Measure the figures that README states
 	$(BIN)/python -m bench
 
-soak: setup ## Run plans for a long time while processes are killed
-	$(BIN)/python -m bench.soak
+soak: setup ## Kill processes at random for minutes, and live through thousands of simulated worlds
+	$(BIN)/pytest -m soak tests/end_to_end
+	TREADLE_SEEDS=5000 $(BIN)/pytest --timeout 0 tests/simulation
 
 clean: ## Remove .venv and what the tools left behind
 	rm -rf $(VENV) .mypy_cache .ruff_cache .pytest_cache .hypothesis .import_linter_cache

@@ -117,3 +117,10 @@ def test_numbers_are_short_and_small_sums_stay_visible() -> None:
     assert [duration(x) for x in (5, 65, 3_700)] == ["5s", "1m05s", "1h01m"]
     assert tokens({"input_tokens": 1_200, "output_tokens": 300, "cost_usd": 1}) == "1.5k"
     assert "stands still: x" in standing_line({**PLAN, "fault": "x"})
+
+
+@pytest.mark.parametrize("width", [60, 80, 200])
+def test_a_long_message_never_takes_the_codes_and_states_off_the_screen(width: int) -> None:
+    shown = drawn([task("weave-all", "needs_attention", message="x " * 500), task("T2", "completed")], width=width)
+    assert "weave-all" in shown and "needs attention" in shown and "completed" in shown
+    assert all(len(line) <= width for line in shown.splitlines())
