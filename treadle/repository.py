@@ -33,7 +33,7 @@ def choose(text: str) -> Chosen:
     if path.exists():
         return _local(path)
     try:
-        url = check_repo_url(text, allow_local=False)
+        url = check_repo_url(text, allow_local=False, allow_private_hosts=True)
     except BadRepoUrl as error:
         if "://" in text or "@" in text:
             raise BadRepository(str(error)) from error

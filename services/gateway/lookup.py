@@ -18,7 +18,7 @@ def find_plan(state: State, plan: str) -> PlanFold:
     """The plan's fold."""
     fold = read_model(state).plans.get(plan) if PLAN_ID.fullmatch(plan) else None
     if fold is None:
-        raise not_found(f"plan {plan}")
+        raise not_found(f"plan {plan}", "treadle ls")
     return fold
 
 
@@ -26,5 +26,5 @@ def find_task(state: State, plan: str, code: str) -> PlanFold:
     """The fold of a finalized plan that has that task."""
     fold = find_plan(state, plan)
     if not fold.has_task(code):
-        raise not_found(f"task {code} of plan {plan}")
+        raise not_found(f"task {code} of plan {plan}", f"treadle status {plan}")
     return fold

@@ -79,7 +79,7 @@ async def import_plan(data: NewPlan, state: State) -> Accepted:
     if len(data.text.encode()) > PLAN_MAX_BYTES:
         raise _too_large()
     try:
-        repo_url = check_repo_url(data.repo_url, allow_local=True)
+        repo_url = check_repo_url(data.repo_url, allow_local=True, allow_private_hosts=True)
         if is_local_path(repo_url) and not PurePosixPath(repo_url).is_absolute():
             raise BadRepoUrl("a path must be absolute: the gateway does not know your directory")
     except BadRepoUrl as error:

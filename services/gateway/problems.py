@@ -38,9 +38,9 @@ class ProblemError(Exception):
         self.problem = Problem(status=status, code=code, title=title, detail=detail, faults=faults)
 
 
-def not_found(what: str) -> ProblemError:
+def not_found(what: str, listed_by: str) -> ProblemError:
     """There is no such thing, as far as the caller may know."""
-    return ProblemError(404, "not_found", "Not found", f"{what} does not exist here; `treadle ls` lists the plans")
+    return ProblemError(404, "not_found", "Not found", f"{what} does not exist here; `{listed_by}` lists what does")
 
 
 def _answer(problem: Problem, headers: dict[str, str] | None = None) -> Response[Problem]:
