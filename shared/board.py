@@ -16,11 +16,15 @@ from typing import Literal
 
 from shared import plan, task
 from shared.events import Event, Head, PlanResumed
-from shared.spec import DELIVER, PlanSpec, TaskSpec
+from shared.spec import DELIVER, MAX_PARALLEL, PlanSpec, TaskSpec
 from shared.subjects import PLAN
 
-Standing = Literal["drafted", "running", "paused", "needs_attention", "cancelling", "cancelled", "completed"]
-"""How a plan stands, in one word. `needs_attention`: nothing of it can go on without a person."""
+Standing = Literal["drafted", "running", "waiting", "paused", "needs_attention", "cancelling", "cancelled", "completed"]
+"""How a plan stands, in one word.
+
+`waiting`: for people who do manual tasks, and for nothing else. `needs_attention`: nothing of it can go on without a
+person's decision.
+"""
 
 
 def in_order(spec: PlanSpec) -> list[TaskSpec]:
@@ -71,9 +75,16 @@ class Board:
         self._clear: set[str] = set()
         self._ancestors: list[int] = []
         self._ready: dict[str, None] = {}
+        self._ready_by_hand: dict[str, None] = {}
+        """The same for manual tasks, which take no slot."""
+        self._by_hand = 0
+        """Manual tasks that were dispatched: in a person's hands, in no runner's."""
+        self._committed_usd = 0.0
+        """What all attempts cost so far, and what those in flight may still cost."""
         self._retries: list[tuple[datetime, str]] = []
         self._due: set[str] = set()
-        self._claimed: set[str] = set()
+        self._claimed: dict[str, float] = {}
+        """With what each may cost, in US dollars."""
         self._reopening: dict[str, None] = {}
 
     # Folding ------------------------------------------------------------------------------------------------------
@@ -95,13 +106,15 @@ class Board:
         if before.status != "absent":
             self.counts[before.status] -= 1
         self.counts[after.status] += 1
-        self._claimed.discard(entity)
+        self._by_hand += _is_by_hand(after) - _is_by_hand(before)
+        self._committed_usd += _committed_usd(after) - _committed_usd(before)
+        self._claimed.pop(entity, None)
         if self._laid_out:
             self._follow_change(entity)
 
     def _end_claims(self) -> None:
         """What a dispatcher claimed before the pause and did not dispatch is ready again; twice does no harm."""
-        claimed, self._claimed = self._claimed, set()
+        claimed, self._claimed = self._claimed, {}
         for code in claimed:
             self._list(code)
 
@@ -159,8 +172,10 @@ class Board:
                 heappush(self._retries, (state.retry_at, code))
         else:
             self._due.discard(code)
+        ready = free and (state.status == "pending" or code in self._due) and code not in self._claimed
         for wanted, listed in (
-            (free and (state.status == "pending" or code in self._due) and code not in self._claimed, self._ready),
+            (ready and not _is_manual(state), self._ready),
+            (ready and _is_manual(state), self._ready_by_hand),
             (free and state.reopening, self._reopening),
         ):
             if wanted:
@@ -184,12 +199,15 @@ class Board:
         """The tasks that wait for this one."""
         return self._successors.get(code, [])
 
-    def missing(self, code: str) -> list[str]:
-        """The tasks that a task still waits for: its predecessors and, behind those that stand for others, theirs."""
+    def missing(self, code: str, at_most: int | None = None) -> list[str]:
+        """The tasks that a task still waits for: its predecessors and, behind those that stand for others, theirs.
+
+        The first `at_most` of them, which is quicker where there are thousands.
+        """
         waits_for: dict[str, None] = {}
         seen: set[str] = set()
         open_ = list(reversed(_depends_on(self.tasks[code])))
-        while open_:
+        while open_ and (at_most is None or len(waits_for) < at_most):
             predecessor = open_.pop()
             if predecessor in self._clear or predecessor in seen:
                 continue
@@ -202,8 +220,8 @@ class Board:
 
     def free_slots(self) -> int:
         """How many more tasks `max_parallel` lets be dispatched now."""
-        limit = self.plan.chosen.spec.max_parallel if self.plan.chosen else 0
-        return limit - len(self._claimed) - sum(self.counts[status] for status in task.IN_FLIGHT)
+        limit = (self.plan.chosen.spec.max_parallel or MAX_PARALLEL) if self.plan.chosen else 0
+        return limit - len(self._claimed) - self._in_flight()
 
     def wake(self, now: datetime) -> None:
         """Makes the tasks ready whose retry's time has come."""
@@ -221,16 +239,52 @@ class Board:
         """
         if self.plan.status != "active" or self.fault:
             return []
-        taken = list(islice(self._ready, max(0, self.free_slots())))
-        for code in taken:
-            self._claimed.add(code)
+        taken = list(self._ready_by_hand)
+        self._claimed.update(dict.fromkeys(taken, 0.0))
+        self._ready_by_hand.clear()
+        left_usd = self._left_usd()
+        for code in list(islice(self._ready, max(0, self.free_slots()))):
+            may_cost_usd = _may_cost_usd(self.tasks[code])
+            left_usd -= may_cost_usd
+            if left_usd < 0:
+                break  # in order: cheaper ones behind it must not starve it
+            self._claimed[code] = may_cost_usd
             del self._ready[code]
+            taken.append(code)
         return taken
+
+    def _left_usd(self) -> float:
+        """What the plan's budget still allows an attempt to cost; a cent's fraction is rounding."""
+        budget_usd = self.plan.chosen.spec.budget_usd if self.plan.chosen else None
+        if budget_usd is None:
+            return float("inf")
+        return budget_usd - self._committed_usd - sum(self._claimed.values()) + 1e-6
+
+    def over_budget(self) -> str:
+        """Why nothing more is dispatched although something is ready, where it is the plan's budget; else empty.
+
+        Only once nothing is in flight: what runs may turn out cheaper than it was allowed to be.
+        """
+        waits = next(iter(self._ready), None)
+        if self.plan.status != "active" or waits is None or self._claimed or self._in_flight():
+            return ""
+        if _may_cost_usd(self.tasks[waits]) <= self._left_usd():
+            return ""
+        chosen = self.plan.chosen
+        budget_usd = chosen.spec.budget_usd if chosen else 0
+        return (
+            f"the plan's budget is {budget_usd:g} USD, {self._committed_usd:.2f} are spent and {waits} may cost "
+            f"{_may_cost_usd(self.tasks[waits]):g}: resume it with a larger budget, or lower the task's"
+        )
+
+    def _in_flight(self) -> int:
+        """Tasks that are in runners' hands, or about to be."""
+        return sum(self.counts[status] for status in task.IN_FLIGHT) - self._by_hand
 
     def reopen(self, code: str) -> None:
         """Makes an abandoned task ready: nothing rests on its abandoning any more."""
         if code in self._reopening and code not in self._claimed:
-            self._ready.setdefault(code)
+            (self._ready_by_hand if _is_manual(self.tasks[code]) else self._ready).setdefault(code)
 
     def retries(self) -> list[tuple[datetime, str]]:
         """The tasks that wait for a retry, each with its time, the earliest first."""
@@ -304,8 +358,9 @@ class Board:
             case "finalizing":
                 return "running"
         moving = (
-            any(self.counts[s] for s in task.IN_FLIGHT)
+            self._in_flight()
             or self._ready
+            or self._ready_by_hand
             or self._claimed
             or self.counts["retry_wait"]
             or self._reopening
@@ -314,11 +369,30 @@ class Board:
             return "needs_attention"
         if self.plan.status == "paused":
             return "paused"
-        return "running"
+        return "waiting" if not moving and (self._by_hand or self.counts["readied"]) else "running"
 
 
 SETTLED: tuple[task.TaskStatus, ...] = ("completed", "cancelled", "abandoned")
 """What the end of a plan has nothing to do with any more."""
+
+
+def _is_manual(state: task.TaskState) -> bool:
+    return state.agent is not None and not state.agent.is_auto
+
+
+def _is_by_hand(state: task.TaskState) -> bool:
+    return state.status == "queued" and _is_manual(state)
+
+
+def _may_cost_usd(state: task.TaskState) -> float:
+    """The most that the task's next attempt may cost; programs and people cost nothing."""
+    costs = state.agent is not None and state.agent.sdk_type == "claude"
+    return state.spec.budget_usd if costs and state.spec else 0.0
+
+
+def _committed_usd(state: task.TaskState) -> float:
+    reserved_usd = _may_cost_usd(state) if state.status in task.IN_FLIGHT else 0.0
+    return state.usage.cost_usd + reserved_usd
 
 
 def _depends_on(state: task.TaskState) -> tuple[str, ...]:

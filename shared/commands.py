@@ -9,8 +9,8 @@ from typing import Literal
 
 import msgspec
 
-from shared.events import FailureKind, Head, Result, Usage
-from shared.spec import AgentSpec, PlanSpec, TaskSpec
+from shared.events import FailureKind, Head, Result, TaskReadied, Usage
+from shared.spec import AgentSpec, PlanSettings, PlanSpec, TaskSpec
 
 PlanPhase = Literal["open", "paused", "cancelling"]
 """What a plan allows its tasks: to start, to wait, or only to end."""
@@ -32,6 +32,10 @@ class Obsolete(Refused):
     """The dispatch that a runner wants to start was overtaken: its message can be acknowledged and forgotten."""
 
 
+class Changed(Refused):
+    """What the command was written for has changed meanwhile: look again, then decide again."""
+
+
 class Held(Refused):
     """Another lease is live. Ask `runner` before superseding `lease`."""
 
@@ -45,18 +49,24 @@ class Held(Refused):
 
 
 class Draft(Command, frozen=True, kw_only=True):
-    """Adds a candidate."""
+    """Adds a candidate, or puts another text in one's place."""
 
     candidate: str
     spec: PlanSpec
     repo_url: str
     base_commit: str
+    project: str = ""
+    replaces: str = ""
+    """Digest of the candidate that its writer saw; empty: there must be none of that name."""
 
 
 class Finalize(Command, frozen=True, kw_only=True):
     """Chooses a candidate, for good."""
 
     candidate: str
+    digest: str = ""
+    """Of the candidate that its chooser saw; empty: whatever it is now."""
+    settings: PlanSettings = PlanSettings()
 
 
 class ConfirmFinalized(Command, frozen=True, kw_only=True):
@@ -73,6 +83,9 @@ class Pause(Command, frozen=True, kw_only=True):
 
 class Resume(Command, frozen=True, kw_only=True):
     """Starts again."""
+
+    budget_usd: float | None = None
+    """The plan's new budget; None: it stays."""
 
 
 class CancelPlan(Command, frozen=True, kw_only=True):
@@ -106,12 +119,37 @@ class PlanTask(Command, frozen=True, kw_only=True):
     agent: AgentSpec | None
 
 
+class Ready(Command, frozen=True, kw_only=True):
+    """Gives a manual task to its person; whoever sends it has found the task ready."""
+
+    now: datetime
+    revision: int
+    prompt: str
+    agent: AgentSpec
+    base_commit: str
+    heads: tuple[Head, ...]
+    abandoned: tuple[str, ...]
+
+
+class HandOut(Command, frozen=True, kw_only=True):
+    """The person has begun a manual task that was readied: everything else is as `readied` has it."""
+
+    phase: PlanPhase
+    readied: TaskReadied
+    project: str
+    repo_url: str
+    plan_name: str
+
+
 class Dispatch(Command, frozen=True, kw_only=True):
     """Opens an attempt; whoever sends it has found the task ready."""
 
     now: datetime
+    revision: int
+    """Of the task as the prompt was written for it."""
     prompt: str
     agent: AgentSpec | None
+    project: str
     repo_url: str
     base_commit: str
     heads: tuple[Head, ...]
@@ -132,6 +170,8 @@ class Start(Command, frozen=True, kw_only=True):
     """Of the dispatch's `abandoned`, those that are not any more, or are to run again."""
     supersede_lease: int | None = None
     """The live lease whose runner was asked and did not answer."""
+    seal_to: str = ""
+    """The runner's public key; see `shared.sealed`."""
 
 
 class Release(Command, frozen=True, kw_only=True):
@@ -187,10 +227,31 @@ class Abandon(Command, frozen=True, kw_only=True):
     note: str = ""
 
 
+class Edit(Command, frozen=True, kw_only=True):
+    """A person changes what is to be done. The spec is valid, with the code and dependencies that the task has."""
+
+    spec: TaskSpec
+    agent: AgentSpec
+
+
 class Redispatch(Command, frozen=True, kw_only=True):
     """A person wants another attempt."""
 
     note: str = ""
 
 
-TaskCommand = PlanTask | Dispatch | Start | Release | Complete | Fail | CancelTask | MarkComplete | Abandon | Redispatch
+TaskCommand = (
+    PlanTask
+    | Ready
+    | HandOut
+    | Dispatch
+    | Start
+    | Release
+    | Complete
+    | Fail
+    | CancelTask
+    | MarkComplete
+    | Abandon
+    | Edit
+    | Redispatch
+)

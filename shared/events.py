@@ -11,7 +11,7 @@ from typing import Any, ClassVar, Literal
 
 import msgspec
 
-from shared.spec import AgentSpec, PlanSpec, TaskSpec
+from shared.spec import AgentSpec, PlanSettings, PlanSpec, TaskSpec
 
 FailureKind = Literal[
     "agent_error",
@@ -79,7 +79,7 @@ ARTIFACTS_MAX = 200
 
 
 class PlanDrafted(Event, frozen=True, kw_only=True):
-    """A candidate was accepted as valid. The first one opens the plan."""
+    """A candidate was accepted as valid. The first one opens the plan; one of a known name takes its place."""
 
     name = "plan.drafted"
     candidate: str
@@ -87,6 +87,8 @@ class PlanDrafted(Event, frozen=True, kw_only=True):
     repo_url: str
     base_commit: str
     """Full object id that every task starts from; the code repository holds it."""
+    project: str = ""
+    """The gateway's id of the project; empty in plans that are older than projects."""
 
 
 class PlanFinalizing(Event, frozen=True, kw_only=True):
@@ -97,6 +99,7 @@ class PlanFinalizing(Event, frozen=True, kw_only=True):
     digest: str
     count: int
     """Tasks to come, `_deliver` included."""
+    settings: PlanSettings = PlanSettings()
 
 
 class PlanFinalized(Event, frozen=True, kw_only=True):
@@ -117,6 +120,8 @@ class PlanResumed(Event, frozen=True, kw_only=True):
     """Tasks start again."""
 
     name = "plan.resumed"
+    budget_usd: float | None = None
+    """The plan's new budget; None: it stays."""
 
 
 class PlanCancelRequested(Event, frozen=True, kw_only=True):
@@ -154,6 +159,20 @@ class TaskPlanned(Event, frozen=True, kw_only=True):
     """Who does it; None for `_deliver`."""
 
 
+class TaskReadied(Event, frozen=True, kw_only=True):
+    """A manual task may begin: its person finds here what they give to their own agent."""
+
+    name = "task.readied"
+    dispatch: int
+    """The number that the dispatch will have."""
+    attempt: int
+    prompt: str
+    agent: AgentSpec
+    base_commit: str
+    heads: tuple[Head, ...]
+    abandoned: tuple[str, ...] = ()
+
+
 class TaskDispatched(Event, frozen=True, kw_only=True):
     """An attempt was opened: this event is the message that a runner takes, and leaves it no choices."""
 
@@ -164,6 +183,8 @@ class TaskDispatched(Event, frozen=True, kw_only=True):
     """From 1; counts retries. A handed-back attempt is dispatched again under the same number."""
     prompt: str
     agent: AgentSpec | None
+    project: str = ""
+    """Whose git credentials the runner may ask for."""
     repo_url: str
     base_commit: str
     heads: tuple[Head, ...]
@@ -190,6 +211,8 @@ class TaskStarted(Event, frozen=True, kw_only=True):
     """Random id of this taking of the message: tells a repeated command from another runner process."""
     supersedes: int | None = None
     """The lease before, where it was lost: its runner did not answer."""
+    seal_to: str = ""
+    """The runner's public key (X25519, base64url): the lease's credentials are sealed to it and to nobody else."""
 
 
 class TaskReleased(Event, frozen=True, kw_only=True):
@@ -258,6 +281,14 @@ class TaskAbandoned(Event, frozen=True, kw_only=True):
     note: str = ""
 
 
+class TaskEdited(Event, frozen=True, kw_only=True):
+    """A person changed what is to be done; its code and what it depends on stay."""
+
+    name = "task.edited"
+    spec: TaskSpec
+    agent: AgentSpec
+
+
 class TaskRedispatchRequested(Event, frozen=True, kw_only=True):
     """A person wants another attempt."""
 
@@ -277,6 +308,7 @@ REGISTRY: dict[str, type[Event]] = {
         PlanCancelled,
         PlanCompleted,
         TaskPlanned,
+        TaskReadied,
         TaskDispatched,
         TaskReleased,
         TaskStarted,
@@ -286,6 +318,7 @@ REGISTRY: dict[str, type[Event]] = {
         TaskCancelled,
         TaskMarkedComplete,
         TaskAbandoned,
+        TaskEdited,
         TaskRedispatchRequested,
     )
 }

@@ -11,9 +11,11 @@ import msgspec
 
 from shared import commands as c
 from shared import events as e
-from shared.spec import PlanSpec, digest
+from shared.spec import PlanSettings, PlanSpec, digest, settled
 
 PlanStatus = Literal["absent", "drafted", "finalizing", "active", "paused", "cancelling", "cancelled", "completed"]
+
+CANDIDATES_MAX = 20
 
 ENDED: frozenset[PlanStatus] = frozenset({"cancelled", "completed"})
 
@@ -24,6 +26,7 @@ class Candidate(msgspec.Struct, frozen=True):
     spec: PlanSpec
     repo_url: str
     base_commit: str
+    project: str = ""
 
 
 class PlanState(msgspec.Struct, frozen=True):
@@ -38,6 +41,14 @@ class PlanState(msgspec.Struct, frozen=True):
     reason: str = ""
     """Why it was paused or cancelled."""
     head_commit: str = ""
+    settings: PlanSettings = PlanSettings()
+    """Of its project, as they were when it was finalized."""
+
+    @property
+    def project(self) -> str:
+        """The gateway's id of the project that it belongs to; empty where there is none."""
+        first = self.chosen or next(iter(self.candidates.values()), None)
+        return first.project if first else ""
 
     @property
     def phase(self) -> c.PlanPhase:
@@ -55,17 +66,21 @@ def evolve(state: PlanState, event: e.Event) -> PlanState:
     """The state after `event`. Pure and total: an event in the log did happen, whatever the state was."""
     match event:
         case e.PlanDrafted():
-            candidate = Candidate(event.spec, event.repo_url, event.base_commit)
+            candidate = Candidate(event.spec, event.repo_url, event.base_commit, event.project)
             status = "drafted" if state.status == "absent" else state.status
             return msgspec.structs.replace(
                 state, status=status, candidates={**state.candidates, event.candidate: candidate}
             )
         case e.PlanFinalizing():
             # The other candidates go: from here on nobody may choose them, and a plan can be megabytes.
+            chosen = state.candidates.get(event.candidate)
+            if chosen is not None:
+                chosen = msgspec.structs.replace(chosen, spec=settled(chosen.spec, event.settings))
             return msgspec.structs.replace(
                 state,
                 status="finalizing",
-                chosen=state.candidates.get(event.candidate),
+                chosen=chosen,
+                settings=event.settings,
                 chosen_name=event.candidate,
                 candidates={},
                 digest=event.digest,
@@ -76,7 +91,11 @@ def evolve(state: PlanState, event: e.Event) -> PlanState:
         case e.PlanPaused():
             return msgspec.structs.replace(state, status="paused", reason=event.reason)
         case e.PlanResumed():
-            return msgspec.structs.replace(state, status="active", reason="")
+            resumed = msgspec.structs.replace(state, status="active", reason="")
+            if event.budget_usd is None or state.chosen is None:
+                return resumed
+            spec = msgspec.structs.replace(state.chosen.spec, budget_usd=event.budget_usd)
+            return msgspec.structs.replace(resumed, chosen=msgspec.structs.replace(state.chosen, spec=spec))
         case e.PlanCancelRequested():
             return msgspec.structs.replace(state, status="cancelling", reason=event.reason)
         case e.PlanCancelled():
@@ -107,7 +126,7 @@ def decide(state: PlanState, command: c.PlanCommand) -> e.Event | None:
             return _nothing_or_refused(state, "paused", may_be={"paused"})
         case c.Resume():
             if state.status == "paused":
-                return e.PlanResumed()
+                return e.PlanResumed(budget_usd=command.budget_usd)
             return _nothing_or_refused(state, "resumed", may_be={"active"})
         case c.CancelPlan():
             if state.status in ("drafted", "finalizing", "active", "paused"):
@@ -127,17 +146,28 @@ def decide(state: PlanState, command: c.PlanCommand) -> e.Event | None:
 def _draft(state: PlanState, command: c.Draft) -> e.Event | None:
     if state.status not in ("absent", "drafted"):
         raise c.Refused(f"the plan is {state.status}: it takes no further candidates")
+    if state.candidates and command.project != state.project:
+        raise c.Refused("the plan belongs to another project")
     known = state.candidates.get(command.candidate)
-    if known is None:
-        return e.PlanDrafted(
-            candidate=command.candidate,
-            spec=command.spec,
-            repo_url=command.repo_url,
-            base_commit=command.base_commit,
-        )
-    if known == Candidate(command.spec, command.repo_url, command.base_commit):
+    if known == Candidate(command.spec, command.repo_url, command.base_commit, command.project):
         return None
-    raise c.Refused(f"candidate {command.candidate} exists already and is another plan")
+    if known is None and command.replaces:
+        raise c.Refused(
+            f"the plan has no candidate {command.candidate}; it has {', '.join(state.candidates) or 'none'}"
+        )
+    if known is not None and not command.replaces:
+        raise c.Refused(f"candidate {command.candidate} exists already and is another plan")
+    if known is not None and command.replaces != digest(known.spec):
+        raise c.Changed(f"candidate {command.candidate} was changed meanwhile")
+    if known is None and len(state.candidates) >= CANDIDATES_MAX:
+        raise c.Refused(f"the plan has {len(state.candidates)} candidates, which is the most: replace one of them")
+    return e.PlanDrafted(
+        candidate=command.candidate,
+        spec=command.spec,
+        repo_url=command.repo_url,
+        base_commit=command.base_commit,
+        project=command.project,
+    )
 
 
 def _finalize(state: PlanState, command: c.Finalize) -> e.Event | None:
@@ -152,10 +182,14 @@ def _finalize(state: PlanState, command: c.Finalize) -> e.Event | None:
     candidate = state.candidates.get(command.candidate)
     if candidate is None:
         raise c.Refused(f"the plan has no candidate {command.candidate}; it has {', '.join(state.candidates)}")
+    now = digest(candidate.spec)
+    if command.digest and command.digest != now:
+        raise c.Changed(f"candidate {command.candidate} was changed meanwhile: look at it again before you choose it")
     return e.PlanFinalizing(
         candidate=command.candidate,
-        digest=digest(candidate.spec),
+        digest=now,
         count=len(candidate.spec.tasks) + 1,
+        settings=command.settings,
     )
 
 

@@ -19,6 +19,9 @@ DELIVER = "_deliver"
 SdkType = Literal["claude", "command"]
 """The agents that a runner can drive; each is the name of a runner pool too."""
 
+Delivery = Literal["branch"]
+"""What becomes of a plan's branch: it is left to whoever merges it."""
+
 DEFAULT_MODEL = "claude-sonnet-5-5"
 """Pinned: an alias or no model at all would let the work change under a running plan."""
 
@@ -32,7 +35,9 @@ AGENT_NAME_MAX_CHARS = 63
 DESCRIPTION_MAX_BYTES = 256 * 1024
 """Of a task's description and of the plan's goal."""
 OUTPUT_PATH_MAX_CHARS = 1024
+MAX_PARALLEL = 64
 MAX_PARALLEL_MAX = 1000
+TIMEOUT_MINUTES = 30.0
 TIMEOUT_MIN_MINUTES = 0.01
 TIMEOUT_MAX_MINUTES = 24 * 60
 ATTEMPTS_MAX = 20
@@ -40,11 +45,24 @@ BACKOFF_MAX_S = 600
 """Also where doubling ends."""
 BUDGET_MIN_USD = 0.01
 BUDGET_MAX_USD = 1000
+PLAN_BUDGET_MAX_USD = 1_000_000
+"""Of a whole plan."""
 COMMANDS_MAX = 64
 """Of a list of commands, of a command's arguments and of `env_allow`."""
 COMMAND_MAX_BYTES = 16 * 1024
 PLAN_MAX_BYTES = 7 * 1024 * 1024
 """A candidate travels in one event; the server's `max_payload` is 8 MiB, headers included."""
+
+
+ENV_NAME = re.compile(r"[A-Za-z_][A-Za-z0-9_]{0,127}")
+ENV_RESERVED = ("ANTHROPIC_", "CLAUDE_", "TREADLE_")
+"""The runner sets these itself: with the real key or another address in them an agent could go round its proxy."""
+UNPRINTABLE_LINE = re.compile(
+    "[\x00-\x1f\x7f-\x9f\u2028\u2029\u061c\u200e\u200f\u202a-\u202e\u2066-\u2069\ud800-\udfff]"
+)
+"""Control codes, line breaks, and the marks that make a terminal show text in another order than it has."""
+UNPRINTABLE_TEXT = re.compile("[\x00-\x08\x0b\x0c\x0e-\x1f\x7f-\x9f\ud800-\udfff]")
+"""What not even a text of several lines may hold."""
 
 
 class Spec(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True, omit_defaults=True):
@@ -54,11 +72,21 @@ class Spec(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True
 class AgentSpec(Spec, frozen=True, kw_only=True):
     """Who does a task."""
 
-    sdk_type: SdkType
+    sdk_type: SdkType | None
+    """None: a person does it."""
     model: str | None = None
     """Only for `claude`; `DEFAULT_MODEL` when absent."""
     command: tuple[str, ...] = ()
     """Only for `command`: the program and its arguments. It gets the prompt on standard input."""
+    agent_id: str = ""
+    """The gateway's id of the agent; empty for one that the plan itself declares."""
+    agent_type_id: str = ""
+    """Whose credentials it works with; empty: with those of the runner itself."""
+
+    @property
+    def is_auto(self) -> bool:
+        """Whether a runner does its tasks."""
+        return self.sdk_type is not None
 
 
 class Retry(Spec, frozen=True, kw_only=True):
@@ -80,8 +108,8 @@ class TaskSpec(Spec, frozen=True, kw_only=True):
     description: str = ""
     depends_on: tuple[str, ...] = ()
     expected_output: str | None = None
-    timeout_minutes: float = 30.0
-    """Bounds one attempt's agent, set-up and verification together."""
+    timeout_minutes: float | None = None
+    """Bounds one attempt's agent, set-up and verification together; None: the project's, else `TIMEOUT_MINUTES`."""
     verify: tuple[str, ...] = ()
     """Shell commands, run in the worktree after the agent; each must exit with 0."""
     retry: Retry | None = None
@@ -97,11 +125,44 @@ class PlanSpec(Spec, frozen=True, kw_only=True):
     tasks: tuple[TaskSpec, ...]
     agents: dict[str, AgentSpec]
     goal: str = ""
-    max_parallel: int = 64
+    max_parallel: int | None = None
+    """Tasks dispatched at once; None: the project's, else `MAX_PARALLEL`."""
+    budget_usd: float | None = None
+    """The most that the whole plan may cost; None: the project's, else no limit."""
     setup: tuple[str, ...] = ()
     """Shell commands, run in each fresh workspace before its agent."""
     env_allow: tuple[str, ...] = ()
     """Names of the runner's environment variables that agents may see."""
+
+
+class PlanSettings(Spec, frozen=True, kw_only=True):
+    """A project's settings as they are when one of its plans is finalized: later changes don't reach that plan."""
+
+    task_timeout_minutes: float = TIMEOUT_MINUTES
+    max_parallel: int | None = None
+    """The plan may ask for less; None: for what it likes."""
+    budget_usd: float | None = None
+    """The plan may ask for less."""
+    setup: tuple[str, ...] = ()
+    """Run before the plan's own."""
+    env_allow: tuple[str, ...] = ()
+    delivery: Delivery = "branch"
+
+
+def settled(spec: PlanSpec, settings: PlanSettings) -> PlanSpec:
+    """The plan with everything filled in that it leaves to its project."""
+    timeout = settings.task_timeout_minutes
+    tasks = (t if t.timeout_minutes else msgspec.structs.replace(t, timeout_minutes=timeout) for t in spec.tasks)
+    wishes = [wish for wish in (spec.max_parallel, settings.max_parallel) if wish is not None]
+    budgets = [budget for budget in (spec.budget_usd, settings.budget_usd) if budget is not None]
+    return msgspec.structs.replace(
+        spec,
+        tasks=tuple(tasks),
+        max_parallel=min(wishes, default=MAX_PARALLEL),
+        budget_usd=min(budgets, default=None),
+        setup=(*settings.setup, *spec.setup),
+        env_allow=tuple(dict.fromkeys((*settings.env_allow, *spec.env_allow))),
+    )
 
 
 def encode_spec(spec: PlanSpec) -> bytes:

@@ -1,25 +1,28 @@
 """The task: one decider. State, `INITIAL`, `evolve`, `decide`, read from top to bottom.
 
-    pending → queued → running → completed
+    pending → (readied →) queued → running → completed
        ↑         ├─released─┤  └→ retry_wait | needs_attention
        └─────────┴──────────┘
+
+`readied` is for manual tasks: a person decides when it is dispatched.
 
 ARCHITECTURE.md holds the whole table state × event. Two numbers guard against the past: `dispatch` tells an obsolete
 message, `lease` an obsolete runner.
 """
 
 from datetime import datetime, timedelta
-from typing import Literal, assert_never
+from typing import Any, Literal, assert_never
 
 import msgspec
 
 from shared import commands as c
 from shared import events as e
-from shared.spec import DELIVER, AgentSpec, Retry, TaskSpec
+from shared.spec import DELIVER, TIMEOUT_MINUTES, AgentSpec, Retry, TaskSpec
 
 TaskStatus = Literal[
     "absent",
     "pending",
+    "readied",
     "queued",
     "running",
     "retry_wait",
@@ -31,10 +34,11 @@ TaskStatus = Literal[
 ]
 
 FINAL: frozenset[TaskStatus] = frozenset({"completed", "cancelled"})
-WAITING: frozenset[TaskStatus] = frozenset({"pending", "queued", "retry_wait", "needs_attention"})
+WAITING: frozenset[TaskStatus] = frozenset({"pending", "readied", "queued", "retry_wait", "needs_attention"})
 """Neither ended nor in a runner's hands: a person or the plan's end may settle these at once."""
 IN_FLIGHT: frozenset[TaskStatus] = frozenset({"queued", "running", "cancelling"})
 """What `max_parallel` bounds."""
+EDITABLE: frozenset[TaskStatus] = frozenset({"pending", "readied", "retry_wait", "needs_attention", "abandoned"})
 LEASED: frozenset[TaskStatus] = frozenset({"running", "cancelling"})
 
 TRANSIENT: frozenset[e.FailureKind] = frozenset({"unavailable"})
@@ -60,6 +64,8 @@ class TaskState(msgspec.Struct, frozen=True):
     agent: AgentSpec | None = None
     digest: str = ""
     index: int = -1
+    revision: int = 0
+    """How often it was edited."""
     dispatch: int = 0
     """Number of the newest dispatch."""
     attempt: int = 0
@@ -105,6 +111,19 @@ def evolve(state: TaskState, event: e.Event) -> TaskState:
                 agent=event.agent,
                 digest=event.digest,
                 index=event.index,
+            )
+        case e.TaskReadied():
+            return replace(
+                state,
+                status="readied",
+                dispatch=event.dispatch,
+                attempt=event.attempt,
+                attempt_open=True,
+                lost=state.lost if state.attempt_open else 0,
+                reopening=False,
+                retry_at=None,
+                kind=None,
+                message="",
             )
         case e.TaskDispatched():
             return replace(
@@ -169,6 +188,10 @@ def evolve(state: TaskState, event: e.Event) -> TaskState:
             return replace(
                 state, status="abandoned", reopening=False, attempt_open=False, retry_at=None, message=event.note
             )
+        case e.TaskEdited():
+            edited = replace(state, spec=event.spec, agent=event.agent, revision=state.revision + 1)
+            # What its person was given no longer holds: the dispatcher writes it anew.
+            return replace(edited, status="pending") if state.status == "readied" else edited
         case e.TaskRedispatchRequested():
             if state.status == "abandoned":
                 return replace(state, reopening=True, tries=0, lost=0)
@@ -190,6 +213,10 @@ def decide(state: TaskState, command: c.TaskCommand) -> e.Event | None:
             if state.status != "absent":
                 return None
             return e.TaskPlanned(digest=command.digest, index=command.index, spec=command.spec, agent=command.agent)
+        case c.Ready():
+            return _ready(state, command)
+        case c.HandOut():
+            return _hand_out(state, command)
         case c.Dispatch():
             return _dispatch(state, command)
         case c.Start():
@@ -206,33 +233,96 @@ def decide(state: TaskState, command: c.TaskCommand) -> e.Event | None:
             return _mark_complete(state, command)
         case c.Abandon():
             return _abandon(state, command)
+        case c.Edit():
+            return _edit(state, command)
         case c.Redispatch():
             return _redispatch(state, command)
         case _:
             assert_never(command)
 
 
-def _dispatch(state: TaskState, command: c.Dispatch) -> e.Event | None:
+def _may_begin(state: TaskState, command: c.Dispatch | c.Ready) -> bool:
     due = state.status == "retry_wait" and state.retry_at is not None and command.now >= state.retry_at
     if not (state.status == "pending" or due or state.reopening):
+        return False
+    if command.revision != state.revision:
+        raise c.Changed("the task was edited meanwhile: its prompt has to be written anew")
+    return True
+
+
+def _next_attempt(state: TaskState) -> int:
+    return state.attempt if state.attempt_open else state.attempt + 1
+
+
+def _ready(state: TaskState, command: c.Ready) -> e.Event | None:
+    if not _may_begin(state, command):
         return None
-    spec = _spec(state)
-    return e.TaskDispatched(
+    return e.TaskReadied(
         dispatch=state.dispatch + 1,
-        attempt=state.attempt if state.attempt_open else state.attempt + 1,
+        attempt=_next_attempt(state),
         prompt=command.prompt,
         agent=command.agent,
+        base_commit=command.base_commit,
+        heads=command.heads,
+        abandoned=command.abandoned,
+    )
+
+
+def _hand_out(state: TaskState, command: c.HandOut) -> e.Event | None:
+    readied = command.readied
+    if state.status == "queued" and state.dispatch == readied.dispatch:
+        return None
+    if state.status != "readied":
+        raise c.Refused(f"the task is {state.status}: only a manual task that is readied can be dispatched by hand")
+    if command.phase != "open":
+        raise c.Refused(f"the plan is {command.phase}: nothing new is dispatched")
+    if state.dispatch != readied.dispatch:
+        raise c.Changed("the task was readied anew meanwhile: read its prompt again")
+    return _opened(
+        state,
+        number=readied.dispatch,
+        attempt=readied.attempt,
+        prompt=readied.prompt,
+        agent=readied.agent,
+        project=command.project,
+        repo_url=command.repo_url,
+        base_commit=readied.base_commit,
+        heads=readied.heads,
+        abandoned=readied.abandoned,
+        plan_name=command.plan_name,
+    )
+
+
+def _dispatch(state: TaskState, command: c.Dispatch) -> e.Event | None:
+    if not _may_begin(state, command):
+        return None
+    return _opened(
+        state,
+        number=state.dispatch + 1,
+        attempt=_next_attempt(state),
+        prompt=command.prompt,
+        agent=command.agent,
+        project=command.project,
         repo_url=command.repo_url,
         base_commit=command.base_commit,
         heads=command.heads,
         abandoned=command.abandoned,
         plan_name=command.plan_name,
-        task_name=spec.name,
         setup=command.setup,
-        verify=spec.verify,
         env_allow=command.env_allow,
-        timeout_s=spec.timeout_minutes * 60,
+    )
+
+
+def _opened(state: TaskState, *, number: int, **rest: Any) -> e.TaskDispatched:
+    """A dispatch with what the task itself says."""
+    spec = _spec(state)
+    return e.TaskDispatched(
+        dispatch=number,
+        task_name=spec.name,
+        verify=spec.verify,
+        timeout_s=(spec.timeout_minutes or TIMEOUT_MINUTES) * 60,
         budget_usd=spec.budget_usd,
+        **rest,
     )
 
 
@@ -259,13 +349,17 @@ def _start(state: TaskState, command: c.Start) -> e.Event | None:
     if command.reopened:
         return e.TaskReleased(lease=supersedes, reason=f"{', '.join(command.reopened)} is to run again first")
     return e.TaskStarted(
-        lease=state.lease + 1, runner=command.runner, execution=command.execution, supersedes=supersedes
+        lease=state.lease + 1,
+        runner=command.runner,
+        execution=command.execution,
+        supersedes=supersedes,
+        seal_to=command.seal_to,
     )
 
 
 def _release(state: TaskState, command: c.Release) -> e.Event | None:
     if command.lease is None:
-        return e.TaskReleased(reason=command.reason) if state.status == "queued" else None
+        return e.TaskReleased(reason=command.reason) if state.status in ("readied", "queued") else None
     if state.lease != command.lease:
         # Not None: whoever believes that it has handed back acknowledges, and its successor's death goes unnoticed.
         raise _stale(state, command.lease)
@@ -356,6 +450,15 @@ def _abandon(state: TaskState, command: c.Abandon) -> e.Event | None:
     if state.status in WAITING or state.reopening:
         return e.TaskAbandoned(note=command.note)
     raise c.Refused(f"the task is {state.status}: {_WAY_OUT[state.status]}")
+
+
+def _edit(state: TaskState, command: c.Edit) -> e.Event | None:
+    _refuse_deliver(state, "edited")
+    if (state.spec, state.agent) == (command.spec, command.agent):
+        return None
+    if state.status not in EDITABLE:
+        raise c.Refused(f"the task is {state.status}: it can be edited while it has not begun, or needs attention")
+    return e.TaskEdited(spec=command.spec, agent=command.agent)
 
 
 def _redispatch(state: TaskState, command: c.Redispatch) -> e.Event | None:

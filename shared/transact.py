@@ -9,7 +9,7 @@ import msgspec
 
 from shared import plan, task
 from shared.clock import new_id
-from shared.commands import PlanCommand, Refused, TaskCommand
+from shared.commands import Changed, PlanCommand, Refused, TaskCommand
 from shared.events import Event
 from shared.store import Conflict, EventStore, Meta, Recorded, StoreUnavailable
 from shared.subjects import PLAN
@@ -86,7 +86,7 @@ async def to_plan(
 ) -> Decided[plan.PlanState]:
     """Gives a command to a plan. Raises `Refused`, `EventTooLarge`, and after `patience_s` `StoreUnavailable`."""
     return await _transact(
-        store, plan_id, PLAN, plan.INITIAL, plan.decide, plan.evolve, command, meta, patience_s, None
+        store, plan_id, PLAN, plan.INITIAL, plan.decide, plan.evolve, command, meta, patience_s, None, None
     )  # fmt: skip
 
 
@@ -98,14 +98,17 @@ async def to_task(
     meta: Meta,
     *,
     known: Loaded[task.TaskState] | None = None,
+    only_at: int | None = None,
     patience_s: float = FOREVER_S,
 ) -> Decided[task.TaskState]:
     """Gives a command to a task. Raises `Refused`, `EventTooLarge`, and after `patience_s` `StoreUnavailable`.
 
-    `known` is what the caller has folded already: right most of the time, and the append's condition tells when not.
+    `only_at` is the sequence of the task's newest event as the sender saw it: `Changed` is raised where there is a
+    newer one. `known` is what the caller has folded already: right most of the time, and the append's condition tells
+    when not.
     """
     return await _transact(
-        store, plan_id, code, task.INITIAL, task.decide, task.evolve, command, meta, patience_s, known
+        store, plan_id, code, task.INITIAL, task.decide, task.evolve, command, meta, patience_s, known, only_at
     )  # fmt: skip
 
 
@@ -120,6 +123,7 @@ async def _transact(
     meta: Meta,
     patience_s: float,
     known: Loaded[S] | None,
+    only_at: int | None,
 ) -> Decided[S]:
     meta = msgspec.structs.replace(meta, command=type(command).__name__, command_id=meta.command_id or new_id())
     deadline = monotonic() + patience_s
@@ -133,6 +137,10 @@ async def _transact(
                     return Decided(stored.state, stored.seq, own[-1].event)
                 known = fold(initial, evolve, events)
             loaded, known = known, None
+            if only_at is not None and loaded.seq != only_at:
+                raise Changed(
+                    f"{entity} of plan {plan_id} is at event {loaded.seq}, not at {only_at}: look at it again"
+                )
             event = decide(loaded.state, command)
             if event is None:
                 return Decided(loaded.state, loaded.seq, None)

@@ -172,7 +172,7 @@ class Dispatcher:
             note = f"stays abandoned: {', '.join(begun[:5])} began on the strength of it"
             self._spawn(plan, self._to_task(plan, code, board, c.Abandon(note=note)))
             return
-        queued = [s for s in resting if board.tasks[s].status == "queued"]
+        queued = [s for s in resting if board.tasks[s].status in ("readied", "queued")]
         for successor in queued:
             recall = c.Release(lease=None, reason=f"{code} is to run again first")
             self._spawn(plan, self._to_task(plan, successor, board, recall))
@@ -185,16 +185,35 @@ class Dispatcher:
         board.wake(self._now)
         for code in board.take_ready():
             self._spawn(plan, self._dispatch(plan, board, code))
+        if reason := board.over_budget():
+            self._spawn(plan, self._to_plan(plan, c.Pause(reason=reason), self._meta(plan)))
 
     def _dispatch(self, plan: str, board: Board, code: str) -> Coroutine[Any, Any, None]:
-        """Decides everything now, from the state that made the task ready; only the append is left for later."""
+        """Decides everything now, from the state that made the task ready; only the append is left for later.
+
+        A manual task is not dispatched but readied: its person does that.
+        """
         chosen = board.plan.chosen
         if chosen is None:
             raise ValueError(f"plan {plan} runs without a chosen candidate")
+        state = board.tasks[code]
+        if state.agent is not None and not state.agent.is_auto:
+            ready = c.Ready(
+                now=self._now,
+                revision=state.revision,
+                prompt=build_prompt(board, code),
+                agent=state.agent,
+                base_commit=chosen.base_commit,
+                heads=board.heads(code),
+                abandoned=board.abandoned_before(code),
+            )
+            return self._to_task(plan, code, board, ready)
         command = c.Dispatch(
             now=self._now,
+            revision=state.revision,
             prompt=build_prompt(board, code),
-            agent=board.tasks[code].agent,
+            agent=state.agent,
+            project=chosen.project,
             repo_url=chosen.repo_url,
             base_commit=chosen.base_commit,
             heads=board.heads(code),

@@ -16,7 +16,7 @@ from shared.bus import BusSettings, connect
 from shared.clock import Clock, new_id, new_plan_id, utc_now
 from shared.events import FailureKind, Result, TaskDispatched, Usage
 from shared.jetstream import JetStreamStore
-from shared.spec import AgentSpec, PlanSpec, Retry, TaskSpec
+from shared.spec import AgentSpec, PlanSettings, PlanSpec, Retry, TaskSpec
 from shared.store import Meta, Recorded
 from shared.streams import declare_streams
 from shared.subjects import plan_filter
@@ -53,13 +53,13 @@ class Loom:
         self.store = JetStreamStore(nc)
         self._running: list[asyncio.Task[None]] = []
 
-    async def submit(self, plan_spec: PlanSpec, plan: str = "") -> str:
+    async def submit(self, plan_spec: PlanSpec, plan: str = "", settings: PlanSettings = PlanSettings()) -> str:  # noqa: B008 - frozen
         """Drafts and chooses a plan; the rest is the dispatcher's."""
         plan = plan or new_plan_id()
         meta = Meta(actor="user:ann", correlation=f"of {plan}")
         draft = c.Draft(candidate="c", spec=plan_spec, repo_url="https://example.org/r.git", base_commit="base")
         await to_plan(self.store, plan, draft, meta)
-        await to_plan(self.store, plan, c.Finalize(candidate="c"), meta)
+        await to_plan(self.store, plan, c.Finalize(candidate="c", settings=settings), meta)
         return plan
 
     def start_dispatcher(self, clock: Clock = utc_now) -> asyncio.Task[None]:
@@ -77,8 +77,10 @@ class Loom:
             app.exit()
             await running
 
-    def start_runner(self, outcome: Outcome = lambda code, dispatch: None) -> "PretendingRunner":
-        runner = PretendingRunner(self.store, outcome)
+    def start_runner(
+        self, outcome: Outcome = lambda code, dispatch: None, usage: Usage | None = None
+    ) -> "PretendingRunner":
+        runner = PretendingRunner(self.store, outcome, usage or Usage())
         self.start(runner.run())
         return runner
 
@@ -140,8 +142,9 @@ async def loom(server: NatsServer) -> AsyncIterator[Loom]:
 class PretendingRunner:
     """Takes every dispatch at once and reports what `outcome` says; None is success. `hold` keeps it waiting."""
 
-    def __init__(self, store: JetStreamStore, outcome: Outcome) -> None:
+    def __init__(self, store: JetStreamStore, outcome: Outcome, usage: Usage) -> None:
         self._store = store
+        self._usage = usage
         self._outcome = outcome
         self._working: set[asyncio.Task[None]] = set()
         self.free = asyncio.Event()
@@ -185,7 +188,7 @@ class PretendingRunner:
         if kind is None:
             result = Result(task_code=code, summary=f"{code} is done")
             command = c.Complete(
-                lease=lease, base_commit="base", commit=f"{code}.{lease}", result=result, usage=Usage()
+                lease=lease, base_commit="base", commit=f"{code}.{lease}", result=result, usage=self._usage
             )
         else:
             phase = (await load_plan(self._store, plan)).state.phase

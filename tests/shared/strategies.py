@@ -8,11 +8,12 @@ from msgspec.structs import replace
 
 from shared import commands as c
 from shared import events as e
-from shared.spec import DELIVER, AgentSpec, PlanSpec, Retry, TaskSpec
+from shared.spec import DELIVER, AgentSpec, PlanSpec, Retry, TaskSpec, digest
 from shared.task import TaskState
 
 NOW = datetime(2025, 1, 1, tzinfo=UTC)
 SH = AgentSpec(sdk_type="command", command=("true",))
+PERSON = AgentSpec(sdk_type=None)
 
 times = st.integers(0, 100_000).map(lambda s: NOW + timedelta(seconds=s))
 words = st.sampled_from(["", "a", "some words", "ünï – \x1b[2J\n\u202e"])
@@ -21,7 +22,7 @@ kinds = st.sampled_from(get_args(e.FailureKind))
 money = st.floats(0, 100)
 usages = st.builds(e.Usage, st.integers(0, 99), st.integers(0, 99), st.integers(0, 9), st.integers(0, 9), money)
 retries = st.none() | st.builds(Retry, max_attempts=st.integers(1, 20), backoff_s=st.floats(0, 600))
-agents = st.just(SH) | st.builds(AgentSpec, sdk_type=st.just("claude"), model=st.just("m"))
+agents = st.sampled_from([SH, SH, PERSON]) | st.builds(AgentSpec, sdk_type=st.just("claude"), model=st.just("m"))
 heads = st.lists(st.builds(e.Head, st.sampled_from(["A", "B"]), words), max_size=2).map(tuple)
 codes = st.lists(st.sampled_from(["A", "B"]), max_size=2, unique=True).map(tuple)
 results = st.builds(e.Result, task_code=st.just("T1"), summary=words, artifacts=st.just(()))
@@ -49,11 +50,12 @@ def plan_specs(draw: st.DrawFn, tasks_max: int = 8) -> PlanSpec:
     for place, code in enumerate(names):
         needed = draw(st.lists(st.sampled_from(names[:place]), unique=True)) if place else []
         retry = draw(st.sampled_from([None, None, Retry(max_attempts=2)]))
-        tasks.append(TaskSpec(code=code, name=code, assignee="sh", depends_on=tuple(needed), retry=retry))
+        assignee = draw(st.sampled_from(["sh", "sh", "ann"]))
+        tasks.append(TaskSpec(code=code, name=code, assignee=assignee, depends_on=tuple(needed), retry=retry))
     return PlanSpec(
         name=draw(words),
         tasks=tuple(draw(st.permutations(tasks))),
-        agents={"sh": SH},
+        agents={"sh": SH, "ann": PERSON},
         max_parallel=draw(st.integers(1, 4)),
     )
 
@@ -67,11 +69,18 @@ SPECS = (
 candidates = st.sampled_from(["c1", "c2", ""])
 
 plan_commands: st.SearchStrategy[c.PlanCommand] = st.one_of(
-    st.builds(c.Draft, candidate=candidates, spec=st.sampled_from(SPECS), repo_url=st.just("u"), base_commit=words),
-    st.builds(c.Finalize, candidate=candidates),
+    st.builds(
+        c.Draft,
+        candidate=candidates,
+        spec=st.sampled_from(SPECS),
+        repo_url=st.just("u"),
+        base_commit=words,
+        replaces=st.sampled_from(["", "", "an old one", *map(digest, SPECS)]),
+    ),
+    st.builds(c.Finalize, candidate=candidates, digest=st.sampled_from(["", "", "an old one", *map(digest, SPECS)])),
     st.builds(c.ConfirmFinalized, digest=words),
     st.builds(c.Pause, reason=words),
-    st.builds(c.Resume),
+    st.builds(c.Resume, budget_usd=st.none() | money),
     st.builds(c.CancelPlan, reason=words),
     st.builds(c.ConfirmCancelled),
     st.builds(c.CompletePlan, head_commit=words),
@@ -86,8 +95,10 @@ _offsets = st.sampled_from([0, 0, 0, -1, -2, 1])
 dispatches: st.SearchStrategy[c.Dispatch] = st.builds(
     c.Dispatch,
     now=times,
+    revision=st.sampled_from([0, 0, 0, 1]),
     prompt=words,
     agent=st.none() | agents,
+    project=words,
     repo_url=words,
     base_commit=words,
     heads=heads,
@@ -116,6 +127,30 @@ _starts = st.builds(
     reopened=st.sampled_from([(), (), (), ("A",)]),
     supersede_lease=st.none() | _offsets,
 )
+readied_events: st.SearchStrategy[e.TaskReadied] = st.builds(
+    e.TaskReadied,
+    dispatch=st.integers(0, 3),
+    attempt=st.integers(1, 3),
+    prompt=words,
+    agent=st.just(PERSON),
+    base_commit=words,
+    heads=heads,
+    abandoned=codes,
+)
+_by_hand: st.SearchStrategy[c.TaskCommand] = st.one_of(
+    st.builds(
+        c.Ready,
+        now=times,
+        revision=st.sampled_from([0, 0, 0, 1]),
+        prompt=words,
+        agent=st.just(PERSON),
+        base_commit=words,
+        heads=heads,
+        abandoned=codes,
+    ),
+    st.builds(c.HandOut, phase=phases, readied=readied_events, project=words, repo_url=words, plan_name=words),
+    st.builds(c.Edit, spec=task_specs(), agent=agents),
+)
 task_wishes: st.SearchStrategy[c.TaskCommand] = st.one_of(
     st.builds(
         c.PlanTask,
@@ -126,6 +161,7 @@ task_wishes: st.SearchStrategy[c.TaskCommand] = st.one_of(
     ),
     dispatches,
     dispatches,
+    _by_hand,
     _starts,
     _starts,
     st.builds(c.Release, lease=st.none() | _offsets, reason=words, lost=st.booleans()),
@@ -166,6 +202,8 @@ def fitted(wish: c.TaskCommand, state: TaskState) -> c.TaskCommand:
         case c.Start():
             supersede = None if wish.supersede_lease is None else state.lease + wish.supersede_lease
             return replace(wish, dispatch=state.dispatch + wish.dispatch, supersede_lease=supersede)
+        case c.HandOut():
+            return replace(wish, readied=replace(wish.readied, dispatch=state.dispatch))
         case c.Complete() | c.Fail():
             return replace(wish, lease=state.lease + wish.lease)
         case c.Release():
@@ -182,7 +220,7 @@ plan_events: st.SearchStrategy[e.Event] = st.one_of(
     st.builds(e.PlanFinalizing, candidate=candidates, digest=words, count=st.integers(0, 99)),
     st.builds(e.PlanFinalized, digest=words),
     st.builds(e.PlanPaused, reason=words),
-    st.builds(e.PlanResumed),
+    st.builds(e.PlanResumed, budget_usd=st.none() | money),
     st.builds(e.PlanCancelRequested, reason=words),
     st.builds(e.PlanCancelled),
     st.builds(e.PlanCompleted, head_commit=words),
@@ -205,6 +243,8 @@ task_events: st.SearchStrategy[e.Event] = st.one_of(
         timeout_s=money,
         budget_usd=money,
     ),
+    readied_events,
+    st.builds(e.TaskEdited, spec=task_specs(), agent=agents),
     st.builds(e.TaskStarted, lease=leases, runner=words, execution=words, supersedes=st.none() | leases),
     st.builds(e.TaskReleased, lease=st.none() | leases, reason=words, lost=st.booleans()),
     st.builds(e.TaskCompleted, lease=leases, base_commit=words, commit=words, result=results, usage=usages),

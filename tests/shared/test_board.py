@@ -5,16 +5,17 @@ from datetime import timedelta
 
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from msgspec.structs import replace
 
 from shared import commands as c
 from shared import events as e
 from shared.board import Board, in_order
 from shared.plan import decide as decide_plan
-from shared.spec import DELIVER, PlanSpec, TaskSpec
+from shared.spec import DELIVER, MAX_PARALLEL, AgentSpec, PlanSpec, TaskSpec
 from shared.subjects import PLAN
 from shared.task import IN_FLIGHT, TaskState
 from shared.task import decide as decide_task
-from tests.shared.strategies import NOW, SH, plan_specs
+from tests.shared.strategies import NOW, PERSON, SH, plan_specs
 
 LATER = NOW + timedelta(days=40)
 
@@ -26,6 +27,7 @@ class Game:
         self.board = board or Board()
         self.log: list[tuple[str, e.Event]] = []
         self.spec = spec
+        self.max_parallel = spec.max_parallel or MAX_PARALLEL
         self.codes = [t.code for t in in_order(spec)]
         self._executions = 0
         draft = c.Draft(candidate="c", spec=spec, repo_url="u", base_commit="b")
@@ -34,7 +36,7 @@ class Game:
 
     def finalize(self) -> None:
         for index, task in enumerate(in_order(self.spec)):
-            agent = None if task.code == DELIVER else SH
+            agent = None if task.code == DELIVER else self.spec.agents[task.assignee]
             self.to_task(task.code, c.PlanTask(digest=self.board.plan.digest, index=index, spec=task, agent=agent))
         self.to_plan(c.ConfirmFinalized(digest=self.board.plan.digest))
 
@@ -50,12 +52,27 @@ class Game:
             self.board.apply(entity, event, len(self.log))
 
     def dispatch(self, code: str) -> None:
+        state = self.board.tasks[code]
+        if state.agent == PERSON:
+            ready = c.Ready(
+                now=LATER,
+                revision=state.revision,
+                prompt="p",
+                agent=PERSON,
+                base_commit="b",
+                heads=self.board.heads(code),
+                abandoned=self.board.abandoned_before(code),
+            )
+            self.to_task(code, ready)
+            return
         self.to_task(
             code,
             c.Dispatch(
                 now=LATER,
                 prompt="p",
+                revision=self.board.tasks[code].revision,
                 agent=self.board.tasks[code].agent,
+                project="",
                 repo_url="u",
                 base_commit="b",
                 heads=self.board.heads(code),
@@ -65,6 +82,18 @@ class Game:
                 env_allow=(),
             ),
         )
+
+    def hand_out(self, code: str) -> None:
+        newest = next(event for entity, event in reversed(self.log) if entity == code)
+        assert isinstance(newest, e.TaskReadied)
+        phase = self.board.plan.phase
+        self.to_task(code, c.HandOut(phase=phase, readied=newest, project="", repo_url="u", plan_name="n"))
+
+    def edit(self, code: str, agent: AgentSpec) -> None:
+        spec = self.board.tasks[code].spec
+        assert spec is not None
+        assignee = next(name for name, known in self.spec.agents.items() if known == agent)
+        self.to_task(code, c.Edit(spec=replace(spec, assignee=assignee, description="anew"), agent=agent))
 
     def start(self, code: str) -> None:
         self._executions += 1
@@ -86,18 +115,25 @@ class Game:
 
     def move(self, draw: st.DrawFn) -> None:
         """One step: mostly forward, sometimes a person's."""
-        what = draw(st.sampled_from(["forward"] * 6 + ["person"] * 3 + ["plan"]))
+        what = draw(st.sampled_from(["forward"] * 6 + ["person"] * 3 + ["plan", "edit"]))
         if what == "plan":
             plan_wishes: tuple[c.PlanCommand, ...] = (c.Pause(), c.Resume(), c.Resume(), c.CancelPlan())
             self.to_plan(draw(st.sampled_from(plan_wishes)))
             return
         code = draw(st.sampled_from(self.codes))
+        if what == "edit":
+            self.edit(code, draw(st.sampled_from(list(self.spec.agents.values()))))
+            return
         if what == "person":
             cancel = c.CancelTask(phase=self.board.plan.phase)
             wishes: tuple[c.TaskCommand, ...] = (c.MarkComplete(), c.Abandon(), c.Redispatch(), cancel)
             self.to_task(code, draw(st.sampled_from(wishes)))
             return
         match self.board.tasks[code].status:
+            case "readied":
+                self.hand_out(code)
+            case "queued" if self.board.tasks[code].agent == PERSON:
+                self.to_task(code, c.MarkComplete())
             case "queued":
                 self.start(code)
             case "running" | "cancelling":
@@ -109,6 +145,10 @@ class Game:
             case _:
                 for other in self.board.reopening():
                     self.board.reopen(other)
+
+
+def by_hand(state: TaskState) -> bool:
+    return state.status == "queued" and state.agent == PERSON
 
 
 @st.composite
@@ -179,8 +219,10 @@ def test_readiness_is_what_it_is_said_to_be(game: Game) -> None:
         for code in one.codes:
             assert set(one.missing(code)) == blockers(one, code)
             assert len(one.missing(code)) == len(set(one.missing(code)))
-    assert set(scratch._ready) == {code for code in scratch.codes if ready(scratch, code)}
-    assert set(board._ready) | board._claimed >= set(scratch._ready)
+    assert set(scratch._ready) | set(scratch._ready_by_hand) == {code for code in scratch.codes if ready(scratch, code)}
+    assert all(scratch.tasks[code].agent == PERSON for code in scratch._ready_by_hand)
+    assert not any(scratch.tasks[code].agent == PERSON for code in scratch._ready)
+    assert set(board._ready) | set(board._claimed) >= set(scratch._ready)
 
 
 @given(games())
@@ -201,11 +243,11 @@ def test_counters_are_what_a_recount_gives(game: Game) -> None:
     board = game.board
     counted = Counter(state.status for state in board.tasks.values())
     assert +board.counts == counted
-    in_flight = {code for code, s in board.tasks.items() if s.status in IN_FLIGHT}
-    assert board.free_slots() == game.spec.max_parallel - len(in_flight | board._claimed)
+    in_flight = {code for code, s in board.tasks.items() if s.status in IN_FLIGHT and not by_hand(s)}
+    assert board.free_slots() == game.max_parallel - len(in_flight | set(board._claimed))
     ended = all(s.status in ("completed", "cancelled", "abandoned") for s in board.tasks.values())
     assert board.settled == ended
-    assert len(in_flight) <= game.spec.max_parallel
+    assert len(in_flight) <= game.max_parallel
 
 
 @given(games())
@@ -216,13 +258,15 @@ def test_a_standing_says_whether_anything_can_go_on_without_a_person(game: Game)
         assert board.standing() == status
         return
     moving = any(
-        s.status in ("queued", "running", "cancelling", "retry_wait")
+        (s.status in ("queued", "running", "cancelling", "retry_wait") and not by_hand(s))
         or ready(board, code)
         or (s.reopening and all(clear(board, p) for p in depends_on(board, code)))
         for code, s in board.tasks.items()
     )
     stuck = not moving and any(s.status == "needs_attention" for s in board.tasks.values())
-    assert board.standing() == ("needs_attention" if stuck else "paused" if status == "paused" else "running")
+    waiting = not moving and any(s.status == "readied" or by_hand(s) for s in board.tasks.values())
+    going = "paused" if status == "paused" else "waiting" if waiting else "running"
+    assert board.standing() == ("needs_attention" if stuck else going)
 
 
 @given(games())
@@ -261,10 +305,78 @@ def test_no_more_are_taken_than_may_run_and_none_twice(game: Game) -> None:
     board.wake(LATER)
     free = max(0, board.free_slots())
     taken = board.take_ready()
-    assert len(taken) <= free and len(set(taken)) == len(taken)
+    assert len([code for code in taken if board.tasks[code].agent != PERSON]) <= free and len(set(taken)) == len(taken)
     if board.plan.status != "active":
         assert taken == []
     assert not set(taken) & set(board.take_ready())
+
+
+# The budget -----------------------------------------------------------------------------------------------------------
+
+CLAUDE = AgentSpec(sdk_type="claude", model="m")
+
+
+def costly(*budgets_usd: float, plan_usd: float) -> Game:
+    tasks = tuple(
+        TaskSpec(code=f"T{i}", name="n", assignee="claude", budget_usd=usd) for i, usd in enumerate(budgets_usd)
+    )
+    game = Game(PlanSpec(name="n", tasks=tasks, agents={"claude": CLAUDE}, budget_usd=plan_usd))
+    game.finalize()
+    return game
+
+
+def end_at(game: Game, code: str, cost_usd: float) -> None:
+    game.start(code)
+    result, usage = e.Result(task_code=code, summary="s"), e.Usage(cost_usd=cost_usd)
+    lease = game.board.tasks[code].lease
+    game.to_task(code, c.Complete(lease=lease, base_commit="b", commit=code, result=result, usage=usage))
+
+
+def test_what_is_in_flight_may_never_cost_more_than_the_plans_budget_leaves() -> None:
+    game = costly(4, 4, 4, plan_usd=10)
+    taken = game.board.take_ready()
+    assert taken == ["T0", "T1"]
+    assert game.board.over_budget() == ""
+    for code in taken:
+        game.dispatch(code)
+    assert game.board.take_ready() == []
+    end_at(game, "T0", 1.0)
+    assert game.board.take_ready() == ["T2"]  # 1 spent, 4 reserved for T1: 4 are left of 10, and one cheaper
+    assert game.board.take_ready() == []
+
+
+def test_a_plan_whose_budget_is_spent_says_so_and_goes_on_with_a_larger_one() -> None:
+    game = costly(4, 4, plan_usd=5)
+    assert game.board.take_ready() == ["T0"]
+    game.dispatch("T0")
+    end_at(game, "T0", 2.5)
+    assert game.board.take_ready() == []
+    assert "2.50 are spent and T1 may cost 4" in game.board.over_budget()
+    game.to_plan(c.Pause(reason="budget"))
+    game.to_plan(c.Resume(budget_usd=6.5))
+    assert game.board.over_budget() == ""
+    assert game.board.take_ready() == ["T1"]
+
+
+@given(st.lists(st.floats(0.01, 10), min_size=1, max_size=8), st.floats(0.01, 30), st.data())
+def test_no_order_of_ends_lets_a_plan_commit_more_than_its_budget(
+    budgets: list[float], plan_usd: float, data: st.DataObject
+) -> None:
+    game = costly(*budgets, plan_usd=plan_usd)
+    for _ in range(2 * len(budgets)):
+        for code in game.board.take_ready():
+            game.dispatch(code)
+        tasks = game.board.tasks.values()
+        queued = [s for s in tasks if s.status == "queued" and s.spec and s.spec.code != DELIVER]
+        reserved_usd = sum(s.spec.budget_usd for s in queued if s.spec)
+        assert sum(s.usage.cost_usd for s in tasks) + reserved_usd <= plan_usd + 1e-5
+        if not queued:
+            ended = all(s.status == "completed" for s in tasks if s.spec and s.spec.code != DELIVER)
+            assert ended or game.board.over_budget()
+            return
+        spec = data.draw(st.sampled_from(queued)).spec
+        assert spec is not None
+        end_at(game, spec.code, data.draw(st.floats(0, spec.budget_usd)))
 
 
 # The order ------------------------------------------------------------------------------------------------------------

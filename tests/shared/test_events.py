@@ -69,6 +69,16 @@ MEANT: dict[str, e.Event] = {
         timeout_s=600.0,
         budget_usd=2.0,
     ),
+    "task.readied": e.TaskReadied(
+        dispatch=2,
+        attempt=1,
+        prompt="# Task T2: Form",
+        agent=AgentSpec(sdk_type=None, agent_id="a1", agent_type_id="t1"),
+        base_commit=BASE,
+        heads=(e.Head("T1", COMMIT),),
+        abandoned=("T0",),
+    ),
+    "task.edited": e.TaskEdited(spec=T1, agent=CODER),
     "task.started": e.TaskStarted(lease=2, runner="r1", execution="0123456789abcdef01234567", supersedes=1),
     "task.released": e.TaskReleased(lease=2, reason="runner r1 was stopped", lost=True),
     "task.completed": e.TaskCompleted(

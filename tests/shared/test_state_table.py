@@ -12,7 +12,7 @@ from shared import commands as c
 from shared import events as e
 from shared.spec import TaskSpec
 from shared.task import INITIAL, TaskState, TaskStatus, decide, evolve
-from tests.shared.strategies import NOW, SH
+from tests.shared.strategies import NOW, PERSON, SH
 
 ARCHITECTURE = Path(__file__).parents[2] / "ARCHITECTURE.md"
 BEGIN, END = "<!-- state table -->", "<!-- /state table -->"
@@ -27,7 +27,9 @@ def commands(state: TaskState) -> Iterator[c.TaskCommand]:
     yield c.Dispatch(
         now=state.retry_at or NOW,
         prompt="p",
+        revision=state.revision,
         agent=SH,
+        project="",
         repo_url="u",
         base_commit="b",
         heads=(),
@@ -36,6 +38,21 @@ def commands(state: TaskState) -> Iterator[c.TaskCommand]:
         setup=(),
         env_allow=(),
     )
+    yield c.Ready(
+        now=state.retry_at or NOW,
+        revision=state.revision,
+        prompt="p",
+        agent=PERSON,
+        base_commit="b",
+        heads=(),
+        abandoned=(),
+    )
+    readied = e.TaskReadied(
+        dispatch=state.dispatch, attempt=state.attempt, prompt="p", agent=PERSON, base_commit="b", heads=()
+    )
+    yield c.HandOut(phase="open", readied=readied, project="", repo_url="u", plan_name="n")
+    if state.revision < 1:
+        yield c.Edit(spec=TaskSpec(code="T1", name="another", assignee="sh"), agent=SH)
     for phase in get_args(c.PlanPhase):
         for reopened in ((), ("T0",)):
             yield c.Start(

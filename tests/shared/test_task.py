@@ -130,7 +130,10 @@ def test_leases_dispatches_and_attempts_only_count_upwards_and_one_lease_is_live
                     before.dispatch,
                 )
                 assert event.supersedes == (before.lease if before.status in LEASED else None)
-            case e.TaskDispatched():
+            case e.TaskDispatched() if before.status == "readied":  # what a person begins was numbered when readied
+                same = (before.lease, before.dispatch, before.attempt)
+                assert (after.lease, after.dispatch, after.attempt) == same
+            case e.TaskDispatched() | e.TaskReadied():
                 assert after.dispatch == before.dispatch + 1
                 assert after.attempt == before.attempt + (not before.attempt_open)
                 assert (after.lease, before.status in LEASED) == (before.lease, False)
@@ -221,7 +224,9 @@ def fold(*commands: c.TaskCommand, spec: TaskSpec | None = None) -> TaskState:
 DISPATCH = c.Dispatch(
     now=NOW,
     prompt="p",
+    revision=0,
     agent=SH,
+    project="",
     repo_url="u",
     base_commit="b",
     heads=(),

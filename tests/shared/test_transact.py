@@ -273,7 +273,9 @@ def unreadable(wire: Wire, entity: str, name: str) -> None:
 DISPATCH = c.Dispatch(
     now=NOW,
     prompt="p",
+    revision=0,
     agent=SH,
+    project="",
     repo_url="u",
     base_commit="b",
     heads=(),

@@ -21,6 +21,7 @@ class History:
         self.brought: dict[str, set[str]] = {}
         """Commit → the tasks whose work it contains."""
         self.dispatched: dict[str, e.TaskDispatched] = {}
+        self.readied: dict[str, e.TaskReadied] = {}
         self.in_flight_most = 0
         self.must_not_run: set[str] = set()
         """Asked to run again in the very moment in which a successor started: they have to stay abandoned."""
@@ -39,7 +40,7 @@ class History:
         self.tasks[record.entity] = after = task.evolve(before, record.event)
         assert after != before, f"{record.entity}: {record.event} was stored although it changes nothing"
         assert after.lease >= before.lease and after.dispatch >= before.dispatch and after.attempt >= before.attempt
-        in_flight = sum(state.status in task.IN_FLIGHT for state in self.tasks.values())
+        in_flight = sum(s.status in task.IN_FLIGHT and not by_hand(s) for s in self.tasks.values())
         self.in_flight_most = max(self.in_flight_most, in_flight)
 
     def _check_plan(self, event: e.Event) -> None:
@@ -67,9 +68,19 @@ class History:
                 assert event.lease is None or (before.status in task.LEASED and before.lease == event.lease)
             case e.TaskPlanned():
                 assert before.status == "absent"
-            case e.TaskDispatched():
+            case e.TaskReadied():
                 assert self.finalized
                 assert event.dispatch == before.dispatch + 1
+                assert not event.agent.is_auto
+                assert code not in self.must_not_run, f"{code} runs again although a successor began"
+                self.readied[code] = event
+            case e.TaskDispatched():
+                assert self.finalized
+                assert event.dispatch == before.dispatch + (before.status != "readied")
+                if before.status == "readied":
+                    assert (event.prompt, event.heads) == (self.readied[code].prompt, self.readied[code].heads)
+                else:
+                    assert event.agent is None or event.agent.is_auto, f"{code} was dispatched without its person"
                 assert event.attempt in (before.attempt, before.attempt + 1)
                 assert code not in self.must_not_run, f"{code} runs again although a successor began"
                 self.dispatched[code] = event
@@ -134,5 +145,19 @@ class History:
     def _explained(self, code: str, state: task.TaskState) -> bool:
         if state.status in ("completed", "needs_attention") or (state.status == "abandoned" and not state.reopening):
             return True
+        if for_a_person(state):
+            return True
         waits_for = (self.tasks[a] for a in self._ancestors(code))
-        return state.status in ("pending", "abandoned") and any(s.status == "needs_attention" for s in waits_for)
+        return state.status in ("pending", "abandoned") and any(
+            s.status == "needs_attention" or for_a_person(s) for s in waits_for
+        )
+
+
+def by_hand(state: task.TaskState) -> bool:
+    """In a person's hands: it takes no slot of a runner's."""
+    return state.status == "queued" and state.agent is not None and not state.agent.is_auto
+
+
+def for_a_person(state: task.TaskState) -> bool:
+    """Waits for the person who does it."""
+    return state.status == "readied" or by_hand(state)

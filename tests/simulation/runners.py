@@ -9,6 +9,7 @@ from shared import commands as c
 from shared.clock import Clock
 from shared.events import FailureKind, Result, TaskDispatched, Usage
 from shared.store import EventStore, MemoryStore, Meta
+from shared.subjects import MANUAL_POOL, pool
 from shared.task import LEASED
 from shared.transact import load_plan, load_task, patiently, to_task
 
@@ -46,7 +47,7 @@ class Queue:
     async def pump(self, log: MemoryStore) -> None:
         async for batch in log.follow():
             for record in batch.events:
-                if isinstance(record.event, TaskDispatched):
+                if isinstance(record.event, TaskDispatched) and pool(record.event) != MANUAL_POOL:
                     delivery = Delivery(record.plan, record.entity, record.event)
                     self._past.append(delivery)
                     self._waiting.put_nowait(delivery)

@@ -44,7 +44,7 @@ async def live_and_check(world: World) -> None:
     for plan, history in histories.items():
         assert not history.unexplained(), f"plan {plan} rests with {history.unexplained()}"
         # Two dispatchers whose clocks differ may each fill the last slot, one of them with a retry that is just due.
-        assert history.in_flight_most <= world.specs[plan].max_parallel * world.dispatchers_at_once
+        assert history.in_flight_most <= (world.specs[plan].max_parallel or 0) * world.dispatchers_at_once
         for dispatcher in world.dispatchers:
             live = dispatcher._boards.get(plan)
             if live is None:

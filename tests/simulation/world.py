@@ -7,13 +7,17 @@ from datetime import UTC, datetime, timedelta
 from random import Random
 from typing import Any
 
+import msgspec
+
 from services.dispatcher.dispatcher import Dispatcher
 from shared import commands as c
+from shared import task as tasks
 from shared.board import in_order
 from shared.clock import Clock
+from shared.events import TaskReadied
 from shared.spec import AgentSpec, PlanSpec, Retry, TaskSpec
 from shared.store import MemoryStore, Meta, Recorded
-from shared.transact import load_plan, patiently, to_plan, to_task
+from shared.transact import fold, load_plan, patiently, to_plan, to_task
 from tests.simulation.faulty_store import FaultyStore
 from tests.simulation.runners import Chances, Key, Queue, SimulatedRunner
 
@@ -21,6 +25,7 @@ BEGINNING = datetime(2025, 1, 1, tzinfo=UTC)
 QUIET_S = 3600.0
 """Longer than any wait in the system."""
 PEOPLE = Meta(actor="user:ann")
+ANN = AgentSpec(sdk_type=None)
 
 
 class RingingTimers:
@@ -195,6 +200,9 @@ class World:
             await to_plan(store, plan, wish, PEOPLE)
             return
         phase = (await patiently(lambda: load_plan(store, plan))).state.phase
+        if self.rng.random() < 0.5 and (by_hand := await self._by_hand(store, plan, code, phase)):
+            await to_task(store, plan, code, by_hand, PEOPLE)
+            return
         command = self.rng.choice(
             (
                 c.CancelTask(phase=phase),
@@ -208,16 +216,32 @@ class World:
         )
         await to_task(store, plan, code, command, PEOPLE)
 
+    async def _by_hand(
+        self, store: FaultyStore, plan: str, code: str, phase: c.PlanPhase
+    ) -> c.HandOut | c.MarkComplete | c.Edit | None:
+        """What a person does who has manual tasks, or changes one that has not begun."""
+        events = await patiently(lambda: store.read(plan, code))
+        state = fold(tasks.INITIAL, tasks.evolve, events).state
+        if state.status == "readied":
+            readied = next(r.event for r in reversed(events) if isinstance(r.event, TaskReadied))
+            return c.HandOut(phase=phase, readied=readied, project="", repo_url="u", plan_name="n")
+        if state.status == "queued" and state.agent == ANN:
+            return c.MarkComplete(note="by hand")
+        if state.spec is None or state.agent is None:
+            return None
+        return c.Edit(spec=msgspec.structs.replace(state.spec, description=f"at {self.clock()}"), agent=state.agent)
+
 
 def random_plan(rng: Random) -> PlanSpec:
     """A DAG of one to nine tasks: chains, joins, or nothing in common."""
     density = rng.choice((0.0, 0.2, 0.5, 0.9))
+    by_hand = rng.choice((0.0, 0.0, 0.3))
     codes = [f"T{i}" for i in range(rng.randint(1, 9))]
     tasks = [
         TaskSpec(
             code=code,
             name=code,
-            assignee="sh",
+            assignee="ann" if rng.random() < by_hand else "sh",
             depends_on=tuple(earlier for earlier in codes[:place] if rng.random() < density),
             retry=rng.choice(
                 (None, None, Retry(max_attempts=rng.randint(1, 4), backoff_s=rng.choice((0.0, 1.0, 60.0))))
@@ -229,6 +253,6 @@ def random_plan(rng: Random) -> PlanSpec:
     return PlanSpec(
         name="simulated",
         tasks=tuple(tasks),
-        agents={"sh": AgentSpec(sdk_type="command", command=("true",))},
+        agents={"sh": AgentSpec(sdk_type="command", command=("true",)), "ann": ANN},
         max_parallel=rng.choice((1, 2, 64)),
     )
