@@ -1,19 +1,30 @@
-"""How every service connects to NATS: the same options everywhere, and they reconnect for ever."""
+"""How every service connects to NATS, and as whom: the same options everywhere, and they reconnect for ever.
+
+The client libraries are loaded when something connects: whoever only reads the settings starts in half the time.
+"""
 
 import logging
 import os
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import msgspec
-import nats
-from faststream.nats import NatsBroker
-from faststream.security import SASLPlaintext
-from nats.aio.client import Client
+
+if TYPE_CHECKING:
+    from faststream.nats import NatsBroker
+    from nats.aio.client import Client
+
+GATEWAY, PLANNER, DISPATCHER, RUNNER = "gateway", "planner", "dispatcher", "runner"
+SERVICES = (GATEWAY, PLANNER, DISPATCHER, RUNNER)
+"""Each is a user of its own; `shared.nats_permissions` says what it may do."""
+OPERATOR = "operator"
+"""May do everything: for the supervisor and for people with the `nats` program. No service uses it."""
+USERS = (*SERVICES, OPERATOR)
+_DENIED = "permissions violation"
 
 
 class BusSettings(msgspec.Struct, frozen=True):
-    """Where NATS is and who we are there."""
+    """Where NATS is and who we are there. The user also says where we hear answers (`shared.nats_permissions`)."""
 
     url: str
     user: str | None = None
@@ -33,9 +44,17 @@ def bus_settings_from_environment() -> BusSettings:
     )
 
 
-def make_broker(settings: BusSettings, name: str) -> NatsBroker:
+def inbox_prefix(user: str | None) -> str:
+    """Where a user hears answers. Users that are not ours, on a server that was given, keep NATS's own."""
+    return f"_INBOX_{user}" if user in USERS else "_INBOX"
+
+
+def make_broker(settings: BusSettings, name: str) -> "NatsBroker":
     """FastStream's broker, not yet connected. Streams are declared by `shared.streams` alone."""
-    options = _reconnect_for_ever(name)
+    from faststream.nats import NatsBroker
+    from faststream.security import SASLPlaintext
+
+    options = _options(settings, name)
     if settings.user is None:
         return NatsBroker(settings.url, **_LOGGING, **options)
     security = SASLPlaintext(username=settings.user, password=settings.password or "")
@@ -46,9 +65,11 @@ _LOGGING: dict[str, Any] = {"logger": logging.getLogger("treadle.bus"), "log_lev
 """A handler's exception is logged as an error; that a message came is not worth a line."""
 
 
-async def connect(settings: BusSettings, name: str) -> Client:
+async def connect(settings: BusSettings, name: str) -> "Client":
     """A bare client with the same options. Waits a few seconds for a server that is just starting."""
-    return await nats.connect(settings.url, user=settings.user, password=settings.password, **_reconnect_for_ever(name))
+    import nats
+
+    return await nats.connect(settings.url, user=settings.user, password=settings.password, **_options(settings, name))
 
 
 _log = logging.getLogger("treadle.bus")
@@ -56,7 +77,10 @@ _log = logging.getLogger("treadle.bus")
 
 async def _on_error(error: Exception) -> None:
     """nats-py prints a traceback for each of ten tries a second otherwise; the two lines below say enough."""
-    _log.debug("NATS: %r", error)
+    if _DENIED in str(error).lower():
+        _log.error("NATS denies what this service does (see shared/nats_permissions.py): %s", error)
+    else:
+        _log.debug("NATS: %r", error)
 
 
 async def _on_disconnected() -> None:
@@ -67,10 +91,11 @@ async def _on_reconnected() -> None:
     _log.info("connected to NATS again")
 
 
-def _reconnect_for_ever(name: str) -> dict[str, Any]:
+def _options(settings: BusSettings, name: str) -> dict[str, Any]:
     # A client tries again ten times a second: the default of two seconds is most of the time that a restart takes.
     return {
         "name": name,
+        "inbox_prefix": inbox_prefix(settings.user),
         "error_cb": _on_error,
         "disconnected_cb": _on_disconnected,
         "reconnected_cb": _on_reconnected,

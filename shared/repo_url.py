@@ -5,7 +5,7 @@ firewall around the runner.
 """
 
 import re
-from ipaddress import IPv4Address, IPv6Address, IPv6Network
+from ipaddress import IPv4Address, IPv4Network, IPv6Address, IPv6Network
 from typing import NoReturn
 from urllib.parse import urlsplit
 
@@ -19,7 +19,8 @@ _HOST_NAME = re.compile(
     r"[A-Za-z0-9_](?:[A-Za-z0-9_-]*[A-Za-z0-9_])?(?:\.[A-Za-z0-9_](?:[A-Za-z0-9_-]*[A-Za-z0-9_])?)*"
 )
 _NUMBER = re.compile(r"(?:0[xX][0-9a-fA-F]*|[0-9]+)")
-_HIDDEN_CONTROL = re.compile(r"%(?:[01][0-9a-fA-F]|7[fF])")
+_HIDDEN = re.compile(r"%(?:[01][0-9a-fA-F]|25|2[dDeEfF]|5[cC]|7[fF])|%(?![0-9a-fA-F]{2})")
+"""What a percent sign must not stand for: control codes, itself, and `-`, `.`, `/`, `\\`, which make another path."""
 
 _TWO_PART_HOSTS = frozenset({"github.com", "www.github.com", "bitbucket.org", "codeberg.org"})
 """Where a repository is always `owner/name`, so that anything behind it is a page."""
@@ -46,6 +47,15 @@ _PAGE_WORDS = frozenset(
     }
 )
 _PRIVATE_SUFFIXES = ("localhost", "local", "localdomain", "internal", "intranet", "lan", "home", "corp", "home.arpa")
+_METADATA_NAMES = frozenset({"metadata.packet.net", "metadata.platformequinix.com", "metadata.tencentyun.com"})
+"""Clouds answer with credentials there. Most of their names end in `.internal`."""
+_ALSO_PRIVATE = (
+    IPv4Network("168.63.129.16/32"),  # one cloud's metadata
+    IPv4Network("192.0.0.0/24"),  # another's, among what IANA keeps for protocols
+    IPv6Network("64:ff9b:1::/48"),  # NAT64 within a network
+    IPv6Network("fec0::/10"),  # site-local: deprecated, not gone
+)
+"""What Python's list of special addresses does not hold."""
 _NAT64 = IPv6Network("64:ff9b::/96")
 
 
@@ -114,7 +124,7 @@ def _check_url(address: str, shown: str, *, allow_local: bool, allow_private_hos
     host = re.sub(r":\d*$", "", netloc)
     _check_host(host, shown, allow_private_hosts=allow_private_hosts)
     path = _check_path(parts.path.rstrip("/"), shown)
-    _refuse_page(parts.scheme, host.lower(), netloc.lower(), path, shown)
+    _refuse_page(parts.scheme, host.lower().removesuffix("."), netloc.lower(), path, shown)
     return f"{parts.scheme}://{user}{at}{netloc.lower()}{path}"
 
 
@@ -143,10 +153,13 @@ def _check_path(path: str, shown: str) -> str:
         raise BadRepoUrl(f"{shown} names no repository: write the whole clone URL, such as https://host/owner/name.git")
     if any(part in (".", "..") for part in parts):
         raise BadRepoUrl(f"{shown} has . or .. in its path: write the path without them")
-    if "\\" in path or any(c.isspace() for c in path) or _HIDDEN_CONTROL.search(path):
-        raise BadRepoUrl(
-            f"{shown} has a blank, a backslash or a control character in its path: copy the clone URL again"
-        )
+    if parts[0].startswith("-") and parts[0] != "-":
+        raise BadRepoUrl(f"{shown} has a path that starts with a dash: copy the clone URL again")
+    if "\\" in path or any(c.isspace() for c in path):
+        raise BadRepoUrl(f"{shown} has a blank or a backslash in its path: copy the clone URL again")
+    if hidden := _HIDDEN.search(path):
+        code = hidden.group()
+        raise BadRepoUrl(f"{shown} hides a control character or another path behind {code}: copy the clone URL again")
     return path
 
 
@@ -178,7 +191,8 @@ def _check_host(host: str, shown: str, *, allow_private_hosts: bool) -> None:
         if _NUMBER.fullmatch(name.rpartition(".")[2]):
             private = _is_private_ipv4(name, shown)
         else:
-            private = "." not in name or name.endswith(tuple(f".{suffix}" for suffix in _PRIVATE_SUFFIXES))
+            suffixes = tuple(f".{suffix}" for suffix in _PRIVATE_SUFFIXES)
+            private = "." not in name or name in _METADATA_NAMES or name.endswith(suffixes)
     if private and not allow_private_hosts:
         raise BadRepoUrl(f"{shown} is on a private host, which is not allowed here: write the address of a public one")
 
@@ -211,7 +225,7 @@ def _is_private_ipv6(host: str, shown: str) -> bool:
 
 
 def _is_private(address: IPv4Address | IPv6Address) -> bool:
-    return not address.is_global or address.is_multicast
+    return not address.is_global or address.is_multicast or any(address in network for network in _ALSO_PRIVATE)
 
 
 def _shown(address: str) -> str:

@@ -10,6 +10,7 @@ from nats.js.api import (
     ConsumerConfig,
     DeliverPolicy,
     DiscardPolicy,
+    KeyValueConfig,
     RetentionPolicy,
     StorageType,
     StreamConfig,
@@ -21,6 +22,10 @@ from shared import subjects
 EVENTS = "TREADLE_EVENTS"
 TRANSCRIPTS = "TREADLE_TRANSCRIPTS"
 TIMERS = "TREADLE_TIMERS"
+PROJECTS = "TREADLE_PROJECTS"
+RUNNERS = "TREADLE_RUNNERS"
+"""The key-value bucket of the runners' presence (`shared.requests.RunnerPresence` by runner's name)."""
+RUNNERS_STREAM = f"KV_{RUNNERS}"
 
 ACK_WAIT_S = 60.0
 """A runner's silence after which its message goes to another one."""
@@ -29,6 +34,9 @@ HEARTBEAT_S = 10.0
 
 TRANSCRIPTS_AGE_MAX_S = 14 * 24 * 3600.0
 TRANSCRIPTS_BYTES_MAX = 2 * 1024**3
+PRESENCE_EVERY_S = 10.0
+PRESENCE_AGE_MAX_S = 35.0
+"""After so long a runner that says nothing is not shown any more."""
 TIMERS_CONSUMER = "dispatcher_timers"
 CONSUMERS_MAX = 10_000
 """The server's silent limit is 1,000 where none is set."""
@@ -60,6 +68,15 @@ async def declare_streams(js: JetStreamContext) -> None:
             allow_direct=True,
         ),
         StreamConfig(
+            name=PROJECTS,
+            subjects=[subjects.MANY_PROJECT_EVENTS],
+            retention=RetentionPolicy.LIMITS,
+            storage=StorageType.FILE,
+            max_msgs_per_subject=1,
+            max_consumers=CONSUMERS_MAX,
+            allow_direct=True,
+        ),
+        StreamConfig(
             name=TIMERS,
             subjects=[subjects.MANY_TIMERS],
             retention=RetentionPolicy.LIMITS,
@@ -74,6 +91,17 @@ async def declare_streams(js: JetStreamContext) -> None:
             await js.stream_info(config.name or "")
         except NotFoundError:
             await js.add_stream(config)
+    await declare_presence(js)
+
+
+async def declare_presence(js: JetStreamContext) -> None:
+    """Makes the runners' bucket if it is missing: it is kept in memory, so a restart of the server loses it."""
+    try:
+        await js.stream_info(RUNNERS_STREAM)
+    except NotFoundError:
+        await js.create_key_value(
+            KeyValueConfig(bucket=RUNNERS, ttl=PRESENCE_AGE_MAX_S, storage=StorageType.MEMORY, direct=True)
+        )
 
 
 def pool_consumer_name(pool: str) -> str:

@@ -5,7 +5,13 @@ treadle.log.<shard>.<plan>.<task>.<lease>              transcripts
 treadle.timer.set.<plan>.<task>                        a timer, replaced when set again
 treadle.timer.due.<plan>.<task>                        the same timer when its time has come
 treadle.rpc.planner.import                             request: a plan file becomes a candidate
+treadle.rpc.planner.edit                               request: are these changes of a task valid?
+treadle.rpc.gateway.credentials                        request: a live lease's credentials, sealed to its runner
+treadle.rpc.runner.introduce                           request to any runner: who are you, what is sealed to you?
 treadle.rpc.runner.<runner>.holds                      request: is this lease alive with you?
+treadle.rpc.runner.<runner>.test                       request: do these credentials work from where you are?
+treadle.gateway.account.<user>                         told to all gateways: look at that account again
+treadle.project.<project>.deleted                      what runners remove
 """
 
 import re
@@ -24,9 +30,22 @@ MANY_EVENTS = "treadle.evt.>"
 MANY_TRANSCRIPTS = "treadle.log.>"
 MANY_TIMERS = "treadle.timer.>"
 TIMERS_DUE = "treadle.timer.due.>"
+MANY_PLAN_EVENTS = "treadle.evt.*.*._plan.>"
+"""What concerns plans themselves."""
 CANCEL_REQUESTS = "treadle.evt.*.*.*.cancel_requested"
+MANY_PROJECT_EVENTS = "treadle.project.>"
 PLANNER_IMPORT = "treadle.rpc.planner.import"
+PLANNER_EDIT = "treadle.rpc.planner.edit"
+CREDENTIALS = "treadle.rpc.gateway.credentials"
+RUNNER_INTRODUCE = "treadle.rpc.runner.introduce"
+MANY_RUNNER_REQUESTS = "treadle.rpc.runner.>"
+EVERY_RUNNER_HOLDS = "treadle.rpc.runner.*.holds"
+EVERY_RUNNER_TEST = "treadle.rpc.runner.*.test"
+ACCOUNT_CHANGES = "treadle.gateway.account.*"
+MANUAL_POOL = "manual"
 
+ROW_ID = re.compile(r"[0-9a-f]{24}")
+"""What `shared.clock.new_id` makes."""
 PLAN_ID = re.compile(r"p[a-z2-7]{12}")
 
 
@@ -75,9 +94,16 @@ def parse_event_subject(subject: str) -> Address:
     return Address(plan=tokens[3], entity=tokens[4], type=tokens[5])
 
 
+def type_filter(type_: str) -> str:
+    """Every event of a type, of any entity; not `dispatched`, which has a route."""
+    return f"treadle.evt.*.*.*.{type_}"
+
+
 def pool(event: TaskDispatched) -> str:
     """The runner pool that takes a dispatch."""
-    return event.agent.sdk_type if event.agent else DELIVER_POOL
+    if event.agent is None:
+        return DELIVER_POOL
+    return event.agent.sdk_type or MANUAL_POOL
 
 
 def pool_filter(pool: str) -> str:
@@ -122,6 +148,27 @@ def runner_holds(runner: str) -> str:
     if not TASK_CODE.fullmatch(runner):
         raise ValueError(f"{runner!r} is not a runner's name")
     return f"treadle.rpc.runner.{runner}.holds"
+
+
+def runner_test(runner: str) -> str:
+    """Where a runner tries credentials out."""
+    return runner_holds(runner).removesuffix("holds") + "test"
+
+
+def account_changed(user: str) -> str:
+    """Where gateways hear that an account is not what it was."""
+    return f"treadle.gateway.account.{_row(user)}"
+
+
+def project_deleted(project: str) -> str:
+    """Where it is stored that a project is gone."""
+    return f"treadle.project.{_row(project)}.deleted"
+
+
+def _row(row_id: str) -> str:
+    if not ROW_ID.fullmatch(row_id):
+        raise ValueError(f"{row_id!r} is not an id of the gateway's")
+    return row_id
 
 
 def _plan(plan: str) -> str:

@@ -11,7 +11,8 @@ from nats.js.api import ConsumerConfig
 from services.dispatcher.dispatcher import Dispatcher
 from services.dispatcher.timers import Timers
 from shared import streams, subjects
-from shared.bus import BusSettings, make_broker
+from shared.alive import show_life
+from shared.bus import BusSettings, inbox_prefix, make_broker
 from shared.clock import utc_now
 from shared.jetstream import JetStreamStore
 
@@ -20,6 +21,7 @@ def make_app(settings: BusSettings) -> FastStream:
     """The service: `await app.run()` until it is told to stop."""
     broker = make_broker(settings, "treadle-dispatcher")
     app = FastStream(broker, logger=None)
+    show_life(app, broker)
     state: dict[str, asyncio.Task[None]] = {}
 
     @app.on_startup
@@ -29,7 +31,7 @@ def make_app(settings: BusSettings) -> FastStream:
         await streams.declare_timers_consumer(nc.jetstream())
         app.context.set_global("dispatcher", Dispatcher(JetStreamStore(nc), Timers(nc), utc_now))
 
-    _hear_timers(broker)
+    _hear_timers(broker, settings)
 
     @app.after_startup
     async def start(dispatcher: Dispatcher = Context()) -> None:  # noqa: B008 - FastStream's injection
@@ -47,7 +49,7 @@ def make_app(settings: BusSettings) -> FastStream:
     return app
 
 
-def _hear_timers(broker: NatsBroker) -> None:
+def _hear_timers(broker: NatsBroker, settings: BusSettings) -> None:
     @broker.subscriber(
         subjects.TIMERS_DUE,
         durable=streams.TIMERS_CONSUMER,
@@ -55,6 +57,7 @@ def _hear_timers(broker: NatsBroker) -> None:
         pull_sub=PullSub(batch_size=100, timeout=30),
         config=ConsumerConfig(durable_name=streams.TIMERS_CONSUMER),
         ack_policy=AckPolicy.NACK_ON_ERROR,
+        inbox_prefix=f"{inbox_prefix(settings.user)}.".encode(),  # the broker's own is not used for this
     )
     async def timer_due(message: NatsMessage, dispatcher: Dispatcher = Context()) -> None:  # noqa: B008
         plan, _ = subjects.parse_timer_due(message.raw_message.subject)

@@ -1,0 +1,47 @@
+"""For a container's health check: a file that is touched as long as the service's own connection to NATS answers.
+
+It says that the event loop runs and that NATS is there, and no more: a service whose work has ended ends its process.
+"""
+
+import asyncio
+import logging
+import os
+from pathlib import Path
+
+import nats.errors
+from faststream import FastStream
+from faststream.nats import NatsBroker
+from nats.aio.client import Client
+
+EVERY_S = 5
+
+log = logging.getLogger("treadle.alive")
+
+
+def show_life(app: FastStream, broker: NatsBroker) -> None:
+    """Touches the file that `TREADLE_ALIVE_FILE` names while the service runs; nothing where none is named."""
+    name = os.environ.get("TREADLE_ALIVE_FILE")
+    if not name:
+        return
+    tasks: dict[str, asyncio.Task[None]] = {}
+
+    @app.after_startup
+    async def begin() -> None:
+        tasks["touch"] = asyncio.create_task(touch_while_answered(broker.connection, Path(name)))
+
+    @app.on_shutdown
+    async def end() -> None:
+        tasks["touch"].cancel()
+
+
+async def touch_while_answered(nc: Client, file: Path, every_s: int = EVERY_S) -> None:
+    """Touches the file after each answer; without one the file grows old. Runs until it is cancelled."""
+    while True:
+        try:
+            if not nc.is_connected:  # without a connection, flush returns as if there had been an answer
+                raise nats.errors.ConnectionReconnectingError
+            await nc.flush(timeout=every_s)
+            file.touch()  # noqa: ASYNC240 - an empty file in memory or on the local disk
+        except (nats.errors.Error, TimeoutError, OSError) as error:
+            log.warning("not shown as healthy: %r", error)
+        await asyncio.sleep(every_s)

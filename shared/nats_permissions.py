@@ -1,0 +1,144 @@
+"""Who may say what on NATS: one user per service, in the form that a nats-server's configuration takes.
+
+What it rests on:
+- Each user (`shared.bus` names them) hears only its own inbox, so nobody reads the answers to another's requests.
+- Credentials are asked for by runners and answered by gateways; nobody else may do either.
+- A runner, which works beside hostile code, may tell how a lease went. It may neither dispatch nor speak for a plan:
+  whose credentials a lease gets is read from the dispatch.
+
+A wildcard stands for a whole token in NATS, so a consumer's name can be listed but not matched by its beginning.
+"""
+
+from collections.abc import Mapping
+from typing import Any, get_args
+
+from shared import streams, subjects
+from shared.bus import DISPATCHER, GATEWAY, OPERATOR, PLANNER, RUNNER, inbox_prefix
+from shared.spec import SdkType
+
+ANSWERS_EXPIRE = "5m"
+"""How long a service may take to answer a request: an import of a large plan takes seconds."""
+LEASE_EVENTS = ("started", "released", "completed", "failed", "cancelled")
+"""What a runner's decisions append."""
+POOLS = (*get_args(SdkType), subjects.DELIVER_POOL, subjects.MANUAL_POOL)
+
+_STREAMS = (streams.EVENTS, streams.TRANSCRIPTS, streams.TIMERS, streams.PROJECTS, streams.RUNNERS_STREAM)
+
+
+def server_config(passwords: Mapping[str, str]) -> dict[str, Any]:
+    """The `authorization` block of a nats-server's configuration, for the users whose passwords are given."""
+    return {
+        "users": [
+            {"user": user, "password": password, "permissions": permissions(user)}
+            for user, password in passwords.items()
+        ]
+    }
+
+
+def permissions(user: str) -> dict[str, Any]:
+    """One user's permissions. Raises KeyError for a user that is none of ours."""
+    if user == OPERATOR:
+        return {"publish": ">", "subscribe": ">"}
+    publish, deny, subscribe = _SPOKEN[user]
+    allowed: dict[str, Any] = {
+        "publish": {"allow": [*_EVERYBODY, *publish], "deny": list(deny)},
+        "subscribe": {"allow": [f"{inbox_prefix(user)}.>", *subscribe]},
+    }
+    if subscribe:
+        allowed["allow_responses"] = {"max": 1, "expires": ANSWERS_EXPIRE}
+    return allowed
+
+
+def _follow(stream: str) -> tuple[str, ...]:
+    """To read a stream by consumers of one's own (`shared.tail`), and by what is stored last."""
+    consumer = "$JS.API.CONSUMER"
+    return (
+        f"{consumer}.CREATE.{stream}.>",
+        f"{consumer}.INFO.{stream}.*",
+        f"{consumer}.DELETE.{stream}.*",
+        f"{consumer}.MSG.NEXT.{stream}.*",
+        f"$JS.API.DIRECT.GET.{stream}",
+        f"$JS.API.DIRECT.GET.{stream}.>",
+    )
+
+
+def _durable(stream: str, *names: str) -> tuple[str, ...]:
+    """To make these durable consumers, to pull from them, and to acknowledge."""
+    return tuple(
+        subject
+        for name in names
+        for subject in (
+            f"$JS.API.CONSUMER.DURABLE.CREATE.{stream}.{name}",
+            f"$JS.API.CONSUMER.CREATE.{stream}.{name}.>",
+            f"$JS.API.CONSUMER.INFO.{stream}.{name}",
+            f"$JS.API.CONSUMER.MSG.NEXT.{stream}.{name}",
+            f"$JS.ACK.{stream}.{name}.>",
+        )
+    )
+
+
+_EVERYBODY = (
+    "$JS.API.INFO",
+    *(f"$JS.API.STREAM.INFO.{stream}" for stream in _STREAMS),
+    *(f"$JS.API.STREAM.CREATE.{stream}" for stream in _STREAMS),
+    f"$JS.API.DIRECT.GET.{streams.EVENTS}",
+    f"$JS.API.DIRECT.GET.{streams.EVENTS}.>",
+)
+_POOL_CONSUMERS = tuple(streams.pool_consumer_name(pool) for pool in POOLS)
+_NO_END_OF_POOLS = tuple(f"$JS.API.CONSUMER.DELETE.{streams.EVENTS}.{name}" for name in _POOL_CONSUMERS)
+
+_Spoken = tuple[tuple[str, ...], tuple[str, ...], tuple[str, ...]]
+_SPOKEN: Mapping[str, _Spoken] = {
+    # user: (may publish, but not, may subscribe to)
+    GATEWAY: (
+        (
+            subjects.MANY_EVENTS,
+            subjects.MANY_PROJECT_EVENTS,
+            subjects.ACCOUNT_CHANGES,
+            subjects.PLANNER_IMPORT,
+            subjects.PLANNER_EDIT,
+            subjects.RUNNER_INTRODUCE,
+            subjects.EVERY_RUNNER_TEST,
+            *_follow(streams.EVENTS),
+            *_follow(streams.TRANSCRIPTS),
+            *_follow(streams.PROJECTS),
+            *_follow(streams.RUNNERS_STREAM),
+        ),
+        _NO_END_OF_POOLS,
+        (
+            subjects.CREDENTIALS,
+            subjects.ACCOUNT_CHANGES,
+            subjects.MANY_PROJECT_EVENTS,
+            subjects.MANY_TRANSCRIPTS,
+        ),
+    ),
+    PLANNER: (
+        (subjects.MANY_PLAN_EVENTS,),
+        (),
+        (subjects.PLANNER_IMPORT, subjects.PLANNER_EDIT),
+    ),
+    DISPATCHER: (
+        (
+            subjects.MANY_EVENTS,
+            subjects.MANY_TIMERS,
+            *_follow(streams.EVENTS),
+            *_durable(streams.TIMERS, streams.TIMERS_CONSUMER),
+        ),
+        _NO_END_OF_POOLS,
+        (),
+    ),
+    RUNNER: (
+        (
+            *(subjects.type_filter(type_) for type_ in LEASE_EVENTS),
+            subjects.MANY_TRANSCRIPTS,
+            subjects.CREDENTIALS,
+            subjects.EVERY_RUNNER_HOLDS,
+            f"$KV.{streams.RUNNERS}.*",
+            *_follow(streams.EVENTS),
+            *_durable(streams.EVENTS, *_POOL_CONSUMERS),
+            *_follow(streams.PROJECTS),
+        ),
+        (subjects.MANY_PLAN_EVENTS, *_NO_END_OF_POOLS),
+        (subjects.MANY_RUNNER_REQUESTS,),
+    ),
+}
