@@ -3,7 +3,9 @@
 import msgspec
 
 from services.planner.graph import layers
-from shared.spec import BACKOFF_MAX_S, PlanSpec, Retry, TaskSpec
+from shared.spec import BACKOFF_MAX_S, TIMEOUT_MINUTES, PlanSettings, PlanSpec, Retry, TaskSpec, settled
+
+_DEFAULTS = PlanSettings()
 
 
 class Estimate(msgspec.Struct, frozen=True):
@@ -19,14 +21,15 @@ class Estimate(msgspec.Struct, frozen=True):
     """The critical path's length in minutes: what the plan takes at most where every ready task finds a slot."""
 
 
-def estimate(plan: PlanSpec) -> Estimate:
-    """The bounds of a valid plan.
+def estimate(plan: PlanSpec, settings: PlanSettings = _DEFAULTS) -> Estimate:
+    """The bounds of a valid plan in a project with these settings.
 
     An attempt costs at most its task's `budget_usd` (one answer of the model may overshoot it) and lasts at most
     `timeout_minutes`. A task has `retry.max_attempts` of them. Without `retry` it has three: faults that are
-    nobody's (overload, network, a lost runner) are tried that often, all others once, so three is the bound. Attempts
-    that a person orders later come on top.
+    nobody's (overload, network, a lost runner) are tried that often, all others once, so three is the bound. A plan
+    with a `budget_usd` of its own costs at most that. Attempts that a person orders later come on top.
     """
+    plan = settled(plan, settings)
     tasks = {task.code: task for task in plan.tasks}
     order, _ = layers({task.code: task.depends_on for task in plan.tasks})
     ends: dict[str, float] = {}
@@ -41,14 +44,15 @@ def estimate(plan: PlanSpec) -> Estimate:
     while last is not None:
         path.append(last)
         last = longest_before[last]
+    attempts_usd = sum(
+        task.budget_usd * _retry(task).max_attempts
+        for task in plan.tasks
+        if plan.agents[task.assignee].sdk_type == "claude"
+    )
     return Estimate(
         layers=tuple(tuple(layer) for layer in order),
         critical_path=tuple(reversed(path)),
-        most_usd=sum(
-            task.budget_usd * _retry(task).max_attempts
-            for task in plan.tasks
-            if plan.agents[task.assignee].sdk_type == "claude"
-        ),
+        most_usd=attempts_usd if plan.budget_usd is None else min(attempts_usd, plan.budget_usd),
         most_minutes=ends[path[0]] if path else 0.0,
     )
 
@@ -60,4 +64,4 @@ def _retry(task: TaskSpec) -> Retry:
 def _most_minutes(task: TaskSpec) -> float:
     retry = _retry(task)
     waits_s = sum(min(retry.backoff_s * 2.0**before, BACKOFF_MAX_S) for before in range(retry.max_attempts - 1))
-    return task.timeout_minutes * retry.max_attempts + waits_s / 60
+    return (task.timeout_minutes or TIMEOUT_MINUTES) * retry.max_attempts + waits_s / 60

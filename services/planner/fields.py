@@ -5,17 +5,13 @@ from collections.abc import Callable, Collection
 
 from services.planner.faults import FaultList, found, label, listed, shown, shown_number
 from services.planner.tree import Plain, Row, Table
+from shared.spec import UNPRINTABLE_LINE, UNPRINTABLE_TEXT
 
 WORD_MAX_CHARS = 10_000
 
 _WHOLE = re.compile(r"[-+]?[0-9]{1,19}")
 _DECIMAL = re.compile(r"[-+]?(\.[0-9]{1,40}|[0-9]{1,40}(\.[0-9]{0,40})?)([eE][-+]?[0-9]{1,3})?")
 _BOOLEANS = {"true": True, "True": True, "TRUE": True, "false": False, "False": False, "FALSE": False}
-_UNPRINTABLE_LINE = re.compile(
-    "[\x00-\x1f\x7f-\x9f\u2028\u2029\u061c\u200e\u200f\u202a-\u202e\u2066-\u2069\ud800-\udfff]"
-)
-"""Control codes, line breaks, and the marks that make a terminal show text in another order than it has."""
-_UNPRINTABLE_TEXT = re.compile("[\x00-\x08\x0b\x0c\x0e-\x1f\x7f-\x9f\ud800-\udfff]")
 
 
 class Fields:
@@ -91,8 +87,16 @@ class Fields:
     def number(self, name: str, *, low: float, high: float, unit: str, default: float) -> float:
         return float(self._number(name, low, high, unit, default, _number_of, "a number"))
 
+    def number_or_none(self, name: str, *, low: float, high: float, unit: str) -> float | None:
+        """None when not given."""
+        return self.number(name, low=low, high=high, unit=unit, default=low) if self.given(name) else None
+
     def whole(self, name: str, *, low: int, high: int, unit: str, default: int) -> int:
         return int(self._number(name, low, high, unit, default, _whole_of, "a whole number"))
+
+    def whole_or_none(self, name: str, *, low: int, high: int, unit: str) -> int | None:
+        """None when not given."""
+        return self.whole(name, low=low, high=high, unit=unit, default=low) if self.given(name) else None
 
     def boolean(self, name: str) -> bool:
         value = self.raw(name)
@@ -152,14 +156,14 @@ class Fields:
             self.add("is blank", name)
         elif len(text) > max_chars:
             self.add(f"has {len(text):,} characters; at most {max_chars:,}", name)
-        elif odd := _UNPRINTABLE_LINE.search(text):
+        elif odd := UNPRINTABLE_LINE.search(text):
             self.add(f"holds the control character U+{ord(odd.group()):04X}: {shown(text)}", name)
         else:
             return True
         return False
 
     def _check_text(self, name: str, text: str, max_bytes: int, line: int | None = None) -> bool:
-        if odd := _UNPRINTABLE_TEXT.search(text):
+        if odd := UNPRINTABLE_TEXT.search(text):
             self.add(f"holds the control character U+{ord(odd.group()):04X}", name, line=line)
         elif (size := len(text.encode())) > max_bytes:
             self.add(f"has {size:,} bytes; at most {max_bytes:,}", name, line=line)

@@ -2,6 +2,7 @@
 
 import re
 
+from services.planner.agents import NO_TEAM, Team
 from services.planner.faults import refusal
 from services.planner.jsontext import read_json
 from services.planner.validate import validate
@@ -18,13 +19,13 @@ _JSON_START = re.compile(r'\s*+\{\s*+["}]')
 _PLAN_LANGUAGES = frozenset({"json", "jsonc", "json5", "yaml", "yml"})
 
 
-def read_plan(text: bytes | str) -> PlanSpec:
-    """The plan that a text describes, complete and valid.
+def read_plan(text: bytes | str, team: Team = NO_TEAM) -> PlanSpec:
+    """The plan that a text describes, valid, in a project whose agents are `team`.
 
     Raises `PlanFaults`, and nothing else: for a text that can't be read, the first fault, with line and column; for
     one that can, every fault at once.
     """
-    return validate(parse_text(text))
+    return validate(parse_text(text), team)
 
 
 def parse_text(text: bytes | str) -> object:

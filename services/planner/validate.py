@@ -1,30 +1,25 @@
 """Plain data → plan, or every fault at once."""
 
-import re
-
 from services.planner import half
-from services.planner.agents import Roster
+from services.planner.agents import NO_TEAM, Roster, Team
 from services.planner.faults import FaultList, found, label, refusal, shown
 from services.planner.fields import WORD_MAX_CHARS, Fields, id_of
 from services.planner.graph import cycles
+from services.planner.tasks import note_twice, read_task
 from shared.spec import (
-    ATTEMPTS_MAX,
-    BACKOFF_MAX_S,
-    BUDGET_MAX_USD,
     BUDGET_MIN_USD,
     COMMAND_MAX_BYTES,
     COMMANDS_MAX,
     DESCRIPTION_MAX_BYTES,
+    ENV_NAME,
+    ENV_RESERVED,
     MAX_PARALLEL_MAX,
     NAME_MAX_CHARS,
-    OUTPUT_PATH_MAX_CHARS,
+    PLAN_BUDGET_MAX_USD,
     PLAN_MAX_BYTES,
     TASK_CODE,
     TASKS_MAX,
-    TIMEOUT_MAX_MINUTES,
-    TIMEOUT_MIN_MINUTES,
     PlanSpec,
-    Retry,
     TaskSpec,
     encode_spec,
 )
@@ -32,40 +27,34 @@ from shared.spec import (
 CYCLE_SHOWN_MAX = 20
 """Tasks of a cycle that a message spells out."""
 
-_PLAN_FIELDS = (*PlanSpec.__struct_fields__, "budget_usd")
-_TASK_FIELDS = (*TaskSpec.__struct_fields__, "requires_approval")
-_PLAN_DEFAULTS = PlanSpec(name="", tasks=(), agents={})
-_TASK_DEFAULTS = TaskSpec(code="", name="", assignee="")
-_RETRY_DEFAULTS = Retry()
-_ENV_NAME = re.compile(r"[A-Za-z_][A-Za-z0-9_]{0,127}")
-_ENV_RESERVED = ("ANTHROPIC_", "CLAUDE_", "TREADLE_")
-"""The runner sets these itself: with the real key or another address in them an agent could go round its proxy."""
+_PLAN_FIELDS = PlanSpec.__struct_fields__
 
 
-def validate(data: object) -> PlanSpec:
+def validate(data: object, team: Team = NO_TEAM) -> PlanSpec:
     """The plan in `data`: mappings, lists, texts, numbers, as a reader or a JSON decoder left them.
 
-    HALF's names are accepted; defaults are filled in; every assignee becomes a key of `agents`. Raises `PlanFaults`
-    with every fault (the first `FAULTS_MAX`), in the order of the text.
+    HALF's names are accepted; defaults are filled in, but for those that are the project's to give; every assignee
+    becomes a key of `agents`. Raises `PlanFaults` with every fault (the first `FAULTS_MAX`), in the order of the text.
     """
     if not isinstance(data, dict):
         raise refusal(f'a plan is a mapping with "name" and "tasks", found {found(data)}')
     faults = FaultList()
     plan, twice = half.plan_in_our_names(data)
     fields = Fields(plan, faults)
-    _note_twice(fields, twice)
+    note_twice(fields, twice)
     fields.check_names(_PLAN_FIELDS)
-    fields.refuse("budget_usd", "a budget of the whole plan is not supported yet: it would be ignored; set it per task")
     if not fields.given("name"):
         fields.missing("name")
     name = fields.line_text("name", max_chars=NAME_MAX_CHARS)
-    roster = Roster(fields)
+    roster = Roster(team)
+    roster.read_own(fields)
     tasks = _Tasks(fields, roster).read()
     spec = PlanSpec(
         name=name or "",
         goal=fields.long_text("goal", max_bytes=DESCRIPTION_MAX_BYTES),
-        max_parallel=fields.whole(
-            "max_parallel", low=1, high=MAX_PARALLEL_MAX, unit="tasks", default=_PLAN_DEFAULTS.max_parallel
+        max_parallel=fields.whole_or_none("max_parallel", low=1, high=MAX_PARALLEL_MAX, unit="tasks"),
+        budget_usd=fields.number_or_none(
+            "budget_usd", low=BUDGET_MIN_USD, high=PLAN_BUDGET_MAX_USD, unit="US dollars for the whole plan"
         ),
         setup=fields.texts("setup", "commands", max_items=COMMANDS_MAX, max_bytes=COMMAND_MAX_BYTES),
         env_allow=_env_allow(fields),
@@ -103,7 +92,12 @@ class _Tasks:
             else:
                 message = f"a task is a mapping, found {found(item)}"
                 self._faults.add(message, task=f"#{place}", line=line)
-        specs = tuple([self._task(fields, code) for fields, code in entries])
+        specs = tuple(
+            [
+                read_task(fields, code, self._roster, depends_on=self._depends_on(fields, code))
+                for fields, code in entries
+            ]
+        )
         self._note_unknown_dependencies()
         self._note_cycles()
         return specs
@@ -115,7 +109,7 @@ class _Tasks:
         written = id_of(task.get("code")) or task.get("code")
         if isinstance(written, str) and written.strip():
             fields.task = label(written)
-        _note_twice(fields, twice)
+        note_twice(fields, twice)
         return fields, self._code(fields)
 
     def _code(self, fields: Fields) -> str:
@@ -142,40 +136,6 @@ class _Tasks:
             self._fields[folded] = fields
         self._needs.setdefault(code, [])
         return code
-
-    def _task(self, fields: Fields, code: str) -> TaskSpec:
-        fields.check_names(_TASK_FIELDS)
-        if fields.boolean("requires_approval"):
-            fields.add("is not supported yet: it would be ignored", "requires_approval")
-        name = fields.line_text("name", max_chars=NAME_MAX_CHARS)
-        assignee = self._roster.resolve(fields)
-        description = fields.long_text("description", max_bytes=DESCRIPTION_MAX_BYTES)
-        if not fields.given("name") and not description.strip() and self._roster.is_claude(assignee):
-            fields.missing("description", ", and so is a name: there is nothing to tell the agent")
-        return TaskSpec(
-            code=code,
-            name=name or code,
-            assignee=assignee,
-            description=description,
-            depends_on=self._depends_on(fields, code),
-            expected_output=_expected_output(fields),
-            timeout_minutes=fields.number(
-                "timeout_minutes",
-                low=TIMEOUT_MIN_MINUTES,
-                high=TIMEOUT_MAX_MINUTES,
-                unit="minutes",
-                default=_TASK_DEFAULTS.timeout_minutes,
-            ),
-            verify=fields.texts("verify", "commands", max_items=COMMANDS_MAX, max_bytes=COMMAND_MAX_BYTES),
-            retry=_retry(fields),
-            budget_usd=fields.number(
-                "budget_usd",
-                low=BUDGET_MIN_USD,
-                high=BUDGET_MAX_USD,
-                unit="US dollars per attempt",
-                default=_TASK_DEFAULTS.budget_usd,
-            ),
-        )
 
     def _depends_on(self, fields: Fields, code: str) -> tuple[str, ...]:
         needed: dict[str, None] = {}
@@ -212,50 +172,11 @@ class _Tasks:
             self._fields[cycle[0].casefold()].add(message, "depends_on")
 
 
-def _note_twice(fields: Fields, twice: list[tuple[str, str]]) -> None:
-    for first, second in twice:
-        fields.add(f"{shown(first)} and {shown(second)} mean the same; keep one of them")
-
-
-def _retry(fields: Fields) -> Retry | None:
-    retry = fields.mapping("retry")
-    if retry is None:
-        return None
-    inner = Fields(retry, fields.faults, task=fields.task, place="retry.")
-    inner.check_names(Retry.__struct_fields__)
-    return Retry(
-        max_attempts=inner.whole(
-            "max_attempts", low=1, high=ATTEMPTS_MAX, unit="attempts", default=_RETRY_DEFAULTS.max_attempts
-        ),
-        backoff_s=inner.number(
-            "backoff_s", low=0, high=BACKOFF_MAX_S, unit="seconds", default=_RETRY_DEFAULTS.backoff_s
-        ),
-    )
-
-
-def _expected_output(fields: Fields) -> str | None:
-    path = fields.line_text("expected_output", max_chars=OUTPUT_PATH_MAX_CHARS)
-    if path is None:
-        return None
-    why = None
-    if path.startswith(("/", "~")) or re.match(r"[A-Za-z]:", path):
-        why = "it is absolute"
-    elif "\\" in path:
-        why = 'it has a backslash; write "/"'
-    elif ".." in path.split("/"):
-        why = 'it has ".."'
-    elif ".git" in (part.lower() for part in path.split("/")):
-        why = "it lies in git's own folder"
-    if why:
-        fields.add(f"{shown(path)} is not a path inside the repository: {why}", "expected_output")
-    return path
-
-
 def _env_allow(fields: Fields) -> tuple[str, ...]:
     names = fields.texts("env_allow", "names of variables", max_items=COMMANDS_MAX, max_bytes=WORD_MAX_CHARS)
     for name in names:
-        if not _ENV_NAME.fullmatch(name):
+        if not ENV_NAME.fullmatch(name):
             fields.add(f"{shown(name)} is no name of an environment variable", "env_allow")
-        elif name.upper().startswith(_ENV_RESERVED):
+        elif name.upper().startswith(ENV_RESERVED):
             fields.add(f"{shown(name)} can't be passed on: the runner sets such variables itself", "env_allow")
     return names

@@ -105,13 +105,13 @@ UNSAFE = 'is not safe: a code is letters, digits, "-" and "_", at most 63, begin
             'env_allow: "ANTHROPIC_API_KEY" can\'t be passed on: the runner sets such variables itself',
         ),
         (
-            plan_of(task(), budget_usd=5),
-            "budget_usd: a budget of the whole plan is not supported yet: it would be ignored; set it per task",
+            plan_of(task(), budget_usd=0),
+            "budget_usd: 0 is out of range: 0.01 to 1e+06 US dollars for the whole plan",
         ),
         (
             plan_of(task(), description="x"),
             'description: unknown field; known are "name", "tasks", "agents", "goal", '
-            '"max_parallel", "setup", "env_allow", "budget_usd"',
+            '"max_parallel", "budget_usd", "setup", "env_allow"',
         ),
         (plan_of(task(), agents=[1]), "agents: expected a mapping, found a list"),
         (
