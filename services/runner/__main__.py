@@ -1,11 +1,13 @@
 """`python -m services.runner`: settings come from the environment, secrets as a line of JSON on standard input.
 
-`TREADLE_RUNNER_NAME`, `TREADLE_RUNNER_DIR`, `TREADLE_DATA`, `TREADLE_SLOTS`, and those of `shared.bus`.
+`TREADLE_RUNNER_NAME` (runner-<host name>), `TREADLE_RUNNER_DIR`, `TREADLE_DATA`, `TREADLE_SLOTS`, and those of
+`shared.bus`.
 """
 
 import asyncio
 import fcntl
 import os
+import socket
 import sys
 from pathlib import Path
 
@@ -19,7 +21,7 @@ def run() -> int:
     """Returns 78 for settings that can't work."""
     try:
         settings = RunnerSettings(
-            name=os.environ["TREADLE_RUNNER_NAME"],
+            name=os.environ.get("TREADLE_RUNNER_NAME") or f"runner-{socket.gethostname()}",
             directory=Path(os.environ["TREADLE_RUNNER_DIR"]),
             data_dir=Path(os.environ["TREADLE_DATA"]),
             slots=int(os.environ.get("TREADLE_SLOTS", "2")),

@@ -13,17 +13,29 @@ from faststream import FastStream
 from faststream.nats import NatsMessage
 
 from services.runner.agents import AGENTS, open_runner
+from services.runner.connection_test import ConnectionTests
+from services.runner.credentials import CredentialDesk
+from services.runner.deleted import DeletedProjects
 from services.runner.execution import AgentExecutor, DeliverExecutor
+from services.runner.git_threads import git_threads
 from services.runner.lease import Journal, Key
+from services.runner.presence import show_presence
 from services.runner.runner import Executor, Runner
 from shared import streams
+from shared.alive import show_life
 from shared.bus import BusSettings, make_broker
 from shared.clock import utc_now
 from shared.memory import hide_memory
-from shared.subjects import DELIVER_POOL, runner_holds
+from shared.requests import TestRequest
+from shared.sealed import SealKey
+from shared.subjects import DELIVER_POOL, RUNNER_INTRODUCE, runner_holds, runner_test
+
+log = logging.getLogger("treadle.runner")
 
 STOP_WITHIN_S = 10.0
 """Less than a supervisor's patience."""
+GOODBYE_WITHIN_S = 1.0
+TESTS_AT_ONCE = 8
 
 
 class Secrets(msgspec.Struct, frozen=True):
@@ -67,12 +79,23 @@ def make_app(bus: BusSettings, settings: RunnerSettings, executors: Mapping[str,
     """The service around one `Runner`."""
     broker = make_broker(bus, f"treadle-{settings.name}")
     app = FastStream(broker, logger=None)
+    show_life(app, broker)
     parts: dict[str, Runner] = {}
     tasks: dict[str, asyncio.Task[None]] = {}
+    seal_key, threads, private_dir = SealKey(), git_threads(), settings.directory / "private"
+    tests = ConnectionTests(settings.name, seal_key, private_dir, threads)
 
     @broker.subscriber(runner_holds(settings.name))
     async def holds(message: NatsMessage) -> bytes:
         return msgspec.json.encode(parts["runner"].holds(msgspec.json.decode(message.body, type=Key)))
+
+    @broker.subscriber(RUNNER_INTRODUCE, queue="runner")
+    async def introduce(message: NatsMessage) -> bytes:
+        return msgspec.json.encode(tests.introduce())
+
+    @broker.subscriber(runner_test(settings.name), max_workers=TESTS_AT_ONCE)
+    async def test(message: NatsMessage) -> bytes:
+        return msgspec.json.encode(await tests.test(msgspec.json.decode(message.body, type=TestRequest)))
 
     @app.on_startup
     async def prepare() -> None:
@@ -81,24 +104,38 @@ def make_app(bus: BusSettings, settings: RunnerSettings, executors: Mapping[str,
         for pool in executors:
             await streams.declare_pool(nc.jetstream(), pool)
         journal = Journal(settings.directory / "leases")
-        parts["runner"] = Runner(nc, settings.name, executors, settings.slots, journal, utc_now)
+        desk = CredentialDesk(nc, seal_key, private_dir)
+        parts["runner"] = Runner(nc, settings.name, executors, settings.slots, journal, desk, utc_now)
 
     @app.after_startup
     async def start() -> None:
+        nc, position = broker.connection, settings.directory / "projects-position"
+        deleted = DeletedProjects(nc, settings.data_dir, position, threads)
+        tasks["deleted"] = asyncio.create_task(deleted.run())
+        tasks["presence"] = asyncio.create_task(show_presence(nc, parts["runner"].presence))
         tasks["run"] = asyncio.create_task(parts["runner"].run())
+        for task in tasks.values():
+            task.add_done_callback(ended)
+
+    def ended(task: asyncio.Task[None]) -> None:
         # A runner that stopped taking work must not look alive: the process ends and its supervisor starts another.
-        tasks["run"].add_done_callback(lambda _: app.exit())
+        if not task.cancelled() and (error := task.exception()):
+            log.error("this runner can't go on", exc_info=error)
+        app.exit()
 
     @app.on_shutdown
     async def stop() -> None:
         parts["runner"].stop()
+        tasks["deleted"].cancel()
+        tasks["presence"].cancel()
         try:
             await asyncio.wait_for(tasks["run"], STOP_WITHIN_S)
         except TimeoutError:
             # Without NATS nothing can be handed back; the journal does it at the next start.
-            logging.getLogger("treadle.runner").warning("NATS does not answer: what was held is handed back later")
+            log.warning("NATS does not answer: what was held is handed back later")
         except asyncio.CancelledError:
             pass
+        await asyncio.wait(tasks.values(), timeout=GOODBYE_WITHIN_S)
 
     return app
 

@@ -4,25 +4,35 @@ Every fault ends in a `Finished` whose message a person can act on; nothing is h
 """
 
 import asyncio
-import contextlib
 import logging
 import shutil
 from collections.abc import Callable, Mapping
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import AsyncExitStack
+from contextlib import AsyncExitStack, ExitStack
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import TypeVar
 
 from services.runner.agents import Activity, AgentRunner, Finished, Job, activity
 from services.runner.agents.command import ShellFailure, run_shell
 from services.runner.deliver import deliver, move_head, push_lease
-from services.runner.git import GitFailed, GitRejected, GitStopped, MergeConflict, Stop, printable
-from services.runner.lease import Completion, Lease
+from services.runner.failed import Failed
+from services.runner.git import GitFailed, GitRejected, MergeConflict, printable
+from services.runner.git_access import GitAccess
+from services.runner.git_threads import git_threads, in_thread
+from services.runner.in_use import in_use
+from services.runner.lease import Completion, Key, Lease
 from services.runner.leftovers import Outcome, commit_leftovers
 from services.runner.merge import merge_base_commit
 from services.runner.mirror import Mirror, mirror_of
-from services.runner.workspace import Workspace, create_workspace, holds_unsaved_work, remove_workspace
+from services.runner.workspace import (
+    Workspace,
+    create_workspace,
+    holds_unsaved_work,
+    place_of_plan,
+    remove_workspace,
+)
 from shared.events import FailureKind, Result, TaskDispatched, Usage
+from shared.requests import AgentCredentials
 from shared.spec import AgentSpec
 
 log = logging.getLogger("treadle.runner")
@@ -30,17 +40,7 @@ log = logging.getLogger("treadle.runner")
 Report = Callable[[Activity], None]
 T = TypeVar("T")
 
-GIT_THREADS = 64
-
 NO_AGENT = AgentSpec(sdk_type="command", command=("true",))
-
-
-class Failed(Exception):
-    """An attempt's end that is not success, on its way to the log."""
-
-    def __init__(self, kind: FailureKind, message: str) -> None:
-        super().__init__(message)
-        self.kind = kind
 
 
 class AgentExecutor:
@@ -51,17 +51,21 @@ class AgentExecutor:
         self._threads = git_threads()
         self._agent = agent
         self._environment = environment
-        self._workspaces: dict[Any, Workspace] = {}
+        self._workspaces: dict[Key, Workspace] = {}
+        self._in_use: dict[Key, ExitStack] = {}
 
     async def execute(self, lease: Lease, report: Report) -> Completion | Finished:
         """See `Executor.execute`."""
         usage = Usage()
         try:
             async with asyncio.timeout(lease.dispatch.timeout_s), AsyncExitStack() as held:
-                workspace = await self._prepare(lease)
+                access = await lease.credentials.git(lease.dispatch)
+                # Before all else: what it must do without is better known before minutes of set-up than behind them.
+                credentials = await lease.credentials.agent(lease.dispatch) if self._agent.needs_credentials else None
+                workspace = await self._prepare(lease, access)
                 scratch = self._scratch(lease)
                 held.callback(shutil.rmtree, scratch, ignore_errors=True)
-                job = self._job(lease, workspace, scratch)
+                job = self._job(lease, workspace, scratch, credentials)
                 if unknown := [name for name in lease.dispatch.env_allow if name not in self._environment]:
                     report(activity("text", f"env_allow names what this runner does not have: {', '.join(unknown)}"))
                 await self._shell(lease.dispatch.setup, job, report, "setup_failed", "set-up")
@@ -82,21 +86,33 @@ class AgentExecutor:
 
     async def settle(self, plan: str, task: str, dispatch: TaskDispatched, commit: str) -> None:
         """See `Executor.settle`."""
-        mirror = mirror_of(self._data_dir, dispatch.repo_url)
-        loop = asyncio.get_running_loop()
-        await loop.run_in_executor(self._threads, move_head, mirror, plan, task, commit)
+        held = (w for key, w in self._workspaces.items() if (key.plan, key.task) == (plan, task))
+        workspace = next(held, None)
+        # On a redelivery there is no lease any more, and so there are no credentials.
+        mirror = workspace.mirror if workspace else mirror_of(self._data_dir, dispatch.repo_url)
+
+        def work() -> None:
+            with in_use(mirror.path):
+                move_head(mirror, plan, task, commit)
+
+        await asyncio.get_running_loop().run_in_executor(self._threads, work)
 
     async def tidy(self, lease: Lease) -> None:
         """Removes the workspace, but for one with work that was never pushed: that one is kept, and listed."""
         workspace = self._workspaces.pop(lease.key, None)
         if workspace is not None:
             await asyncio.to_thread(self._remove_saved, workspace)
+        if (held := self._in_use.pop(lease.key, None)) is not None:
+            held.close()
 
-    async def _prepare(self, lease: Lease) -> Workspace:
+    async def _prepare(self, lease: Lease, access: GitAccess | None) -> Workspace:
         key, dispatch = lease.key, lease.dispatch
+        held = self._in_use[key] = ExitStack()
 
         def work() -> Workspace:
-            mirror = mirror_of(self._data_dir, dispatch.repo_url)
+            mirror = mirror_of(self._data_dir, dispatch.repo_url, access)
+            held.enter_context(in_use(place_of_plan(self._data_dir, key.plan)))
+            held.enter_context(in_use(mirror.path))
             base = prepare_base(mirror, key.plan, dispatch)
             return create_workspace(self._data_dir, mirror, key.plan, key.task, key.lease, base)
 
@@ -111,7 +127,7 @@ class AgentExecutor:
         scratch.mkdir(mode=0o700, parents=True)
         return scratch
 
-    def _job(self, lease: Lease, workspace: Workspace, scratch: Path) -> Job:
+    def _job(self, lease: Lease, workspace: Workspace, scratch: Path, credentials: AgentCredentials | None) -> Job:
         key, dispatch = lease.key, lease.dispatch
         return Job(
             plan=key.plan,
@@ -125,6 +141,7 @@ class AgentExecutor:
             timeout_s=dispatch.timeout_s,
             budget_usd=dispatch.budget_usd,
             env={name: self._environment[name] for name in dispatch.env_allow if name in self._environment},
+            credentials=credentials,
         )
 
     async def _shell(self, commands: tuple[str, ...], job: Job, report: Report, kind: FailureKind, doing: str) -> None:
@@ -173,9 +190,10 @@ class DeliverExecutor:
         """See `Executor.execute`."""
         key, dispatch = lease.key, lease.dispatch
 
-        def work() -> Completion:
-            mirror = mirror_of(self._data_dir, dispatch.repo_url)
-            delivered = deliver(mirror, key.plan, dispatch.base_commit, dispatch.heads)
+        def work(access: GitAccess | None) -> Completion:
+            mirror = mirror_of(self._data_dir, dispatch.repo_url, access)
+            with in_use(mirror.path):
+                delivered = deliver(mirror, key.plan, dispatch.base_commit, dispatch.heads)
             summary = f"branch {delivered.branch} is at {delivered.commit[:12]}"
             if not delivered.changed:
                 summary += ", where the plan began: no task changed a file"
@@ -187,7 +205,8 @@ class DeliverExecutor:
 
         try:
             async with asyncio.timeout(dispatch.timeout_s):
-                return await in_git(work, "unavailable", self._threads)
+                access = await lease.credentials.git(dispatch)
+                return await in_git(lambda: work(access), "unavailable", self._threads)
         except Failed as failed:
             return Finished(kind=failed.kind, message=str(failed))
         except TimeoutError:
@@ -206,27 +225,10 @@ def prepare_base(mirror: Mirror, plan: str, dispatch: TaskDispatched) -> str:
     return merge_base_commit(mirror.path, dispatch.base_commit, dispatch.heads)
 
 
-def git_threads() -> ThreadPoolExecutor:
-    """Threads for what blocks on git: more than a runner has slots."""
-    return ThreadPoolExecutor(GIT_THREADS, thread_name_prefix="git")
-
-
 async def in_git(work: Callable[[], T], kind: FailureKind, threads: ThreadPoolExecutor) -> T:
-    """Runs blocking git work in a thread. Raises `Failed` with `kind`, or as a merge conflict.
-
-    Cancelled, it kills git and waits for the thread: what follows may remove the files under its feet. The threads are
-    none of asyncio's few, so that a remote which hangs holds up nobody else.
-    """
-    stop = Stop()
-    doing = asyncio.get_running_loop().run_in_executor(threads, stop.during, work)
+    """Runs blocking git work as `in_thread` does. Raises `Failed` with `kind`, or as a merge conflict."""
     try:
-        return await asyncio.shield(doing)
-    except asyncio.CancelledError:
-        stop.ask()
-        while not doing.done():
-            with contextlib.suppress(asyncio.CancelledError, GitStopped, GitFailed, MergeConflict, OSError):
-                await asyncio.shield(doing)
-        raise
+        return await in_thread(work, threads)
     except MergeConflict as conflict:
         words = "Each is kept under refs/treadle/<plan>/<task>/head: merge them by hand, or start a new plan "
         words += "in which one depends on the other."

@@ -8,11 +8,12 @@ import shutil
 import signal
 import threading
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from contextvars import ContextVar
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from subprocess import PIPE
-from typing import BinaryIO, TypeVar
+from typing import BinaryIO, Protocol, TypeVar
 
 from services.runner.process import die_with_parent
 from shared.spec import DELIVER, TASK_CODE
@@ -57,10 +58,13 @@ _CONFIG = {
 }
 
 # What ssh, TLS, proxies and credential helpers of the operator need; only fetch, push and ls-remote see it.
+_NETWORK = (
+    "GIT_SSL_CAINFO GIT_SSL_CAPATH SSL_CERT_FILE SSL_CERT_DIR CURL_CA_BUNDLE "
+    "http_proxy https_proxy HTTPS_PROXY all_proxy ALL_PROXY no_proxy NO_PROXY"
+)
 _OPERATORS = (
-    "HOME USER LOGNAME XDG_CONFIG_HOME XDG_RUNTIME_DIR DBUS_SESSION_BUS_ADDRESS SSH_AUTH_SOCK GIT_SSH GIT_SSH_COMMAND "
-    "GIT_SSH_VARIANT GIT_CONFIG_GLOBAL GIT_CONFIG_SYSTEM GIT_CONFIG_NOSYSTEM GIT_SSL_CAINFO GIT_SSL_CAPATH "
-    "SSL_CERT_FILE SSL_CERT_DIR CURL_CA_BUNDLE http_proxy https_proxy HTTPS_PROXY all_proxy ALL_PROXY no_proxy NO_PROXY"
+    f"{_NETWORK} HOME USER LOGNAME XDG_CONFIG_HOME XDG_RUNTIME_DIR DBUS_SESSION_BUS_ADDRESS SSH_AUTH_SOCK GIT_SSH "
+    "GIT_SSH_COMMAND GIT_SSH_VARIANT GIT_CONFIG_GLOBAL GIT_CONFIG_SYSTEM GIT_CONFIG_NOSYSTEM"
 )
 
 
@@ -144,6 +148,27 @@ class MergeConflict(Exception):
 
 
 @dataclass(frozen=True)
+class Presented:
+    """How one git command is given credentials. None of it is secret itself."""
+
+    config: tuple[tuple[str, str], ...] = ()
+    env: Mapping[str, str] = field(default_factory=dict)
+    pass_fds: tuple[int, ...] = ()
+
+
+class Access(Protocol):
+    """Credentials for one repository, in the place of the operator's own."""
+
+    def presented(self) -> AbstractContextManager[Presented]:
+        """For one command, which has ended when the block does."""
+        ...
+
+    def redacted(self, output: bytes) -> bytes:
+        """What git printed, without the secret: a server may repeat it."""
+        ...
+
+
+@dataclass(frozen=True)
 class Done:
     """How a git process ended."""
 
@@ -165,40 +190,32 @@ def run_git(
     stdin: bytes | Path = b"",
     statuses: Sequence[int] = (0,),
     as_operator: bool = False,
+    access: Access | None = None,
     out_max_bytes: int | None = None,
 ) -> Done:
     """Runs one git command to its end; blocks, at most until its deadline.
 
     `doing` names the act for the error ("fetching from …"). `as_operator` is for what talks to the code repository: it
-    sees the operator's credentials and configuration, but still no hook and no prompt. `stdin` is what git reads, or
-    the file to read it from. Raises `GitFailed` when the exit status is none of `statuses`, when git is missing and
-    when the deadline passes.
+    sees the operator's credentials and configuration, but still no hook and no prompt. With `access` it sees these
+    credentials instead and nothing of the operator's but certificates and proxies. `stdin` is what git reads, or the
+    file to read it from. Raises `GitFailed` when the exit status is none of `statuses`, when git is missing and when
+    the deadline passes.
     """
     deadline_s = NETWORK_DEADLINE_S if as_operator else LOCAL_DEADLINE_S
     places = {"GIT_DIR": git_dir, "GIT_WORK_TREE": work_tree, "GIT_INDEX_FILE": index}
-    variables = (
-        _environment(as_operator=as_operator)
-        | {k: str(v) for k, v in places.items() if v is not None}
-        | dict(env or {})
-    )
-    # GitPython adds to the runner's own environment and can't take away from it; `env -i` begins with nothing. It is
-    # looked up by us, and the work tree is never the working directory: a program there must not be taken for it.
-    program = shutil.which("env", path=variables["PATH"]) or "/usr/bin/env"
-    # What waits for a network must not outlive a killed runner; the rest is over in milliseconds anyway.
-    command = [
-        *(die_with_parent() if as_operator else ()),
-        program,
-        "-i",
-        *(f"{k}={v}" for k, v in variables.items()),
-        "git",
-        *args,
-    ]
+    located = {k: str(v) for k, v in places.items() if v is not None}
     cwd = git_dir or Path("/")
-    if isinstance(stdin, Path):
-        with stdin.open("rb") as file:
-            status, out, err, overdue = _run(command, cwd, file, deadline_s, out_max_bytes)
-    else:
-        status, out, err, overdue = _run(command, cwd, stdin, deadline_s, out_max_bytes)
+    with access.presented() if access else nullcontext(Presented()) as presented:
+        variables = {**_environment(presented, as_operator, access is not None), **located, **(env or {})}
+        command = _command(args, variables, dies_with_us=as_operator)
+        fds = presented.pass_fds
+        if isinstance(stdin, Path):
+            with stdin.open("rb") as file:
+                status, out, err, overdue = _run(command, cwd, file, deadline_s, out_max_bytes, fds)
+        else:
+            status, out, err, overdue = _run(command, cwd, stdin, deadline_s, out_max_bytes, fds)
+    if access:
+        out, err = access.redacted(out), access.redacted(err)
     if overdue:
         raise GitFailed(f"{doing}: not done after {deadline_s:g} seconds, so it was ended")
     cut = out_max_bytes is not None and len(out) > out_max_bytes
@@ -240,8 +257,22 @@ def masked(text: str) -> str:
     return re.sub(r"(://[^/\s:@]+):[^/\s@]+@", r"\1:***@", re.sub(r"(?i)(https?://)[^/\s@]+@", r"\1***@", text))
 
 
+def _command(args: Sequence[str], variables: Mapping[str, str], *, dies_with_us: bool) -> list[str]:
+    # GitPython adds to the runner's own environment and can't take away from it; `env -i` begins with nothing. It is
+    # looked up by us, and the work tree is never the working directory: a program there must not be taken for it.
+    program = shutil.which("env", path=variables["PATH"]) or "/usr/bin/env"
+    # What waits for a network must not outlive a killed runner; the rest is over in milliseconds anyway.
+    wrapper = die_with_parent() if dies_with_us else ()
+    return [*wrapper, program, "-i", *(f"{k}={v}" for k, v in variables.items()), "git", *args]
+
+
 def _run(
-    command: list[str], cwd: Path, stdin: bytes | BinaryIO, deadline_s: float, out_max_bytes: int | None
+    command: list[str],
+    cwd: Path,
+    stdin: bytes | BinaryIO,
+    deadline_s: float,
+    out_max_bytes: int | None,
+    pass_fds: tuple[int, ...],
 ) -> tuple[int, bytes, bytes, bool]:
     try:
         from git.cmd import Git  # here, because importing it runs git, and fails where there is none
@@ -252,7 +283,7 @@ def _run(
     istream = (PIPE if sent else None) if isinstance(stdin, bytes) else stdin
     end_if_stopped()
     stop = _stop.get()
-    started = Git(cwd).execute(command, istream=istream, as_process=True, start_new_session=True)
+    started = Git(cwd).execute(command, istream=istream, as_process=True, start_new_session=True, pass_fds=pass_fds)
     process = started.proc
     if process is None or process.stdout is None:
         raise AssertionError("GitPython starts a process with pipes")
@@ -287,7 +318,7 @@ def _run(
     return process.returncode, out, err, overdue.is_set()
 
 
-def _environment(*, as_operator: bool) -> dict[str, str]:
+def _environment(presented: Presented, as_operator: bool, has_access: bool) -> dict[str, str]:
     # A relative entry would find programs in the repository that git works in.
     path = os.pathsep.join(p for p in os.environ.get("PATH", os.defpath).split(os.pathsep) if Path(p).is_absolute())
     env = {
@@ -306,13 +337,17 @@ def _environment(*, as_operator: bool) -> dict[str, str]:
         "GIT_AUTHOR_EMAIL": IDENTITY_EMAIL,
         "GIT_COMMITTER_NAME": IDENTITY_NAME,
         "GIT_COMMITTER_EMAIL": IDENTITY_EMAIL,
-        "GIT_CONFIG_COUNT": str(len(_CONFIG)),
+        "GIT_CONFIG_COUNT": str(len(_CONFIG) + len(presented.config)),
+        **presented.env,
     }
-    for number, (key, value) in enumerate(_CONFIG.items()):
+    for number, (key, value) in enumerate((*_CONFIG.items(), *presented.config)):
         env |= {f"GIT_CONFIG_KEY_{number}": key, f"GIT_CONFIG_VALUE_{number}": value}
-    if as_operator:
-        return env | {k: os.environ[k] for k in _OPERATORS.split() if k in os.environ}
-    return env | {"HOME": "/dev/null", "GIT_CONFIG_NOSYSTEM": "1", "GIT_CONFIG_GLOBAL": "/dev/null"}
+    nobodys = {"HOME": "/dev/null", "GIT_CONFIG_NOSYSTEM": "1", "GIT_CONFIG_GLOBAL": "/dev/null"}
+    if not as_operator:
+        return env | nobodys
+    seen = {k: os.environ[k] for k in (_NETWORK if has_access else _OPERATORS).split() if k in os.environ}
+    # With a project's credentials the operator's must not come to their help: they may be good for other people's work.
+    return env | seen | (nobodys if has_access else {})
 
 
 def _reason(err: bytes) -> str:
@@ -326,6 +361,8 @@ def _reason(err: bytes) -> str:
         "remote: counting",
         "remote: compr",
     )
+    if b"Host key verification failed" in err:  # ssh's last line, behind a screenful of warning
+        return "host key verification failed: known_hosts holds no key of this host, or another one than it has now"
     for line in err.decode(errors="replace").splitlines():
         text = printable(masked(line))
         if text and not text.lower().startswith(noise):

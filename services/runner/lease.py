@@ -11,6 +11,7 @@ from pathlib import Path
 import msgspec
 from nats.aio.msg import Msg
 
+from services.runner.credentials import LeaseCredentials
 from shared.clock import new_id
 from shared.events import Result, TaskDispatched, Usage
 
@@ -26,7 +27,15 @@ class Key(msgspec.Struct, frozen=True):
 class Lease:
     """One attempt in our hands."""
 
-    def __init__(self, key: Key, seq: int, dispatch: TaskDispatched, delivery: Msg, correlation: str) -> None:
+    def __init__(
+        self,
+        key: Key,
+        seq: int,
+        dispatch: TaskDispatched,
+        delivery: Msg,
+        correlation: str,
+        credentials: LeaseCredentials,
+    ) -> None:
         self.key = key
         self.seq = seq
         """Sequence of the task's newest event as far as we know: ours."""
@@ -34,6 +43,7 @@ class Lease:
         self.delivery = delivery
         """The newest delivery of the message: what is acknowledged in the end."""
         self.correlation = correlation
+        self.credentials = credentials
         self.work: asyncio.Task[None] | None = None
         self.stale = False
         """The log says that the lease is over: kill, and send nothing."""

@@ -17,6 +17,7 @@ from hashlib import sha256
 from pathlib import Path
 
 from services.runner.git import (
+    Access,
     Done,
     GitFailed,
     GitRejected,
@@ -50,6 +51,8 @@ class Mirror:
 
     path: Path
     repo_url: str
+    access: Access | None = None
+    """What the repository is reached with; None: the operator's own means."""
 
     @property
     def objects(self) -> Path:
@@ -65,7 +68,7 @@ class Mirror:
         wanted = [checked_commit(c) for c in dict.fromkeys(commits)]
         if not self._incomplete(wanted):
             return
-        with self._locked():
+        with self.locked():
             if missing := self._incomplete(wanted):
                 write_bare_repository(self.path)
                 self._sweep()
@@ -88,6 +91,7 @@ class Mirror:
             git_dir=source,
             statuses=(0, 1),
             as_operator=True,
+            access=self.access,
         )
         if done.status:
             raise GitRejected(f"pushing {refspecs[0].partition(':')[2]} to {self.shown}: {_rejection(done)}")
@@ -107,6 +111,7 @@ class Mirror:
             doing=f"asking {self.shown} for {pattern}",
             git_dir=self.path,
             as_operator=True,
+            access=self.access,
         )
         lines = done.out.decode(errors="replace").splitlines()
         return [(commit, name) for commit, _, name in (line.partition("\t") for line in lines)]
@@ -148,6 +153,7 @@ class Mirror:
             doing=f"fetching from {self.shown}",
             git_dir=self.path,
             as_operator=True,
+            access=self.access,
         )
 
     def _connected(self, commits: Sequence[str]) -> bool:
@@ -160,7 +166,8 @@ class Mirror:
         return done.status == 0
 
     @contextmanager
-    def _locked(self) -> Iterator[None]:
+    def locked(self) -> Iterator[None]:
+        """Held by whoever fetches into it or takes it away. Blocks; raises `GitStopped` when told to stop."""
         self.path.parent.mkdir(parents=True, exist_ok=True)
         with self.path.with_suffix(".lock").open("w") as lock:
             while True:
@@ -181,12 +188,12 @@ class Mirror:
                 piece.unlink(missing_ok=True)
 
 
-def mirror_of(data_dir: Path, repo_url: str) -> Mirror:
+def mirror_of(data_dir: Path, repo_url: str, access: Access | None = None) -> Mirror:
     """The mirror of a repository, by its checked address; a local path must be absolute. Touches nothing yet."""
     if is_local_path(repo_url) and not os.path.isabs(repo_url):  # noqa: PTH117 - it is text, not yet a path
         raise ValueError(f"the path of a repository must be absolute: {repo_url!r}")
     name = sha256(repo_url.encode()).hexdigest()[:24]
-    return Mirror(data_dir.resolve() / "mirrors" / f"{name}.git", repo_url)
+    return Mirror(data_dir.resolve() / "mirrors" / f"{name}.git", repo_url, access)
 
 
 def write_bare_repository(path: Path, *, alternates: Sequence[Path] = (), head: str = "", config: str = "") -> None:

@@ -22,6 +22,7 @@ from yarl import URL
 
 from services.runner.usage_meter import UsageMeter
 from shared.events import Usage
+from shared.requests import AgentCredentials
 
 DEFAULT_UPSTREAM = "https://api.anthropic.com"
 
@@ -51,11 +52,37 @@ class Refusal(msgspec.Struct, frozen=True, kw_only=True):
     retry_after_s: float | None
 
 
+class BadAddress(ValueError):
+    """The text is no HTTP address."""
+
+
+class NoKey(Exception):
+    """There is no key to reach the model with."""
+
+
+class Upstream:
+    """An API, and the key for it."""
+
+    def __init__(self, api_key: str, address: str) -> None:
+        """`address` may have a path of its own. Raises BadAddress for one that is no HTTP address."""
+        self.key = api_key
+        try:
+            self.address = URL(address)
+        except ValueError as error:
+            raise BadAddress(f"{address} is no address of an API: {error}") from error
+        if self.address.scheme not in ("http", "https") or not self.address.host:
+            raise BadAddress(f"{address} is no address of an API: it must begin with https:// (or http://)")
+
+    def __repr__(self) -> str:
+        return f"Upstream({self.address.origin()})"
+
+
 class Access:
     """What one lease may use of the model, and what it has used."""
 
-    def __init__(self, base_url: str, budget_usd: float) -> None:
+    def __init__(self, base_url: str, budget_usd: float, upstream: Upstream) -> None:
         self.base_url = base_url
+        self.upstream = upstream
         self.token = secrets.token_urlsafe(32)
         self.budget_usd = budget_usd
         self.meter = UsageMeter()
@@ -77,25 +104,20 @@ class Access:
 class KeyProxy:
     """`async with KeyProxy(key, upstream) as proxy:` serves until the block ends; one for a runner's whole process."""
 
-    def __init__(self, api_key: str, upstream: str = DEFAULT_UPSTREAM) -> None:
-        """`upstream` may have a path of its own. Raises ValueError for one that is no HTTP address."""
-        self._key = api_key
-        self._upstream = URL(upstream)
-        if self._upstream.scheme not in ("http", "https") or not self._upstream.host:
-            raise ValueError(f"{upstream} is no address of an API: it must begin with https:// (or http://)")
+    def __init__(self, api_key: str | None, upstream: str = DEFAULT_UPSTREAM) -> None:
+        """The key is for leases without credentials of their own; None: there is none, and `lease` wants them.
+
+        `upstream` may have a path of its own. Raises BadAddress for one that is no HTTP address.
+        """
+        self._own = Upstream(api_key, upstream) if api_key else None
         self._leases: list[Access] = []
 
     def __repr__(self) -> str:
-        return f"KeyProxy(upstream={self._upstream.origin()})"
+        return f"KeyProxy({self._own})"
 
     async def __aenter__(self) -> KeyProxy:
-        self._session = aiohttp.ClientSession(
-            connector=aiohttp.TCPConnector(limit=0),
-            cookie_jar=aiohttp.DummyCookieJar(),  # leases must not meet through the API's cookies
-            # How long an answer may take is the agent's business: when it gives up, its connection ends, and ours too.
-            timeout=aiohttp.ClientTimeout(total=None, sock_connect=_CONNECT_TIMEOUT_S),
-            trust_env=self._upstream.scheme == "https",  # a company's HTTPS_PROXY; never for a loopback address
-        )
+        # A company's HTTPS_PROXY is for https; a loopback address is never asked through it.
+        self._sessions = {scheme: _session(trust_env=scheme == "https") for scheme in ("http", "https")}
         app = web.Application()
         app.router.add_route("*", "/{path:.*}", self._serve)
         self._runner = web.AppRunner(app, access_log=None, handler_cancellation=True, shutdown_timeout=0.1)
@@ -107,13 +129,22 @@ class KeyProxy:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         await self._runner.cleanup()
-        await self._session.close()
+        for session in self._sessions.values():
+            await session.close()
 
     @contextmanager
-    def lease(self, budget_usd: float) -> Iterator[Access]:
-        """Access for one lease; its token is worthless afterwards, and once the budget is spent."""
+    def lease(self, budget_usd: float, credentials: AgentCredentials | None = None) -> Iterator[Access]:
+        """Access for one lease; its token is worthless afterwards, and once the budget is spent.
+
+        Raises `NoKey` where neither the lease nor the process has one, and `BadAddress`.
+        """
+        upstream = self._own
+        if credentials is not None:
+            upstream = Upstream(credentials.api_key, credentials.base_url or DEFAULT_UPSTREAM)
+        if upstream is None:
+            raise NoKey
         host, port = self._runner.addresses[0][:2]
-        access = Access(f"http://{host}:{port}", budget_usd)
+        access = Access(f"http://{host}:{port}", budget_usd, upstream)
         self._leases.append(access)
         try:
             yield access
@@ -141,23 +172,24 @@ class KeyProxy:
             return await self._forward(request, access)
         except (aiohttp.ClientError, TimeoutError, OSError) as error:
             # Only the error's class: its text may name more than the agent should see.
-            words = f"{self._upstream.origin()} can't be reached ({type(error).__name__})."
+            words = f"{access.upstream.address.origin()} can't be reached ({type(error).__name__})."
             access.refusal = Refusal(status=502, kind="api_error", message=words, retry_after_s=None)
             return _error(502, "api_error", words, is_final=not access.has_answered)
 
     async def _forward(self, request: web.Request, access: Access) -> web.StreamResponse:
         headers = _passed_on(request.headers, _NOT_SENT_UP)
-        headers["x-api-key"] = self._key
+        key, address = access.upstream.key, access.upstream.address
+        headers["x-api-key"] = key
         headers["accept-encoding"] = "identity"  # what is counted must be readable
-        async with self._session.request(
+        async with self._sessions[address.scheme].request(
             request.method,
-            self._upstream.joinpath(request.path.lstrip("/")).with_query(request.query_string),
+            address.joinpath(request.path.lstrip("/")).with_query(request.query_string),
             headers=headers,
             data=request.content,
             allow_redirects=False,  # a redirect would take the key to another host
         ) as answer:
             headers = _passed_on(answer.headers, _NOT_SENT_DOWN)
-            for name in [name for name, value in headers.items() if self._key in value]:
+            for name in [name for name, value in headers.items() if key in value]:
                 del headers[name]
             if "content-encoding" in answer.headers:  # sent against our wish, and decoded by our client
                 headers.popall("content-length", None)
@@ -172,12 +204,22 @@ class KeyProxy:
         body = b""
         while len(body) < ERROR_MAX_BYTES and (piece := await answer.content.readany()):
             body += piece
-        body = body[:ERROR_MAX_BYTES].replace(self._key.encode(), b"[key]")
+        body = body[:ERROR_MAX_BYTES].replace(access.upstream.key.encode(), b"[key]")
         access.refusal = _refusal(answer, body)
         headers.popall("content-length", None)
         if answer.status == 401:
             headers["x-should-retry"] = "false"  # the CLI would try a wrong key ten times, for minutes
         return web.Response(status=answer.status, headers=headers, body=body)
+
+
+def _session(*, trust_env: bool) -> aiohttp.ClientSession:
+    return aiohttp.ClientSession(
+        connector=aiohttp.TCPConnector(limit=0),
+        cookie_jar=aiohttp.DummyCookieJar(),  # leases must not meet through the API's cookies
+        # How long an answer may take is the agent's business: when it gives up, its connection ends, and ours too.
+        timeout=aiohttp.ClientTimeout(total=None, sock_connect=_CONNECT_TIMEOUT_S),
+        trust_env=trust_env,
+    )
 
 
 async def _stream(
@@ -206,10 +248,7 @@ def _passed_on(headers: Mapping[str, str], dropped: Set[str]) -> CIMultiDict[str
 
 
 def _refusal(answer: aiohttp.ClientResponse, body: bytes) -> Refusal:
-    try:
-        error = msgspec.json.decode(body, type=_ErrorBody).error
-    except (msgspec.DecodeError, RecursionError):  # not the API's own words, such as a gateway's page
-        error = _Error(message=body[:500].decode(errors="replace"))
+    error = said_by(body)
     return Refusal(status=answer.status, kind=error.type, message=error.message, retry_after_s=_retry_after_s(answer))
 
 
@@ -222,13 +261,23 @@ def _retry_after_s(answer: aiohttp.ClientResponse) -> float | None:
     return wait_s if 0 <= wait_s < float("inf") else None
 
 
-class _Error(msgspec.Struct, frozen=True):
+class ApiError(msgspec.Struct, frozen=True):
+    """The API's own words for why it refused a call."""
+
     type: str = "api_error"
     message: str = ""
 
 
 class _ErrorBody(msgspec.Struct, frozen=True):
-    error: _Error
+    error: ApiError
+
+
+def said_by(body: bytes) -> ApiError:
+    """What an error's body says."""
+    try:
+        return msgspec.json.decode(body, type=_ErrorBody).error
+    except (msgspec.DecodeError, RecursionError):  # not the API's own words, such as a gateway's page
+        return ApiError(message=body[:500].decode(errors="replace"))
 
 
 def _error(status: int, kind: str, message: str, *, is_final: bool = True) -> web.Response:

@@ -10,6 +10,7 @@ import contextlib
 import logging
 import random
 from collections.abc import Callable, Mapping
+from importlib.metadata import version
 from typing import Protocol
 
 import msgspec
@@ -18,6 +19,7 @@ from nats.aio.msg import Msg
 from nats.errors import Error as NatsError
 
 from services.runner.agents import Activity, Finished
+from services.runner.credentials import CredentialDesk
 from services.runner.lease import Completion, Journal, Key, Lease, Taken
 from services.runner.process import end_lease, lease_mark
 from services.runner.pull import SlotPull
@@ -28,6 +30,7 @@ from shared.events import TaskDispatched, TaskStarted
 from shared.jetstream import JetStreamStore, read_message
 from shared.plan import INITIAL as NO_PLAN
 from shared.plan import PlanState, evolve
+from shared.requests import PRESENCE_LEASES_MAX, PresentLease, RunnerPresence
 from shared.store import Meta, Recorded, StoreUnavailable
 from shared.streams import EVENTS, HEARTBEAT_S
 from shared.subjects import CANCEL_REQUESTS, PLAN, pool, runner_holds
@@ -76,6 +79,7 @@ class Runner:
         executors: Mapping[str, Executor],
         slots: int,
         journal: Journal,
+        desk: CredentialDesk,
         clock: Clock,
         heartbeat_s: float = HEARTBEAT_S,
     ) -> None:
@@ -84,13 +88,16 @@ class Runner:
         self._store = JetStreamStore(nc)
         self._executors = executors
         self._journal = journal
+        self._desk = desk
         self._clock = clock
         self._heartbeat_s = heartbeat_s
         self._leases: dict[tuple[str, str], Lease] = {}
         self._plans: dict[str, Loaded[PlanState]] = {}
         self._folding_plan = asyncio.Lock()
         self._transcripts = Transcripts(nc)
+        self._slots = slots
         self._pull = SlotPull(nc, list(executors), slots, self._handle)
+        self._started = clock()
 
     async def run(self) -> None:
         """Works until `stop`; then everything at work has been handed back."""
@@ -121,6 +128,19 @@ class Runner:
         lease = self._leases.get((key.plan, key.task))
         return Holds(lease is not None and lease.key == key and not lease.stale)
 
+    def presence(self) -> RunnerPresence:
+        """What we say of ourselves just now."""
+        keys = [lease.key for lease in self._leases.values()]
+        return RunnerPresence(
+            runner=self.name,
+            pools=tuple(self._executors),
+            slots=self._slots,
+            busy=len(self._pull.at_work),
+            leases=tuple(PresentLease(key.plan, key.task, key.lease) for key in keys[:PRESENCE_LEASES_MAX]),
+            started=self._started,
+            version=version("treadle-runner"),
+        )
+
     # Taking -------------------------------------------------------------------------------------------------------
 
     async def _handle(self, message: Msg) -> None:
@@ -148,7 +168,9 @@ class Runner:
         if decided.state.status not in LEASED:  # released, cancelled, or given up: there is nothing to run
             await self._acknowledge(message)
             return
-        lease = Lease(Key(plan, task, decided.state.lease), decided.seq, dispatch, message, record.meta.correlation)
+        key = Key(plan, task, decided.state.lease)
+        credentials = self._desk.of(plan, task, key.lease)
+        lease = Lease(key, decided.seq, dispatch, message, record.meta.correlation, credentials)
         await self._hold(lease, Loaded(decided.state, decided.seq))
 
     async def _take(
@@ -164,6 +186,7 @@ class Runner:
                 execution=execution,
                 reopened=await self._reopened(plan, dispatch),
                 supersede_lease=superseded,
+                seal_to=self._desk.seal_to,
             )
             try:
                 return await to_task(self._store, plan, task, command, self._meta(seq, correlation))

@@ -25,6 +25,7 @@ from pathlib import Path
 
 from services.runner.git import IDENTITY_EMAIL, IDENTITY_NAME, GitFailed, checked_commit, checked_ids, run_git
 from services.runner.mirror import Mirror, write_bare_repository
+from shared.spec import DELIVER
 
 PUSHED = "pushed"
 """The name of the file in a workspace that says which commit of it was pushed."""
@@ -105,7 +106,7 @@ def create_workspace(data_dir: Path, mirror: Mirror, plan: str, task: str, lease
         raise GitFailed(f"lease {lease} of {task} has a workspace already: {place}; remove it with treadle clean")
     building = place.with_name(f".{place.name}.new")
     if building.exists():
-        _remove_tree(building)
+        remove_tree(building)
     (building / "code").mkdir(parents=True)
     _write_repositories(building, place, mirror, task, checked_commit(base))
     run_git(
@@ -124,11 +125,11 @@ def remove_workspace(path: Path) -> None:
     """Removes a workspace and whatever is in it; harmless when it is gone already."""
     leaving = path.with_name(f".{path.name}.gone")
     if leaving.exists():
-        _remove_tree(leaving)
+        remove_tree(leaving)
     if path.exists():
         # First out of sight: a removal that is killed half way must not look like work that nobody pushed.
         path.rename(leaving)
-        _remove_tree(leaving)
+        remove_tree(leaving)
 
 
 def list_workspaces(data_dir: Path) -> list[Stored]:
@@ -137,7 +138,7 @@ def list_workspaces(data_dir: Path) -> list[Stored]:
     for directory in sorted((data_dir.resolve() / "work").glob("*/*")):
         plan, (task, _, lease) = directory.parent.name, directory.name.rpartition("-")
         if _UNFINISHED.fullmatch(directory.name) and directory.stat().st_mtime < time.time() - _UNFINISHED_S:
-            _remove_tree(directory)
+            remove_tree(directory)
         elif lease.isdecimal() and not directory.name.startswith("."):
             unsaved = holds_unsaved_work(directory, task)
             found.append(Stored(directory, plan, task, int(lease), size_bytes(directory), unsaved))
@@ -172,8 +173,23 @@ def exclude_placeholders(path: Path) -> None:
     (path / "runner.git/info/exclude").write_text("".join(f"{p}\n" for p in empty))
 
 
+def place_of_plan(data_dir: Path, plan: str) -> Path:
+    """Where a plan's workspaces are. Raises `ValueError` for what is no plan's id."""
+    checked_ids(plan, DELIVER)
+    return data_dir.resolve() / "work" / plan
+
+
+def borrowed_mirrors(data_dir: Path) -> set[Path]:
+    """The mirrors whose objects some workspace rests on, half made ones included."""
+    found = set()
+    for alternates in (data_dir.resolve() / "work").glob("*/*/runner.git/objects/info/alternates"):
+        text = _read_small(alternates) or ""
+        found |= {Path(line).parent for line in text.splitlines()}
+    return found
+
+
 def _place(data_dir: Path, plan: str, task: str, lease: int) -> Path:
-    return data_dir.resolve() / "work" / plan / f"{task}-{lease}"
+    return place_of_plan(data_dir, plan) / f"{task}-{lease}"
 
 
 def _branch(task: str) -> str:
@@ -251,7 +267,11 @@ def size_bytes(path: Path) -> int:
     return total
 
 
-def _remove_tree(path: Path) -> None:
+def remove_tree(path: Path) -> None:
+    """Removes a directory and whatever an agent made of it; harmless when it is gone already."""
+    if path.is_symlink():
+        path.unlink()
+        return
     try:
         shutil.rmtree(path)
     except PermissionError:

@@ -17,6 +17,7 @@ import pytest
 from services.runner.agents import Activity, Finished, Job, open_runner
 from services.runner.agents.claude import ClaudeRunner
 from services.runner.proxy import KeyProxy
+from shared.requests import AgentCredentials
 from shared.spec import AgentSpec
 from tests.agents.probes import MakeJob, Reported, command_lines, environments, eventually, processes
 from treadle.scripted_model import ScriptedModel
@@ -137,6 +138,38 @@ async def test_wrong_key_is_told_within_two_seconds_though_retries_are_many(
     assert finished.kind == "authentication_refused"
     assert time.monotonic() - started < 2
     assert len(model.requests) == 1
+
+
+async def test_a_leases_own_credentials_are_used_in_the_place_of_the_runners(
+    model: ScriptedModel, make_job: MakeJob, reported: Reported, unused_tcp_port: int
+) -> None:
+    job = make_job(prompt=scripted([{"text": "Done by another key."}]), credentials=AgentCredentials(
+        api_key=KEY, base_url=model.base_url
+    ))  # fmt: skip
+    for own in ({}, {"ANTHROPIC_API_KEY": "own", "ANTHROPIC_BASE_URL": f"http://127.0.0.1:{unused_tcp_port}"}):
+        async with open_runner("claude", own) as runner:
+            finished = await runner.run(job, reported.append)
+        assert (finished.kind, finished.summary) == ("completed", "Done by another key.")
+    assert KEY not in repr(job) + repr(reported) + repr(finished)
+    shown = [path.read_bytes() for path in job.scratch.rglob("*") if path.is_file()]
+    assert shown and not any(KEY.encode() in text for text in shown)
+
+
+@pytest.mark.parametrize(
+    ("credentials", "words"),
+    [
+        ({"api_key": "sk-wrong"}, "a valid key into the agent type"),
+        ({"api_key": KEY, "base_url": "nonsense"}, "Correct the agent type's api_base_url"),
+    ],
+)
+async def test_refused_credentials_of_a_lease_name_the_agent_type(
+    model: ScriptedModel, make_job: MakeJob, reported: Reported, credentials: dict[str, str], words: str
+) -> None:
+    own = AgentCredentials(**{"base_url": model.base_url, **credentials})
+    async with open_runner("claude", {}) as runner:
+        finished = await runner.run(make_job(credentials=own), reported.append)
+    assert finished.kind == "authentication_refused"
+    assert words in finished.message
 
 
 async def test_missing_key_is_told_without_a_start(make_job: MakeJob, reported: Reported) -> None:

@@ -13,7 +13,8 @@ import aiohttp
 import pytest
 from aiohttp import web
 
-from services.runner.proxy import Access, KeyProxy
+from services.runner.proxy import Access, BadAddress, KeyProxy, NoKey
+from shared.requests import AgentCredentials
 
 KEY = "sk-canary-0123456789"
 MESSAGES = "/v1/messages"
@@ -143,6 +144,45 @@ async def test_unknown_and_revoked_tokens_are_refused() -> None:
                     assert (got.status, token) == (status, token)
                     assert status == 200 or (await got.json())["error"]["type"] == "authentication_error"
     assert calls == 1
+
+
+async def test_each_lease_has_its_own_key_and_address() -> None:
+    seen: list[tuple[str, str]] = []
+
+    def answering(name: str) -> Handler:
+        async def answer(request: web.Request) -> web.StreamResponse:
+            key = request.headers["x-api-key"]
+            seen.append((name, key))
+            return web.json_response({"error": {"type": "x", "message": f"{key} {KEY}"}}, status=400)
+
+        return answer
+
+    other_key = "sk-other-0123456789"
+    async with api(answering("own")) as own, api(answering("other")) as other, KeyProxy(KEY, own) as proxy:
+        others = AgentCredentials(api_key=other_key, base_url=f"{other}/base")
+        with proxy.lease(1.0) as first, proxy.lease(1.0, others) as second:
+            for access, expected in ((first, "[key] [key]"), (second, f"[key] {KEY}"), (first, "[key] [key]")):
+                async with aiohttp.ClientSession(access.base_url, headers={"x-api-key": access.token}) as client:
+                    told = (await (await client.post(MESSAGES, json={})).json())["error"]["message"]
+                assert told == expected
+                assert access.refusal is not None and access.refusal.message == expected
+            assert other_key not in repr(second) + repr(second.upstream) + repr(proxy)
+    assert seen == [("own", KEY), ("other", other_key), ("own", KEY)]
+
+
+async def test_a_lease_without_credentials_needs_the_process_to_have_a_key() -> None:
+    async def answer(request: web.Request) -> web.StreamResponse:
+        return web.json_response({"key": request.headers["x-api-key"]})
+
+    async with api(answer) as url, KeyProxy(None) as proxy:
+        with pytest.raises(NoKey), proxy.lease(1.0):
+            pass
+        with proxy.lease(1.0, AgentCredentials(api_key="sk-its-own", base_url=url)) as access:
+            async with aiohttp.ClientSession(access.base_url, headers={"x-api-key": access.token}) as client:
+                assert (await (await client.post(MESSAGES, json={})).json()) == {"key": "sk-its-own"}
+        bad = AgentCredentials(api_key=KEY, base_url="file:///etc")
+        with pytest.raises(BadAddress), proxy.lease(1.0, bad):
+            pass
 
 
 async def test_only_two_calls_are_passed_on() -> None:

@@ -9,8 +9,10 @@ from pathlib import Path
 import psutil
 import pytest
 
-from services.runner.execution import Failed, git_threads, in_git
+from services.runner.execution import in_git
+from services.runner.failed import Failed
 from services.runner.git import GitFailed, run_git
+from services.runner.git_threads import git_threads
 
 
 @pytest.fixture

@@ -1,6 +1,6 @@
 """Agents: who does a task's work. Decides, from a job, one of: completed, or a failure with its words.
 
-A new agent is one file with an `open_runner` like those beside this one, and one line in `AGENTS`.
+A new agent is one file with an `open_runner` and a `try_out` like those beside this one, and one line in `AGENTS`.
 """
 
 from __future__ import annotations
@@ -17,6 +17,7 @@ import msgspec
 
 from services.runner.process import LEASE_VARIABLE, lease_mark
 from shared.events import FailureKind, Usage
+from shared.requests import TEST_CODES, AgentCredentials
 from shared.spec import AgentSpec
 
 ACTIVITY_MAX_BYTES = 64 * 1024
@@ -44,6 +45,8 @@ class Job(msgspec.Struct, frozen=True, kw_only=True):
     budget_usd: float
     env: Mapping[str, str]
     """What the project allows the agent to see of the runner's environment."""
+    credentials: AgentCredentials | None = None
+    """What its model is reached with; None: the runner's own. The agent itself must never see them."""
 
     @property
     def mark(self) -> str:
@@ -80,8 +83,19 @@ Report = Callable[[Activity], None]
 """Takes what the agent does, as it does it. It must be quick; what it raises ends the run."""
 
 
+class Trial(msgspec.Struct, frozen=True):
+    """What came of trying credentials out."""
+
+    code: TEST_CODES
+    message: str
+    """For a person: what happened, and what to do now."""
+
+
 class AgentRunner(Protocol):
     """Runs agents of one kind, any number at a time."""
+
+    needs_credentials: bool
+    """Whether an agent of a type of the gateway's works with that type's key. What needs none is sent none."""
 
     async def run(self, job: Job, report: Report) -> Finished:
         """Does the job. Keeps its time limit and budget; leaves no process behind.
@@ -98,6 +112,10 @@ class AgentModule(Protocol):
         """Makes the runner of a process, from the environment of that process."""
         ...
 
+    async def try_out(self, credentials: AgentCredentials | None, model: str, /) -> Trial:
+        """Tries the credentials with one request, as small as there is; model "" is the default one."""
+        ...
+
 
 AGENTS: Mapping[str, str] = {
     "claude": "services.runner.agents.claude",
@@ -108,8 +126,17 @@ AGENTS: Mapping[str, str] = {
 
 def open_runner(sdk_type: str, environment: Mapping[str, str]) -> AbstractAsyncContextManager[AgentRunner]:
     """The runner for a kind of agent. Raises KeyError for one that is not in `AGENTS`."""
+    return _module(sdk_type).open_runner(environment)
+
+
+async def try_out(sdk_type: str, credentials: AgentCredentials | None, model: str) -> Trial:
+    """Tries an agent type's credentials out. Raises KeyError for a kind that is not in `AGENTS`."""
+    return await _module(sdk_type).try_out(credentials, model)
+
+
+def _module(sdk_type: str) -> AgentModule:
     module: AgentModule = importlib.import_module(AGENTS[sdk_type])
-    return module.open_runner(environment)
+    return module
 
 
 def environment(job: Job) -> dict[str, str]:

@@ -33,12 +33,15 @@ from claude_agent_sdk import (
 )
 
 from services.runner.agents import AgentRunner, Finished, Job, Report, activity, cut, environment
+from services.runner.agents.claude_trial import try_out
 from services.runner.agents.claude_verdict import describe_call, judge
 from services.runner.prices import HIGHEST, is_known
 from services.runner.process import LEASE_VARIABLE, die_with_parent, end_lease
-from services.runner.proxy import DEFAULT_UPSTREAM, Access, KeyProxy
+from services.runner.proxy import DEFAULT_UPSTREAM, Access, BadAddress, KeyProxy, NoKey
 from shared.events import Usage
 from shared.spec import DEFAULT_MODEL
+
+__all__ = ["ClaudeRunner", "open_runner", "try_out"]
 
 TOOLS = ["Bash", "Read", "Edit", "Write", "Glob", "Grep"]
 ALLOWED = ["Bash", "Read", "Glob", "Grep", "Edit(./**)"]
@@ -55,17 +58,17 @@ _STDERR_LINES = 20
 class ClaudeRunner:
     """Runs Claude through a key proxy."""
 
+    needs_credentials = True
+
     def __init__(
         self,
-        proxy: KeyProxy | None,
+        proxy: KeyProxy,
         *,
         retries_max: int = 7,
         api_timeout_s: float = 180.0,
         stream_idle_s: float = 90.0,
     ) -> None:
-        """Without a proxy (there is no key) every job is refused.
-
-        A failed call of the API is tried again `retries_max` times, after waits that double from half a second; an
+        """A failed call of the API is tried again `retries_max` times, after waits that double from half a second; an
         answer must begin within `api_timeout_s` and may then pause for `stream_idle_s` (at least 10).
         """
         self._proxy = proxy
@@ -76,14 +79,21 @@ class ClaudeRunner:
         }
 
     async def run(self, job: Job, report: Report) -> Finished:
-        if self._proxy is None:
+        try:
+            return await self._run(job, report)
+        except NoKey:
             words = "There is no key for the Claude API: set ANTHROPIC_API_KEY where the runner is started."
             return Finished(kind="authentication_refused", message=words)
+        except BadAddress as error:
+            words = f"{error}. Correct the agent type's api_base_url, then redispatch the task."
+            return Finished(kind="authentication_refused", message=words)
+
+    async def _run(self, job: Job, report: Report) -> Finished:
         model = job.agent.model or DEFAULT_MODEL
         if not is_known(model):
             price = f"{HIGHEST.input:g} USD in and {HIGHEST.output:g} USD out per million tokens"
             report(activity("text", f"No price is known for {model}; it is counted at the highest: {price}."))
-        with self._proxy.lease(job.budget_usd) as access:
+        with self._proxy.lease(job.budget_usd, job.credentials) as access:
             session = _Session(job, model, access, report)
             try:
                 async with asyncio.timeout(job.timeout_s):
@@ -96,11 +106,9 @@ class ClaudeRunner:
 
 @asynccontextmanager
 async def open_runner(environment: Mapping[str, str]) -> AsyncIterator[AgentRunner]:
-    """Takes ANTHROPIC_API_KEY and ANTHROPIC_BASE_URL from the environment. Raises ValueError for a bad address."""
-    if not (key := environment.get("ANTHROPIC_API_KEY")):
-        yield ClaudeRunner(None)
-        return
-    async with KeyProxy(key, environment.get("ANTHROPIC_BASE_URL") or DEFAULT_UPSTREAM) as proxy:
+    """Takes ANTHROPIC_API_KEY and ANTHROPIC_BASE_URL from the environment. Raises BadAddress."""
+    key, upstream = environment.get("ANTHROPIC_API_KEY"), environment.get("ANTHROPIC_BASE_URL") or DEFAULT_UPSTREAM
+    async with KeyProxy(key, upstream) as proxy:
         yield ClaudeRunner(proxy)
 
 

@@ -46,18 +46,19 @@ def _classify(end: ResultMessage, error: str | None, model: str, access: Access,
     if end.subtype == "error_max_turns":
         return "agent_error", f"It stopped after {end.num_turns} turns without an end. Make the task smaller.", None
     if end.terminal_reason == "api_error":
-        return _api_error(end, error, model, access)
+        return _api_error(end, error, model, access, job)
     words = "; ".join(end.errors or ()) or end.result or end.subtype
     return "agent_error", f"Claude ended with an error: {cut(words, _WORDS_MAX_BYTES)}", None
 
 
-def _api_error(end: ResultMessage, error: str | None, model: str, access: Access) -> _Verdict:
+def _api_error(end: ResultMessage, error: str | None, model: str, access: Access, job: Job) -> _Verdict:
     refusal = access.refusal
     said = refusal.message if refusal else end.result or ""
     words = cut(said, _WORDS_MAX_BYTES).rstrip(".")
     status = end.api_error_status
     if status in (401, 403) or error == "authentication_failed":
-        return "authentication_refused", f"The API refused the key ({words}). Put a valid ANTHROPIC_API_KEY.", None
+        remedy = "a valid key into the agent type" if job.credentials else "a valid ANTHROPIC_API_KEY"
+        return "authentication_refused", f"The API refused the key ({words}). Put {remedy}.", None
     if error == "billing_error":
         return "usage_limit", f"The API account has no credit left ({words}). Top it up, then redispatch.", None
     if error == "model_not_found":

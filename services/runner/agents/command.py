@@ -13,8 +13,9 @@ from contextlib import asynccontextmanager
 
 import msgspec
 
-from services.runner.agents import SUMMARY_MAX_BYTES, AgentRunner, Finished, Job, Report, activity, environment
+from services.runner.agents import SUMMARY_MAX_BYTES, AgentRunner, Finished, Job, Report, Trial, activity, environment
 from services.runner.process import CannotStart, run_program
+from shared.requests import AgentCredentials
 
 LINE_MAX_BYTES = 16 * 1024
 """A longer line is cut: it is no line that a person reads."""
@@ -34,6 +35,8 @@ class ShellFailure(msgspec.Struct, frozen=True):
 
 class CommandRunner:
     """Runs `agent.command`."""
+
+    needs_credentials = False
 
     async def run(self, job: Job, report: Report) -> Finished:
         output = _Output(report)
@@ -55,6 +58,11 @@ class CommandRunner:
 async def open_runner(_environment: Mapping[str, str]) -> AsyncIterator[AgentRunner]:
     """Needs nothing of the runner's environment."""
     yield CommandRunner()
+
+
+async def try_out(_credentials: AgentCredentials | None, _model: str) -> Trial:
+    """There is nothing to try: a program has neither key nor model."""
+    return Trial("ok", "There is nothing to try: a command needs no key. Whether it starts, its first task shows.")
 
 
 async def run_shell(commands: Sequence[str], job: Job, report: Report) -> ShellFailure | None:

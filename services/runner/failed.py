@@ -1,0 +1,11 @@
+"""How an attempt ends when it is no success."""
+
+from shared.events import FailureKind
+
+
+class Failed(Exception):
+    """An attempt's end that is not success, on its way to the log; the text is for people."""
+
+    def __init__(self, kind: FailureKind, message: str) -> None:
+        super().__init__(message)
+        self.kind = kind

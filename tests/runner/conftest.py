@@ -1,0 +1,48 @@
+"""Git servers that want credentials."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from tests.runner.git_server import GitServer, make_certificate, serving
+from tests.runner.repositories import git, make_project
+
+TOKEN = "tok-canary-0123456789"
+USERNAME = "somebody"
+
+
+@pytest.fixture
+def certificate(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """Of the servers; the machine trusts it."""
+    path = tmp_path / "server.pem"
+    make_certificate(path)
+    monkeypatch.setenv("GIT_SSL_CAINFO", str(path))
+    return path
+
+
+@pytest.fixture
+def served(tmp_path: Path) -> Path:
+    """A directory with the bare repository `repo.git`, which has one commit on `main`."""
+    (tmp_path / "elsewhere").mkdir()
+    person = make_project(tmp_path / "elsewhere").repo
+    root = tmp_path / "served"
+    root.mkdir()
+    git(tmp_path, "clone", "-q", "--bare", str(person), str(root / "repo.git"))
+    return root
+
+
+@pytest.fixture
+def git_server(served: Path, certificate: Path) -> Iterator[GitServer]:
+    with serving(served, certificate, USERNAME, TOKEN) as server:
+        yield server
+
+
+@pytest.fixture
+def private_dir(tmp_path: Path) -> Path:
+    """A runner's private directory."""
+    path = tmp_path / "private"
+    path.mkdir(mode=0o700)
+    return path
