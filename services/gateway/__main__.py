@@ -1,51 +1,94 @@
-"""`python -m services.gateway`: settings come from the environment.
+"""`python -m services.gateway [serve|migrate|streams]`; settings come from the environment (`settings.py`).
 
-`TREADLE_GATEWAY_HOST` (127.0.0.1), `TREADLE_GATEWAY_PORT`, `TREADLE_GATEWAY_TOKEN_FILE`, and those of `shared.bus`.
+`serve` is what is done without a word. `migrate` brings the database to this version's tables; `streams` declares what
+the log's server keeps. Both are for the one run before the services start, and harmless when repeated.
 """
 
-import ipaddress
+import asyncio
+import logging
 import os
 import sys
-from pathlib import Path
+from collections.abc import Callable
+from typing import get_args
 
-import uvicorn
+from services.gateway.settings import database_from_environment, settings_from_environment
+from shared.bus import bus_settings_from_environment, connect
+from shared.memory import hide_memory
+from shared.spec import SdkType
 
-from services.gateway.access import read_token
-from services.gateway.app import configure_logging, make_app
-from shared.bus import bus_settings_from_environment
-
-EX_CONFIG = 78
+GRACE_S = 1
+"""For requests that are being answered when the process is told to stop."""
 
 
-def main() -> int:
-    """Serves until SIGTERM or SIGINT. Returns 78 for settings that can't work."""
-    host = os.environ.get("TREADLE_GATEWAY_HOST", "127.0.0.1")
+def main(words: list[str]) -> int:
+    """Returns 0, 1 for a server that could not start, 78 for settings that can't work, 64 for an unknown word."""
+    commands: dict[str, Callable[[], int]] = {"serve": serve, "migrate": run_migrate, "streams": run_streams}
+    command = commands.get(words[0]) if len(words) == 1 else serve if not words else None
+    if command is None:
+        say(f"gateway: expected one of {', '.join(commands)}")
+        return os.EX_USAGE
+    logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(name)s: %(message)s")
+    logging.getLogger("alembic").setLevel(logging.WARNING)
     try:
-        port = int(os.environ["TREADLE_GATEWAY_PORT"])
-        token = read_token(Path(os.environ["TREADLE_GATEWAY_TOKEN_FILE"]))
-        if not ipaddress.ip_address(host).is_loopback:
-            raise ValueError(
-                f"TREADLE_GATEWAY_HOST is {host}: this gateway has no accounts yet and serves loopback only"
-            )
-    except KeyError as missing:
-        print(f"gateway: {missing.args[0]} is not set", file=sys.stderr)  # noqa: T201 - the start's one message
-        return EX_CONFIG
+        return command()
     except (OSError, ValueError) as error:
-        print(f"gateway: {error}", file=sys.stderr)  # noqa: T201 - the start's one message
-        return EX_CONFIG
-    configure_logging()
+        say(f"gateway: {error}")
+        return os.EX_CONFIG
+
+
+def serve() -> int:
+    """Serves until SIGTERM or SIGINT."""
+    import uvicorn  # here: what only migrates need not load the whole API
+
+    from services.gateway.app import make_app
+
+    settings = settings_from_environment()
+    hide_memory()
     config = uvicorn.Config(
-        make_app(bus_settings_from_environment(), token),
-        host=host,
-        port=port,
+        make_app(settings),
+        host=settings.host,
+        port=settings.port,
         log_config=None,
         access_log=False,
-        timeout_graceful_shutdown=1,
+        server_header=False,
+        proxy_headers=False,  # else whoever asks from this machine chooses the address that logins are counted by
+        timeout_graceful_shutdown=GRACE_S,
     )
     server = uvicorn.Server(config)
     server.run()
     return 0 if server.started else 1
 
 
+def run_migrate() -> int:
+    """Makes or changes the database's tables."""
+    from services.gateway.database.migrate import migrate  # here: a server need not load Alembic's commands
+
+    asyncio.run(migrate(database_from_environment()))
+    return 0
+
+
+def run_streams() -> int:
+    """Declares the streams, and the consumers that runners share."""
+    asyncio.run(declare())
+    return 0
+
+
+async def declare() -> None:
+    from shared.streams import declare_pool, declare_streams  # here: what only migrates need not load NATS
+    from shared.subjects import DELIVER_POOL
+
+    nc = await connect(bus_settings_from_environment(), "treadle-streams")
+    try:
+        await declare_streams(nc.jetstream())
+        for pool in (DELIVER_POOL, *get_args(SdkType)):
+            await declare_pool(nc.jetstream(), pool)
+    finally:
+        await nc.close()
+
+
+def say(line: str) -> None:
+    print(line, file=sys.stderr)  # noqa: T201 - the start's one message
+
+
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(main(sys.argv[1:]))

@@ -1,99 +1,140 @@
 """The gateway's composition root: everything is wired here, nothing at import."""
 
 import asyncio
-import contextlib
 import logging
 import signal
-from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
+from collections.abc import AsyncIterator, Coroutine
+from contextlib import AsyncExitStack, asynccontextmanager, suppress
+from functools import partial
+from typing import Any
 
-from litestar import Litestar, Router, get
-from litestar.datastructures import State
-from litestar.exceptions import HTTPException
+from litestar import Litestar, Router
 from litestar.openapi.config import OpenAPIConfig
+from litestar.openapi.plugins import JsonRenderPlugin
+from litestar.openapi.spec import Components, SecurityScheme
 
-from services.gateway.access import TokenGuard
-from services.gateway.lookup import read_model
-from services.gateway.model import ReadModel
-from services.gateway.plans import plans_router
-from services.gateway.problems import (
-    ProblemError,
-    on_fault,
-    on_http_error,
-    on_problem,
-    on_refused,
-    on_unavailable,
-)
-from services.gateway.stream import stream_router
-from shared.bus import BusSettings, make_broker
-from shared.commands import Refused
+from services.gateway.accounts.access import Authentication
+from services.gateway.accounts.opening import open_accounts
+from services.gateway.accounts.routes import accounts_router
+from services.gateway.agents.routes import agents_router
+from services.gateway.credentials.keyring import Keyring
+from services.gateway.credentials.lease import CredentialLeases
+from services.gateway.credentials.routes import keys_router
+from services.gateway.database.engine import Database
+from services.gateway.database.migrate import check_migrated
+from services.gateway.idempotency import BODY_MAX_BYTES, Idempotency
+from services.gateway.operations import Measuring, Metrics, operations_router, raise_open_files_limit
+from services.gateway.plans.routes import plans_router
+from services.gateway.plans.stream import stream_router
+from services.gateway.plans.tasks import tasks_router
+from services.gateway.plans.transcripts import transcripts_router
+from services.gateway.problems import exception_handlers
+from services.gateway.projection.live import LivePlans, log_end
+from services.gateway.projection.projector import Projector
+from services.gateway.projection.rebuild import Rebuilder
+from services.gateway.projects.deletion import Deletions
+from services.gateway.projects.routes import projects_router
+from services.gateway.settings import Settings
+from shared.bus import make_broker
 from shared.jetstream import JetStreamStore
-from shared.spec import PLAN_MAX_BYTES
-from shared.store import StoreUnavailable
 from shared.streams import declare_streams
-
-
-@get("/health/live")
-async def live() -> dict[str, str]:
-    """The process answers."""
-    return {"status": "live"}
-
-
-@get("/suite")
-async def suite(state: State) -> dict[str, object]:
-    """Whether any plan goes on by itself, and how many streams are open."""
-    model = read_model(state)
-    return {"busy": model.busy, "clients": model.listeners}
-
 
 log = logging.getLogger("treadle.gateway")
 
+BEARER = SecurityScheme(
+    type="http", scheme="bearer", description="a session's token (`POST /api/auth/login`) or an API token"
+)
 
-def make_app(settings: BusSettings, token: str) -> Litestar:
-    """The ASGI application. It starts once the whole log was folded."""
+
+def make_app(settings: Settings) -> Litestar:
+    """The ASGI application. It starts once the log and the database answer."""
 
     @asynccontextmanager
     async def lifespan(app: Litestar) -> AsyncIterator[None]:
-        broker = make_broker(settings, "treadle-gateway")
-        nc = await broker.connect()
-        await declare_streams(nc.jetstream())
-        store = JetStreamStore(nc)
-        model = ReadModel(store)
-        app.state.update({"nc": nc, "store": store, "model": model})
-        tail = asyncio.create_task(model.run())
-        tail.add_done_callback(_end_process)
-        await model.ready.wait()
-        yield
-        tail.cancel()
-        with contextlib.suppress(asyncio.CancelledError):
-            await tail
-        await broker.stop()
+        raise_open_files_limit()
+        async with AsyncExitStack() as held:
+            db = Database(settings.database)
+            held.push_async_callback(db.close)
+            await check_migrated(db)
+            broker = make_broker(settings.bus, "treadle-gateway")
+            nc = await broker.connect()
+            held.push_async_callback(broker.stop)
+            await declare_streams(nc.jetstream())
+            store, keyring = JetStreamStore(nc), Keyring(settings.keyring_file)
+            find_end = partial(log_end, nc)
+            live = LivePlans(store, find_end)
+            projector = Projector(store, db, find_end)
+            rebuilder = Rebuilder(store, db)
+            deletions = Deletions(nc, store, db, projector)
+            app.state.update(
+                {
+                    "settings": settings,
+                    "db": db,
+                    "nc": nc,
+                    "store": store,
+                    "keyring": keyring,
+                    "live": live,
+                    "projector": projector,
+                    "rebuilder": rebuilder,
+                    "metrics": Metrics(live, projector),
+                    "deletions": deletions,
+                }
+            )
+            held.push_async_callback(rebuilder.stop)
+            await held.enter_async_context(open_accounts(app.state))
+            leases = CredentialLeases(nc, store, db, keyring)
+            await leases.start()
+            held.push_async_callback(leases.stop)
+            for work in (live.run(), projector.run(), deletions.run()):
+                held.push_async_callback(_end, _start(work))
+            await live.end_with_projects(nc)
+            await live.ready.wait()
+            yield
 
-    guarded = Router(path="/", guards=[TokenGuard(token)], route_handlers=[suite, plans_router, stream_router])
+    routers = [
+        accounts_router,
+        agents_router,
+        keys_router,
+        projects_router,
+        plans_router,
+        tasks_router,
+        stream_router,
+        transcripts_router,
+        operations_router,
+    ]
     return Litestar(
-        route_handlers=[Router(path="/api", route_handlers=[live, guarded])],
+        route_handlers=[Router(path="/api", route_handlers=routers)],
         lifespan=[lifespan],
-        openapi_config=OpenAPIConfig(title="Treadle", version="0.1.0", path="/schema"),
-        request_max_body_size=2 * PLAN_MAX_BYTES,
+        middleware=[Measuring(), Authentication, Idempotency()],
+        openapi_config=OpenAPIConfig(
+            title="Treadle",
+            version="0.1.0",
+            path="/schema",
+            use_handler_docstrings=True,
+            render_plugins=[JsonRenderPlugin(path=["/openapi.json", "/"])],
+            components=Components(security_schemes={"bearer": BEARER}),
+            security=[{"bearer": []}],
+        ),
+        request_max_body_size=BODY_MAX_BYTES,
         logging_config=None,
-        exception_handlers={
-            ProblemError: on_problem,
-            Refused: on_refused,
-            StoreUnavailable: on_unavailable,
-            HTTPException: on_http_error,
-            Exception: on_fault,
-        },
+        exception_handlers=exception_handlers(),
     )
 
 
-def _end_process(tail: asyncio.Task[None]) -> None:
-    """A gateway that does not follow the log any more must not look alive: its supervisor starts another."""
-    if not tail.cancelled():
-        log.error("the log is not followed any more", exc_info=tail.exception())
+def _start(work: Coroutine[Any, Any, None]) -> asyncio.Task[None]:
+    task = asyncio.create_task(work)
+    task.add_done_callback(_end_process)
+    return task
+
+
+async def _end(task: asyncio.Task[None]) -> None:
+    task.cancel()
+    with suppress(asyncio.CancelledError):
+        await task
+
+
+def _end_process(task: asyncio.Task[None]) -> None:
+    """A gateway whose work in the background has ended must not look alive: its supervisor starts another."""
+    if not task.cancelled():
+        log.error("the gateway can't go on", exc_info=task.exception())
         signal.raise_signal(signal.SIGTERM)
-
-
-def configure_logging() -> None:
-    """Lines to standard error; the access log stays off: it would show every poll."""
-    logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(name)s: %(message)s")
-    logging.getLogger("uvicorn.access").disabled = True

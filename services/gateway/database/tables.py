@@ -1,0 +1,296 @@
+"""Every table, and which of two kinds it is.
+
+**The gateway's own truth**: accounts, agents, projects, what belongs to them, the audit log. Nothing else knows these.
+**The projection** (`ProjectionHead`, `PlanRow`, `TaskRow`): what the event log says, for lists and filters; it may be
+thrown away and is filled again from the log.
+
+Times are aware and in UTC. Identifiers are `shared.clock.new_id`, those of plans `new_plan_id`.
+"""
+
+from datetime import UTC, datetime
+from typing import Any, Literal
+
+from sqlalchemy import JSON, BigInteger, ForeignKey, Index, LargeBinary, MetaData, String, UniqueConstraint
+from sqlalchemy.engine import Dialect
+from sqlalchemy.orm import DeclarativeBase, Mapped, mapped_column
+from sqlalchemy.types import DateTime, TypeDecorator
+
+Role = Literal["admin", "user"]
+Mode = Literal["auto", "manual"]
+
+ID = String(64)
+
+
+class UtcTime(TypeDecorator[datetime]):
+    """An aware time in UTC; SQLite keeps none of the zone, so it is put back on reading."""
+
+    impl = DateTime(timezone=True)
+    cache_ok = True
+
+    def process_bind_param(self, value: datetime | None, dialect: Dialect) -> datetime | None:
+        """Raises ValueError for a time without a zone: it could mean anything."""
+        if value is not None and value.tzinfo is None:
+            raise ValueError(f"{value} has no time zone")
+        return value.astimezone(UTC) if value is not None else None
+
+    def process_result_value(self, value: datetime | None, dialect: Dialect) -> datetime | None:
+        if value is None:
+            return None
+        return value.replace(tzinfo=UTC) if value.tzinfo is None else value.astimezone(UTC)
+
+
+class Table(DeclarativeBase):
+    """Base of all tables. Constraints have names, so that a migration can speak of them on every database."""
+
+    metadata = MetaData(
+        naming_convention={
+            "ix": "ix_%(column_0_label)s",
+            "uq": "uq_%(table_name)s_%(column_0_N_name)s",
+            "fk": "fk_%(table_name)s_%(column_0_name)s",
+            "pk": "pk_%(table_name)s",
+        }
+    )
+    type_annotation_map = {  # noqa: RUF012 - SQLAlchemy reads it once, while the class is made
+        datetime: UtcTime(),
+        dict[str, Any]: JSON,
+        list[str]: JSON,
+    }
+
+
+# Accounts ---------------------------------------------------------------------------------------------------------
+
+
+class User(Table):
+    """An account."""
+
+    __tablename__ = "user_account"
+    id: Mapped[str] = mapped_column(ID, primary_key=True)
+    name: Mapped[str] = mapped_column(String(63), unique=True)
+    """Lower case; what one logs in with."""
+    role: Mapped[str] = mapped_column(String(16))
+    """A `Role`."""
+    password_hash: Mapped[str | None] = mapped_column(String(255))
+    """Argon2id; None where only tokens let one in (the machine's own account)."""
+    is_frozen: Mapped[bool] = mapped_column(default=False)
+    session_version: Mapped[int] = mapped_column(default=1)
+    """Written into sessions; raised to end all that were given out before."""
+    created_at: Mapped[datetime]
+
+
+class ApiToken(Table):
+    """A token for programs. Only its hash is kept."""
+
+    __tablename__ = "api_token"
+    id: Mapped[str] = mapped_column(ID, primary_key=True)
+    user_id: Mapped[str] = mapped_column(ForeignKey("user_account.id", ondelete="CASCADE"), index=True)
+    name: Mapped[str] = mapped_column(String(200))
+    token_hash: Mapped[str] = mapped_column(String(64), unique=True)
+    """SHA-256 in hex: the token has more entropy than any guessing could get through."""
+    created_at: Mapped[datetime]
+    last_used_at: Mapped[datetime | None]
+    """To the minute."""
+    expires_at: Mapped[datetime | None]
+
+
+class LoginFailures(Table):
+    """Failed logins of a name or an address within the present window."""
+
+    __tablename__ = "login_failures"
+    key: Mapped[str] = mapped_column(String(255), primary_key=True)
+    """`name:…` or `address:…`."""
+    count: Mapped[int]
+    window_ends_at: Mapped[datetime]
+
+
+class AuditEntry(Table):
+    """One change of an account, a credential or a setting. Holds no secret, and is never changed."""
+
+    __tablename__ = "audit_log"
+    id: Mapped[int] = mapped_column(primary_key=True, autoincrement=True)
+    time: Mapped[datetime]
+    actor: Mapped[str] = mapped_column(String(80))
+    """`user:<name>`, as in events."""
+    action: Mapped[str] = mapped_column(String(63))
+    """Past tense, such as `user.frozen`, `agent_type.credential_set`."""
+    subject: Mapped[str] = mapped_column(String(80))
+    """The id of what was changed."""
+    details: Mapped[dict[str, Any]]
+    """Which fields changed, and to what where that is no secret."""
+
+
+class IdempotentAnswer(Table):
+    """What a POST with an `Idempotency-Key` was answered."""
+
+    __tablename__ = "idempotent_answer"
+    user_id: Mapped[str] = mapped_column(ForeignKey("user_account.id", ondelete="CASCADE"), primary_key=True)
+    key: Mapped[str] = mapped_column(String(255), primary_key=True)
+    fingerprint: Mapped[str] = mapped_column(String(64))
+    """Keyed digest of method, path and body: the same key must mean the same request."""
+    started_at: Mapped[datetime]
+    answer: Mapped[bytes | None] = mapped_column(LargeBinary)
+    """Encrypted by the keyring, since an answer may show a token; None while the request is at work."""
+
+
+# Agents -----------------------------------------------------------------------------------------------------------
+
+
+class AgentType(Table):
+    """A kind of agent: what drives it, where its model is, and the key for that."""
+
+    __tablename__ = "agent_type"
+    id: Mapped[str] = mapped_column(ID, primary_key=True)
+    owner_id: Mapped[str] = mapped_column(ForeignKey("user_account.id"), index=True)
+    name: Mapped[str] = mapped_column(String(63))
+    sdk_type: Mapped[str | None] = mapped_column(String(32))
+    """A `shared.spec.SdkType`; None: a person does the work."""
+    command: Mapped[list[str]]
+    """Only of the type `command`: the program and its arguments."""
+    api_base_url: Mapped[str | None] = mapped_column(String(2048))
+    models: Mapped[list[str]]
+    """What agents of this type may use; empty: any."""
+    created_at: Mapped[datetime]
+    version: Mapped[int] = mapped_column(default=1)
+    """Raised by each change: the ETag."""
+    __table_args__ = (UniqueConstraint("owner_id", "name"),)
+
+
+class Agent(Table):
+    """Somebody whom tasks can be given to."""
+
+    __tablename__ = "agent"
+    id: Mapped[str] = mapped_column(ID, primary_key=True)
+    owner_id: Mapped[str] = mapped_column(ForeignKey("user_account.id"), index=True)
+    name: Mapped[str] = mapped_column(String(63))
+    slug: Mapped[str] = mapped_column(String(63))
+    agent_type_id: Mapped[str] = mapped_column(ForeignKey("agent_type.id"), index=True)
+    model: Mapped[str | None] = mapped_column(String(128))
+    is_active: Mapped[bool] = mapped_column(default=True)
+    short_window_hours: Mapped[float | None]
+    """Length of a subscription's short limit (such as five hours); None where there is none."""
+    long_window_hours: Mapped[float | None]
+    """The same of its long one (such as a week)."""
+    short_resets_at: Mapped[datetime | None]
+    """The short limit was hit, and ends then."""
+    long_resets_at: Mapped[datetime | None]
+    expires_at: Mapped[datetime | None]
+    """The end of the subscription."""
+    created_at: Mapped[datetime]
+    version: Mapped[int] = mapped_column(default=1)
+    __table_args__ = (UniqueConstraint("owner_id", "slug"),)
+
+
+class Credential(Table):
+    """A secret of an agent type or of a project, encrypted (`services.gateway.credentials`)."""
+
+    __tablename__ = "credential"
+    holder_id: Mapped[str] = mapped_column(ID, primary_key=True)
+    """The agent type's or the project's id."""
+    kind: Mapped[str] = mapped_column(String(16), primary_key=True)
+    """`agent` or `git`."""
+    key_id: Mapped[str] = mapped_column(String(32), index=True)
+    """The keyring's key that it is encrypted with."""
+    sealed: Mapped[bytes] = mapped_column(LargeBinary)
+    """Nonce and AES-256-GCM ciphertext; associated data: key id, kind and holder."""
+    hint: Mapped[str] = mapped_column(String(16))
+    """The last four characters of a key that is long enough to show them; else empty."""
+    set_at: Mapped[datetime]
+    set_by: Mapped[str] = mapped_column(String(80))
+
+
+# Projects ---------------------------------------------------------------------------------------------------------
+
+
+class Project(Table):
+    """What plans belong to."""
+
+    __tablename__ = "project"
+    id: Mapped[str] = mapped_column(ID, primary_key=True)
+    owner_id: Mapped[str] = mapped_column(ForeignKey("user_account.id"), index=True)
+    name: Mapped[str] = mapped_column(String(200))
+    goal: Mapped[str] = mapped_column(default="")
+    mode: Mapped[str] = mapped_column(String(16))
+    """A `Mode`."""
+    code_repo_url: Mapped[str] = mapped_column(String(2048))
+    collab_repo_url: Mapped[str | None] = mapped_column(String(2048))
+    """None: the code repository."""
+    collab_dir: Mapped[str] = mapped_column(String(1024))
+    planning_mode: Mapped[str] = mapped_column(String(32))
+    task_timeout_minutes: Mapped[float]
+    max_parallel: Mapped[int]
+    budget_usd: Mapped[float | None]
+    """The most that one plan may cost."""
+    delivery: Mapped[str] = mapped_column(String(16))
+    setup: Mapped[list[str]]
+    env_allow: Mapped[list[str]]
+    allow_concurrent_plans: Mapped[bool] = mapped_column(default=False)
+    final_plan_id: Mapped[str | None] = mapped_column(ID)
+    """The plan that was finalized last: with concurrent plans not allowed, the next one waits for its end."""
+    final_plan_at: Mapped[datetime | None]
+    deleting_since: Mapped[datetime | None]
+    """Set while its plans are being cancelled, before it goes."""
+    created_at: Mapped[datetime]
+    version: Mapped[int] = mapped_column(default=1)
+
+
+class ProjectAgent(Table):
+    """An agent that a project's tasks may be given to."""
+
+    __tablename__ = "project_agent"
+    project_id: Mapped[str] = mapped_column(ForeignKey("project.id", ondelete="CASCADE"), primary_key=True)
+    agent_id: Mapped[str] = mapped_column(ForeignKey("agent.id"), primary_key=True, index=True)
+
+
+# The projection ---------------------------------------------------------------------------------------------------
+
+
+class ProjectionHead(Table):
+    """One generation of the projection and how far it has come. Exactly one is current."""
+
+    __tablename__ = "projection_head"
+    generation: Mapped[int] = mapped_column(primary_key=True, autoincrement=False)
+    position: Mapped[int] = mapped_column(BigInteger)
+    """Sequence of the last event in it; written in the transaction that writes the event's rows."""
+    is_current: Mapped[bool] = mapped_column(default=False)
+
+
+class PlanRow(Table):
+    """A plan as it stands."""
+
+    __tablename__ = "plan"
+    generation: Mapped[int] = mapped_column(primary_key=True, autoincrement=False)
+    id: Mapped[str] = mapped_column(ID, primary_key=True)
+    project_id: Mapped[str] = mapped_column(ID)
+    """Empty for a plan that was made before there were projects: only admins see it."""
+    name: Mapped[str] = mapped_column(String(200))
+    status: Mapped[str] = mapped_column(String(16))
+    standing: Mapped[str] = mapped_column(String(16))
+    is_busy: Mapped[bool]
+    """Whether it goes on by itself, without a person."""
+    created_at: Mapped[datetime]
+    updated_at: Mapped[datetime]
+    seq: Mapped[int] = mapped_column(BigInteger)
+    view: Mapped[bytes] = mapped_column(LargeBinary)
+    """The `PlanView` as it is answered, in JSON."""
+    __table_args__ = (
+        Index("ix_plan_project", "generation", "project_id", "created_at"),
+        Index("ix_plan_created", "generation", "created_at", "id"),
+    )
+
+
+class TaskRow(Table):
+    """A task as it stands."""
+
+    __tablename__ = "task"
+    generation: Mapped[int] = mapped_column(primary_key=True, autoincrement=False)
+    plan_id: Mapped[str] = mapped_column(ID, primary_key=True)
+    code: Mapped[str] = mapped_column(ID, primary_key=True)
+    place: Mapped[int]
+    """In topological order, from 0."""
+    name: Mapped[str] = mapped_column(String(200))
+    status: Mapped[str] = mapped_column(String(20))
+    agent: Mapped[str] = mapped_column(String(63))
+    seq: Mapped[int] = mapped_column(BigInteger)
+    """Sequence of the task's newest event: the ETag."""
+    view: Mapped[bytes] = mapped_column(LargeBinary)
+    """The `TaskView` as it is answered, in JSON."""
+    __table_args__ = (Index("ix_task_place", "generation", "plan_id", "place"),)

@@ -1,0 +1,1 @@
+"""Plans and tasks: commands to the log, and views of it."""

@@ -1,0 +1,304 @@
+"""Routes: a plan's candidates, which may be added and changed until one of them is chosen."""
+
+import re
+from typing import Annotated, Any
+
+import msgspec
+from litestar import Request, Response, Router, get, post, put
+from litestar.datastructures import State
+from litestar.params import FromPath, HeaderParameter, QueryParameter
+
+from services.gateway.accounts.access import Caller
+from services.gateway.agents.roster import roster
+from services.gateway.conditions import check_if_match, etag, wanted_if_match
+from services.gateway.database.tables import Mode, Project
+from services.gateway.idempotency import ids_of
+from services.gateway.plans.commands import REFUSED
+from services.gateway.plans.lookup import find_plan, promptly
+from services.gateway.plans.planner_client import PLAN_TOO_LARGE, import_text
+from services.gateway.problems import Problem, ProblemError, documented, not_found
+from services.gateway.projection.views import CandidateView
+from services.gateway.projects.lookup import BEING_DELETED, find_open_project
+from shared.clock import utc_now
+from shared.commands import CancelPlan, Refused
+from shared.events import PlanDrafted
+from shared.plan import INITIAL, Candidate, PlanState, evolve
+from shared.requests import ImportRequest
+from shared.spec import PlanSpec, digest
+from shared.store import Meta, Recorded, StoreUnavailable
+from shared.subjects import PLAN
+from shared.transact import Loaded, fold, load_plan, to_plan
+
+FIRST = "1"
+TRIES_MAX = 5
+"""Candidates that others add meanwhile take the number that we would have."""
+CLEAN_UP_PATIENCE_S = 5.0
+_OBJECT_ID = re.compile(r"[0-9a-f]{40}")
+
+BAD_COMMIT = Problem(
+    status=422, code="bad_commit", title="Not a commit", detail="base_commit wants a full object id: 40 hex digits"
+)
+WHICH_CANDIDATE = Problem(
+    status=400,
+    code="bad_request",
+    title="Bad request",
+    detail="candidate: the plan has candidates 1, 2: name one",
+)
+CandidateName = Annotated[
+    str | None, QueryParameter(max_length=64, description="Its name; needed where the plan has several.")
+]
+IfMatch = Annotated[
+    str | None, HeaderParameter(name="If-Match", description="The candidate's ETag as it was read. Without it: 428.")
+]
+
+
+class NewPlan(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """A plan file, for the project's code repository."""
+
+    text: str
+    """YAML or JSON, a Markdown fence around it or not."""
+    base_commit: str
+    """Full object id that every task starts from; the repository has it."""
+
+
+class NewCandidate(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """Another plan file for the same plan."""
+
+    text: str
+    base_commit: str | None = None
+    """null: that of the first candidate, or of the one that is replaced."""
+
+
+class Imported(msgspec.Struct, frozen=True):
+    """A candidate is stored."""
+
+    plan: str
+    candidate: str
+    seq: int
+
+
+class CandidatesPage(msgspec.Struct, frozen=True):
+    """All candidates of a plan; once one is chosen, that one."""
+
+    items: list[CandidateView]
+    chosen: str | None
+
+
+@post(
+    "/projects/{project:str}/plans",
+    status_code=201,
+    responses=documented(400, 401, 404, REFUSED, BEING_DELETED, PLAN_TOO_LARGE, 422, BAD_COMMIT),
+)
+async def import_plan(
+    project: FromPath[str], data: NewPlan, state: State, request: Request[Caller, Any, Any]
+) -> Imported:
+    """Makes a plan of a file, with this as its first candidate. Answers 422 with every fault at once."""
+    ids = ids_of(request)
+    plan, correlation = ids.new_plan_id(), ids.new_id()
+    base_commit = _checked_commit(data.base_commit)
+    async with state.db.read() as session:
+        await find_open_project(session, request.user, project)
+    if before := _made_before(await promptly(state.store.read(plan, PLAN)), correlation):
+        return before
+    seq = await _import(state, request.user, project, plan, FIRST, data.text, base_commit, correlation)
+    return Imported(plan, FIRST, seq)
+
+
+@post(
+    "/plans/{plan:str}/candidates",
+    status_code=201,
+    responses=documented(400, 401, 404, REFUSED, BEING_DELETED, PLAN_TOO_LARGE, 422, BAD_COMMIT),
+)
+async def add_candidate(
+    plan: FromPath[str], data: NewCandidate, state: State, request: Request[Caller, Any, Any]
+) -> Imported:
+    """Adds a candidate under the next number, while none is chosen."""
+    await find_plan(state, request.user, plan)
+    correlation = ids_of(request).new_id()
+    for _ in range(TRIES_MAX):
+        records = await promptly(state.store.read(plan, PLAN))
+        if before := _made_before(records, correlation):
+            return before
+        loaded = fold(INITIAL, evolve, records)
+        first = _drafted(loaded.state)
+        name = str(max((int(name) for name in loaded.state.candidates if name.isdecimal()), default=0) + 1)
+        base_commit = _checked_commit(data.base_commit or first.base_commit)
+        try:
+            seq = await _import(
+                state, request.user, first.project, plan, name, data.text, base_commit, correlation, url=first.repo_url
+            )
+        except Refused:
+            if name in (await promptly(load_plan(state.store, plan))).state.candidates:
+                continue  # somebody else's has that number now
+            raise
+        return Imported(plan, name, seq)
+    raise StoreUnavailable(f"others added candidates to plan {plan} all the while")
+
+
+@get("/plans/{plan:str}/candidates", responses=documented(401, 404))
+async def list_candidates(plan: FromPath[str], state: State, request: Request[Caller, Any, Any]) -> CandidatesPage:
+    """The plan's candidates in the order in which they were added."""
+    known = (await find_plan(state, request.user, plan)).board.plan
+    items = [_view(name, one, digest(one.spec)) for name, one in known.candidates.items()]
+    if known.chosen is not None:
+        items = [_view(known.chosen_name, known.chosen, known.digest)]
+    return CandidatesPage(items, known.chosen_name or None)
+
+
+@get("/plans/{plan:str}/spec", responses=documented(WHICH_CANDIDATE, 401, 404))
+async def read_spec(
+    plan: FromPath[str], state: State, request: Request[Caller, Any, Any], candidate: CandidateName = None
+) -> Response[PlanSpec]:
+    """A candidate as its author could have written it: the project's agents are named in it, not declared.
+
+    Once one is chosen it is shown with what the project's settings make of it.
+    """
+    await find_plan(state, request.user, plan)
+    loaded = await promptly(load_plan(state.store, plan))
+    name, found = _named(plan, loaded.state, candidate)
+    tag = loaded.state.digest if loaded.state.chosen is not None else digest(found.spec)
+    own = {agent: spec for agent, spec in found.spec.agents.items() if not spec.agent_id}
+    body = msgspec.structs.replace(found.spec, agents=own)
+    return Response(body, headers={"ETag": etag(tag), "Treadle-Candidate": name})
+
+
+@put(
+    "/plans/{plan:str}/spec",
+    status_code=200,
+    responses=documented(400, 401, 404, REFUSED, BEING_DELETED, 412, PLAN_TOO_LARGE, 422, BAD_COMMIT, 428),
+)
+async def replace_spec(
+    plan: FromPath[str],
+    data: NewCandidate,
+    state: State,
+    request: Request[Caller, Any, Any],
+    candidate: CandidateName = None,
+    if_match: IfMatch = None,
+) -> Response[Imported]:
+    """Puts another text in a candidate's place, while none is chosen."""
+    seen = wanted_if_match(if_match)
+    await find_plan(state, request.user, plan)
+    loaded = await promptly(load_plan(state.store, plan))
+    _drafted(loaded.state)
+    name, found = _named(plan, loaded.state, candidate)
+    replaces = digest(found.spec)
+    check_if_match(seen, replaces)
+    seq = await _import(
+        state,
+        request.user,
+        found.project,
+        plan,
+        name,
+        data.text,
+        _checked_commit(data.base_commit or found.base_commit),
+        ids_of(request).new_id(),
+        url=found.repo_url,
+        replaces=replaces,
+    )
+    now = await _stored_at(state, plan, name, seq)
+    return Response(Imported(plan, name, seq), headers={"ETag": etag(digest(now.spec))} if now is not None else {})
+
+
+def _made_before(records: list[Recorded], correlation: str) -> Imported | None:
+    """What this very request stored, whose answer was lost; only with an idempotency key it has the same ids again."""
+    for record in records:
+        if record.meta.correlation == correlation and isinstance(record.event, PlanDrafted):
+            return Imported(record.plan, record.event.candidate, record.seq)
+    return None
+
+
+async def _import(
+    state: State,
+    caller: Caller,
+    project_id: str,
+    plan: str,
+    candidate: str,
+    text: str,
+    base_commit: str,
+    correlation: str,
+    *,
+    url: str = "",
+    replaces: str = "",
+) -> int:
+    """Has the planner store a candidate; the sequence of its event."""
+    async with state.db.read() as session:
+        project = await find_open_project(session, caller, project_id)
+        agents = await roster(session, project, utc_now())
+    request = ImportRequest(
+        plan=plan,
+        candidate=candidate,
+        text=text,
+        repo_url=url or project.code_repo_url,
+        base_commit=base_commit,
+        actor=caller.actor,
+        correlation=correlation,
+        project=project.id,
+        mode=msgspec.convert(project.mode, Mode),
+        agents=agents,
+        replaces=replaces,
+    )
+    seq = await import_text(state.nc, request)
+    await _refuse_closed_meanwhile(state, caller, project.id, plan)
+    return seq
+
+
+async def _refuse_closed_meanwhile(state: State, caller: Caller, project_id: str, plan: str) -> None:
+    """Whoever deletes the project may have looked at its plans before this one was stored."""
+    async with state.db.read() as session:
+        project = await session.get(Project, project_id)
+    if project is None or project.deleting_since is not None:
+        meta = Meta(actor=caller.actor)
+        command = CancelPlan(reason="its project is being deleted")
+        await to_plan(state.store, plan, command, meta, patience_s=CLEAN_UP_PATIENCE_S)
+        raise ProblemError(BEING_DELETED.status, BEING_DELETED.code, BEING_DELETED.title, BEING_DELETED.detail)
+
+
+async def _stored_at(state: State, plan: str, candidate: str, seq: int) -> Candidate | None:
+    """The candidate as that event made it."""
+    records = [record for record in await promptly(state.store.read(plan, PLAN)) if record.seq <= seq]
+    loaded: Loaded[PlanState] = fold(INITIAL, evolve, records)
+    return loaded.state.candidates.get(candidate)
+
+
+def _drafted(plan: PlanState) -> Candidate:
+    """The first candidate of a plan of which none is chosen. Raises `Refused`."""
+    if plan.status != "drafted":
+        raise Refused(f"the plan is {plan.status}: its candidates can't be changed any more, and none added")
+    return next(iter(plan.candidates.values()))
+
+
+def _named(plan: str, state: PlanState, name: str | None) -> tuple[str, Candidate]:
+    """The candidate that is meant: the chosen or the only one where none is named."""
+    known = {state.chosen_name: state.chosen} if state.chosen is not None else state.candidates
+    if name is None and len(known) == 1:
+        name = next(iter(known))
+    if name is None:
+        detail = f"candidate: the plan has candidates {', '.join(known)}: name one"
+        raise ProblemError(WHICH_CANDIDATE.status, WHICH_CANDIDATE.code, WHICH_CANDIDATE.title, detail)
+    found = known.get(name)
+    if found is None:
+        raise not_found(f"candidate {name[:64]} of plan {plan}", f"GET /api/plans/{plan}/candidates")
+    return name, found
+
+
+def _view(name: str, candidate: Candidate, tag: str) -> CandidateView:
+    return CandidateView(
+        candidate=name,
+        name=candidate.spec.name,
+        digest=tag,
+        tasks=len(candidate.spec.tasks),
+        base_commit=candidate.base_commit,
+    )
+
+
+def _checked_commit(text: str) -> str:
+    if not _OBJECT_ID.fullmatch(text):
+        raise ProblemError(BAD_COMMIT.status, BAD_COMMIT.code, BAD_COMMIT.title, BAD_COMMIT.detail)
+    return text
+
+
+candidates_router = Router(
+    path="/",
+    tags=["plans"],
+    route_handlers=[import_plan, add_candidate, list_candidates, read_spec, replace_spec],
+)

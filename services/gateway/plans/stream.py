@@ -1,0 +1,195 @@
+"""Routes: a plan's events, in pages or as they happen.
+
+A plan's stream begins with the events that its reader lacks, then shows how everything stands, then tells each change.
+Messages: `log` (an event of the log; its id resumes the stream), `plan` and `task` (how they stand after it),
+`activity` (what an agent does), `live` (what follows is new).
+"""
+
+from collections.abc import AsyncIterator
+from typing import Annotated, Any
+
+import msgspec
+from litestar import Request, Response, Router, get
+from litestar.datastructures import State
+from litestar.params import FromPath, FromQuery, HeaderParameter, QueryParameter
+from litestar.response import Stream
+from nats.aio.client import Client
+from nats.aio.msg import Msg
+
+from services.gateway.accounts.access import Caller
+from services.gateway.plans.lookup import find_plan, promptly
+from services.gateway.plans.sse import ALIVE, KEEP_ALIVE_S, Reader, documented_stream, event_stream, message
+from services.gateway.plans.transcripts import live_entry
+from services.gateway.problems import documented
+from services.gateway.projection.live import FellBehind, Listener, LivePlans, Told
+from services.gateway.projection.reads import SEQUENCE_MAX, json_answer
+from services.gateway.projection.views import PlanFold, event_json
+from shared.store import EventStore
+from shared.subjects import transcript_filter
+
+HISTORY_PAGE = 100
+EVENTS_LIMIT = 100
+EVENTS_LIMIT_MAX = 1_000
+EVENTS_BYTES_MAX = 4 * 1024**2
+"""Of a page, but for its last event: a candidate can be megabytes."""
+CHUNK_BYTES = 64 * 1024
+"""Messages are sent together up to here."""
+
+
+class EventsPage(msgspec.Struct, frozen=True):
+    """Some events of a plan; `next_after` continues, null at the end."""
+
+    events: list[dict[str, Any]]
+    next_after: int | None
+
+
+@get("/plans/{plan:str}/events", responses=documented(400, 401, 404, 503))
+async def list_events(
+    plan: FromPath[str],
+    state: State,
+    request: Request[Caller, Any, Any],
+    after: Annotated[int, QueryParameter(ge=0, le=SEQUENCE_MAX)] = 0,
+    limit: Annotated[int, QueryParameter(ge=1, le=EVENTS_LIMIT_MAX)] = EVENTS_LIMIT,
+) -> Response[EventsPage]:
+    """The plan's events from the log itself, those after the sequence `after`."""
+    await find_plan(state, request.user, plan)
+    return json_answer(await _events_page(state.store, plan, after, limit))
+
+
+async def _events_page(store: EventStore, plan: str, after: int, limit: int) -> bytes:
+    found: list[bytes] = []
+    size, more = 0, True
+    while more and len(found) < limit and size < EVENTS_BYTES_MAX:
+        wanted = min(HISTORY_PAGE, limit - len(found))
+        page = await promptly(store.read(plan, after=after, limit=wanted))
+        more = len(page) == wanted
+        for record in page:
+            found.append(msgspec.json.encode(event_json(record)))
+            size += len(found[-1])
+            after = record.seq
+            if size >= EVENTS_BYTES_MAX:
+                more = True
+                break
+    following = str(after).encode() if more else b"null"
+    return b'{"events":[' + b",".join(found) + b'],"next_after":' + following + b"}"
+
+
+@get(
+    "/plans/{plan:str}/stream",
+    responses={
+        **documented(400, 401, 404, 503),
+        **documented_stream("Messages `log`, `plan`, `task`, `activity` and `live`, each with JSON as its data."),
+    },
+)
+async def stream_plan(
+    plan: FromPath[str],
+    state: State,
+    request: Request[Caller, Any, Any],
+    after: Annotated[int, QueryParameter(ge=0, le=SEQUENCE_MAX)] = 0,
+    last_event_id: Annotated[int | None, HeaderParameter(name="Last-Event-ID", ge=0, le=SEQUENCE_MAX)] = None,
+    activity: FromQuery[bool] = False,
+) -> Stream:
+    """Everything about a plan after the sequence `after`, or `Last-Event-ID` where that is sent, for ever."""
+    await find_plan(state, request.user, plan)
+    reader = Reader(state, request.user, plan)
+    start = last_event_id if last_event_id is not None else after
+    nc = state.nc if activity else None
+    return event_stream(plan_messages(state.live, state.store, reader, plan, after=start, nc=nc))
+
+
+async def plan_messages(
+    live: LivePlans, store: EventStore, reader: Reader, plan: str, *, after: int, nc: Client | None = None
+) -> AsyncIterator[bytes]:
+    """The stream, as it is sent. It ends where its reader may not read on, or reads too slowly."""
+    try:
+        await live.at_least(after)
+    except TimeoutError:  # an id from another log: what comes must be told all the same
+        after = live.seq
+    with live.listen(plan) as listener:
+        async with reader.watched(listener.end):
+            live_from = live.seq
+            while after < live_from and (page := await store.read(plan, after=after, limit=HISTORY_PAGE)):
+                for record in page:
+                    yield message("log", msgspec.json.encode(event_json(record)), record.seq)
+                    after = record.seq
+                    if listener.ended:
+                        return
+            await live.at_least(after)  # what follows must not be older than the history that was told
+            fold = await live.fold(plan)
+            if fold is None or listener.ended:
+                return
+            for chunk in _standing(fold, live.seq):
+                yield chunk
+            subscription = await nc.subscribe(transcript_filter(plan), cb=_teller(listener, fold)) if nc else None
+            try:
+                async for chunk in _news(listener, reader, fold, after):
+                    yield chunk
+            except FellBehind:
+                return  # the reader comes back with the last id that it saw
+            finally:
+                if subscription is not None:
+                    await subscription.unsubscribe()
+
+
+def _standing(fold: PlanFold, seq: int) -> list[bytes]:
+    """How everything stands, in chunks."""
+    tasks = (message("task", fold.task_json(code)) for code in fold.board.codes)
+    return _chunks([message("plan", fold.view_json()), *tasks, message("live", msgspec.json.encode({"seq": seq}))])
+
+
+async def _news(listener: Listener, reader: Reader, fold: PlanFold, after: int) -> AsyncIterator[bytes]:
+    """What comes, with how it leaves the plan and its tasks."""
+    while True:
+        arrived = await listener.take(KEEP_ALIVE_S)
+        if listener.ended:
+            return
+        if not arrived:
+            if not await reader.may_read_on():
+                return
+            yield ALIVE
+            continue
+        messages: list[bytes] = []
+        changed: dict[str, None] = {}
+        for item in arrived:
+            if item.kind == "log" and item.seq <= after:
+                continue
+            messages.append(message(item.kind, item.json, item.seq or None))
+            if item.kind == "log":
+                after = item.seq
+                changed.update(dict.fromkeys(item.changed))
+        if any(item.kind == "log" for item in arrived):
+            messages += (message("task", fold.task_json(code)) for code in changed)
+            messages.append(message("plan", fold.view_json()))
+        for chunk in _chunks(messages):
+            yield chunk
+            if listener.ended:
+                return
+
+
+def _teller(listener: Listener, fold: PlanFold) -> Any:
+    """Gives what an agent says to a listener.
+
+    A plain subscriber is good enough here: transcripts decide nothing and are never refused.
+    """
+
+    async def told(said: Msg) -> None:
+        listener.give(Told("activity", live_entry(said, fold.updated_at)))
+
+    return told
+
+
+def _chunks(messages: list[bytes]) -> list[bytes]:
+    """Messages joined to what is worth a packet."""
+    chunks: list[bytes] = []
+    open_: list[bytes] = []
+    size = 0
+    for one in messages:
+        open_.append(one)
+        size += len(one)
+        if size >= CHUNK_BYTES:
+            chunks.append(b"".join(open_))
+            open_, size = [], 0
+    return [*chunks, b"".join(open_)] if open_ else chunks
+
+
+stream_router = Router(path="/", tags=["streams"], route_handlers=[stream_plan, list_events])

@@ -1,0 +1,264 @@
+"""Routes: the tasks of a plan."""
+
+from typing import Annotated, Any
+
+import msgspec
+from litestar import Request, Response, Router, get, patch, post
+from litestar.datastructures import State
+from litestar.di import NamedDependency, Provide
+from litestar.params import FromPath, HeaderParameter, QueryParameter
+
+from services.gateway.accounts.access import Caller
+from services.gateway.agents.roster import roster
+from services.gateway.conditions import check_if_match, etag, wanted_if_match
+from services.gateway.database.tables import Mode, Project
+from services.gateway.paging import Asked, Page
+from services.gateway.plans.commands import REFUSED, Accepted, Note, command_task
+from services.gateway.plans.lookup import find_task, promptly, reading_plan
+from services.gateway.plans.planner_client import check_edit
+from services.gateway.problems import Problem, ProblemError, documented
+from services.gateway.projection import reads
+from services.gateway.projection.reads import MinSeq, TaskFilters, asked_tasks, fresh, json_answer
+from services.gateway.projection.views import PlanFold, TaskView
+from shared import commands as c
+from shared.clock import utc_now
+from shared.events import TaskDispatched, TaskReadied
+from shared.plan import ENDED, Candidate
+from shared.requests import EditRequest, ProjectAgent
+from shared.spec import DELIVER, DESCRIPTION_MAX_BYTES
+from shared.transact import load_task
+
+IfMatch = Annotated[
+    str | None, HeaderParameter(name="If-Match", description="The task's ETag as it was read. Without it: 428.")
+]
+Unset = msgspec.UnsetType
+UNSET = msgspec.UNSET
+Word = Annotated[str | None, QueryParameter(max_length=64)]
+
+NOT_DISPATCHED = Problem(
+    status=409, code="not_dispatched", title="Not dispatched yet", detail="task T1 has not been dispatched yet"
+)
+NOT_READIED = Problem(
+    status=409,
+    code="not_readied",
+    title="Not readied",
+    detail="task T1 is pending: what it waits for is not done yet, or it is not a manual task",
+)
+
+
+class RetryChange(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True, omit_defaults=True):
+    """How often a failing task is tried."""
+
+    max_attempts: int | Unset = UNSET
+    backoff_s: float | Unset = UNSET
+
+
+class TaskChanges(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """What is to be different: a field left out stays, null clears it. A plan file's fields, under its rules.
+
+    `code` and `depends_on` stay as they were planned: naming others is answered with a fault that says so.
+    """
+
+    code: str | Unset = UNSET
+    depends_on: list[str] | Unset | None = UNSET
+    name: str | Unset | None = UNSET
+    description: Annotated[str, msgspec.Meta(max_length=DESCRIPTION_MAX_BYTES)] | Unset | None = UNSET
+    assignee: str | Unset | None = UNSET
+    expected_output: str | Unset | None = UNSET
+    timeout_minutes: float | Unset | None = UNSET
+    verify: list[str] | Unset | None = UNSET
+    retry: RetryChange | Unset | None = UNSET
+    budget_usd: float | Unset | None = UNSET
+
+
+class Prompt(msgspec.Struct, frozen=True, kw_only=True):
+    """What a task's agent is told, or a person gives to theirs."""
+
+    plan: str
+    task: str
+    attempt: int
+    dispatched: bool
+    """False: it waits for its person."""
+    prompt: str
+
+
+@get("/plans/{plan:str}/tasks", dependencies={"asked": Provide(asked_tasks)}, responses=documented(400, 401, 404))
+async def list_tasks(
+    plan: FromPath[str],
+    state: State,
+    request: Request[Caller, Any, Any],
+    asked: NamedDependency[Asked],
+    status: Word = None,
+    agent: Word = None,
+    min_seq: MinSeq = 0,
+) -> Response[Page[TaskView]]:
+    """The plan's tasks in topological order; none until the plan is finalized."""
+    filters = TaskFilters(status=status, agent=agent)
+    await fresh(state, min_seq)
+    if (quick := await reads.tasks_in_memory(state, request.user, plan, filters, asked)) is not None:
+        return json_answer(quick)
+    async with reading_plan(state, request.user, plan, min_seq) as (session, row):
+        return json_answer(await reads.list_tasks(session, row, filters, asked))
+
+
+@get("/plans/{plan:str}/tasks/{code:str}", responses=documented(400, 401, 404))
+async def read_task(
+    plan: FromPath[str], code: FromPath[str], state: State, request: Request[Caller, Any, Any], min_seq: MinSeq = 0
+) -> Response[TaskView]:
+    """One task. Its ETag is what a change of it must carry as `If-Match`."""
+    async with reading_plan(state, request.user, plan, min_seq) as (session, _):
+        task = await reads.find_task(session, request.user, plan, code)
+        return json_answer(task.view, {"ETag": etag(task.seq)})
+
+
+@get("/plans/{plan:str}/tasks/{code:str}/prompt", responses=documented(401, 404, NOT_DISPATCHED))
+async def read_prompt(
+    plan: FromPath[str], code: FromPath[str], state: State, request: Request[Caller, Any, Any]
+) -> Prompt:
+    """What the agent was told at the newest dispatch, or what a manual task's person is to give to their agent."""
+    await find_task(state, request.user, plan, code)
+    for record in reversed(await promptly(state.store.read(plan, code))):
+        event = record.event
+        if isinstance(event, TaskDispatched | TaskReadied):
+            return Prompt(
+                plan=plan,
+                task=code,
+                attempt=event.attempt,
+                dispatched=isinstance(event, TaskDispatched),
+                prompt=event.prompt,
+            )
+    detail = f"task {code} has not been dispatched yet"
+    raise ProblemError(NOT_DISPATCHED.status, NOT_DISPATCHED.code, NOT_DISPATCHED.title, detail)
+
+
+@patch(
+    "/plans/{plan:str}/tasks/{code:str}", status_code=202, responses=documented(400, 401, 404, REFUSED, 412, 422, 428)
+)
+async def change_task(
+    plan: FromPath[str],
+    code: FromPath[str],
+    data: TaskChanges,
+    state: State,
+    request: Request[Caller, Any, Any],
+    if_match: IfMatch = None,
+) -> Response[Accepted]:
+    """Changes what is to be done, while the task has not begun or needs attention."""
+    seen = wanted_if_match(if_match)
+    fold = await find_task(state, request.user, plan, code)
+    loaded = await promptly(load_task(state.store, plan, code))
+    check_if_match(seen, loaded.seq)
+    task = loaded.state
+    if code == DELIVER or task.spec is None or task.agent is None:
+        raise c.Refused(f"{code} makes the plan's branch: there is nothing in it to edit")
+    chosen = _chosen(fold)
+    mode, agents = await _team(state, chosen)
+    changes = {name: value for name, value in msgspec.to_builtins(data).items() if value is not UNSET}
+    if isinstance(changes.get("retry"), dict) and task.spec.retry is not None:
+        changes["retry"] = {**msgspec.to_builtins(task.spec.retry), **changes["retry"]}
+    edited = await check_edit(
+        state.nc,
+        EditRequest(
+            task=task.spec, agent=task.agent, changes=changes, mode=mode, agents=agents, declared=chosen.spec.agents
+        ),
+    )
+    if edited.task is None or edited.agent is None:
+        raise c.Refused("the planner gave no task back: it is older than this gateway; update it")
+    command = c.Edit(spec=edited.task, agent=edited.agent)
+    accepted = await command_task(state, request.user, fold, code, command, known=loaded, only_at=loaded.seq)
+    return Response(accepted, status_code=202, headers={"ETag": etag(accepted.seq)})
+
+
+@post(
+    "/plans/{plan:str}/tasks/{code:str}/dispatch",
+    status_code=202,
+    responses=documented(400, 401, 404, NOT_READIED, REFUSED, 412),
+)
+async def dispatch_task(
+    plan: FromPath[str], code: FromPath[str], data: Note, state: State, request: Request[Caller, Any, Any]
+) -> Accepted:
+    """Hands a manual task out that is readied: its person has the prompt, and begins."""
+    fold = await find_task(state, request.user, plan, code)
+    records = await promptly(state.store.read(plan, code))
+    readied = next((r.event for r in reversed(records) if isinstance(r.event, TaskReadied)), None)
+    if readied is None:
+        detail = (
+            f"task {code} is {fold.board.tasks[code].status}: only a manual task that is readied is dispatched by hand"
+        )
+        raise ProblemError(NOT_READIED.status, NOT_READIED.code, NOT_READIED.title, detail)
+    chosen = _chosen(fold)
+    command = c.HandOut(
+        phase=fold.board.plan.phase,
+        readied=readied,
+        project=chosen.project,
+        repo_url=chosen.repo_url,
+        plan_name=chosen.spec.name,
+    )
+    return await command_task(state, request.user, fold, code, command)
+
+
+@post("/plans/{plan:str}/tasks/{code:str}/redispatch", status_code=202, responses=documented(400, 401, 404, REFUSED))
+async def redispatch_task(
+    plan: FromPath[str], code: FromPath[str], data: Note, state: State, request: Request[Caller, Any, Any]
+) -> Accepted:
+    """Asks for another attempt."""
+    fold = await find_task(state, request.user, plan, code)
+    status = fold.board.plan.status
+    if status in ENDED or status == "cancelling":
+        raise c.Refused(
+            f"the plan is {status}: none of its tasks runs any more; import it as a new plan to do it again"
+        )
+    return await command_task(state, request.user, fold, code, c.Redispatch(note=data.note))
+
+
+@post("/plans/{plan:str}/tasks/{code:str}/abandon", status_code=202, responses=documented(400, 401, 404, REFUSED))
+async def abandon_task(
+    plan: FromPath[str], code: FromPath[str], data: Note, state: State, request: Request[Caller, Any, Any]
+) -> Accepted:
+    """Gives the task up: its successors don't wait for it."""
+    fold = await find_task(state, request.user, plan, code)
+    return await command_task(state, request.user, fold, code, c.Abandon(note=data.note))
+
+
+@post("/plans/{plan:str}/tasks/{code:str}/complete", status_code=202, responses=documented(400, 401, 404, REFUSED))
+async def complete_task(
+    plan: FromPath[str], code: FromPath[str], data: Note, state: State, request: Request[Caller, Any, Any]
+) -> Accepted:
+    """Takes a person's word that the task is done."""
+    fold = await find_task(state, request.user, plan, code)
+    return await command_task(state, request.user, fold, code, c.MarkComplete(note=data.note))
+
+
+@post("/plans/{plan:str}/tasks/{code:str}/cancel", status_code=202, responses=documented(400, 401, 404, REFUSED))
+async def cancel_task(
+    plan: FromPath[str], code: FromPath[str], data: Note, state: State, request: Request[Caller, Any, Any]
+) -> Accepted:
+    """Stops the task; it then needs attention."""
+    fold = await find_task(state, request.user, plan, code)
+    command = c.CancelTask(phase=fold.board.plan.phase, reason=data.note or "cancelled by a person")
+    return await command_task(state, request.user, fold, code, command)
+
+
+def _chosen(fold: PlanFold) -> Candidate:
+    chosen = fold.board.plan.chosen
+    if chosen is None:
+        raise c.Refused(f"plan {fold.plan} is not finalized")
+    return chosen
+
+
+async def _team(state: State, chosen: Candidate) -> tuple[Mode, tuple[ProjectAgent, ...]]:
+    """The project's mode and agents as they are now; of a project that is gone, what the plan itself knows."""
+    async with state.db.read() as session:
+        project = await session.get(Project, chosen.project)
+        if project is None:
+            return ("auto" if all(agent.is_auto for agent in chosen.spec.agents.values()) else "manual"), ()
+        return msgspec.convert(project.mode, Mode), await roster(session, project, utc_now())
+
+
+tasks_router = Router(
+    path="/",
+    tags=["tasks"],
+    route_handlers=[
+        list_tasks, read_task, read_prompt, change_task, dispatch_task, redispatch_task, abandon_task, complete_task,
+        cancel_task,
+    ],
+)  # fmt: skip

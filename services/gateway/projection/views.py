@@ -1,0 +1,300 @@
+"""What the API shows of plans and tasks: plain records made from the fold."""
+
+from datetime import datetime
+
+import msgspec
+
+from services.gateway.database.tables import Mode
+from shared.board import Board, Standing
+from shared.events import FailureKind, Usage
+from shared.plan import Candidate, PlanStatus
+from shared.spec import DELIVER, PlanSpec, digest
+from shared.store import Recorded
+from shared.subjects import PLAN
+from shared.task import LEASED, TaskStatus
+
+WAITING_FOR_SHOWN_MAX = 20
+
+
+class TaskTimes(msgspec.Struct):
+    """When a task's newest attempt began and ended, by the log's clock."""
+
+    started_at: datetime | None = None
+    ended_at: datetime | None = None
+
+
+class TaskView(msgspec.Struct, frozen=True, kw_only=True):
+    """A task as it stands."""
+
+    code: str
+    place: int
+    """In topological order, from 0."""
+    seq: int
+    """Sequence of the task's newest event: its ETag."""
+    name: str
+    status: TaskStatus
+    dispatch_mode: Mode
+    """`manual`: a person does it."""
+    agent: str
+    depends_on: tuple[str, ...]
+    """None for `_deliver`, which waits for all others."""
+    timeout_minutes: float | None
+    budget_usd: float
+    """The most that one attempt may cost."""
+    attempt: int
+    lease: int
+    runner: str
+    started_at: datetime | None
+    ended_at: datetime | None
+    retry_at: datetime | None
+    usage: Usage
+    failure: FailureKind | None
+    message: str
+    summary: str
+    commit: str
+    base_commit: str
+    waiting_for: tuple[str, ...]
+    """Predecessors that have not ended, at most `WAITING_FOR_SHOWN_MAX`; only while the task is pending."""
+
+
+class CandidateView(msgspec.Struct, frozen=True, kw_only=True):
+    """A plan that may be chosen."""
+
+    candidate: str
+    name: str
+    digest: str
+    """SHA-256 of it: its ETag, and what a choice may insist on."""
+    tasks: int
+    base_commit: str
+
+
+class PlanView(msgspec.Struct, frozen=True, kw_only=True):
+    """A plan as it stands."""
+
+    plan: str
+    project: str
+    """Empty for a plan that was made before there were projects."""
+    name: str
+    status: PlanStatus
+    standing: Standing
+    reason: str
+    repo_url: str
+    base_commit: str
+    head_commit: str
+    branch: str
+    created_at: datetime
+    updated_at: datetime
+    seq: int
+    """Sequence of the plan's newest event."""
+    tasks: int
+    """Without `_deliver`."""
+    counts: dict[TaskStatus, int]
+    usage: Usage
+    budget_usd: float | None
+    """The most that the whole plan may cost; null: no limit."""
+    max_parallel: int | None
+    candidates: tuple[CandidateView, ...]
+    """Only while none is chosen."""
+    candidate: str
+    """The chosen one's name."""
+    digest: str
+    """The chosen one's."""
+    is_busy: bool
+    """Whether it goes on by itself, without a person."""
+    fault: str
+    """Set where the log holds an event of the plan that can't be read."""
+
+
+class PlanFold:
+    """A plan's board, with the times that only people care for.
+
+    Views are given as JSON too, which is made once for each state however many want it.
+    """
+
+    def __init__(self, plan: str, first: Recorded) -> None:
+        self.plan = plan
+        self.board = Board()
+        self.created_at = self.updated_at = first.time
+        self.seq = 0
+        self.usage = Usage()
+        self._times: dict[str, TaskTimes] = {}
+        self._bases: dict[str, str] = {}
+        self._digests: dict[str, tuple[PlanSpec, str]] = {}
+        self._view_json = b""
+        self._task_json: dict[str, bytes] = {}
+
+    def apply(self, record: Recorded) -> list[str]:
+        """Folds the plan's next event. The tasks that look otherwise than before, all of them once they are visible.
+
+        Events that were folded before are passed over, so that two readings of the log may overlap.
+        """
+        if record.seq <= self.seq:
+            return []
+        changed = self._fold(record)
+        self._view_json = b""
+        for code in changed:
+            self._task_json.pop(code, None)
+        return changed
+
+    def _fold(self, record: Recorded) -> list[str]:
+        self.seq, self.updated_at = record.seq, record.time
+        if record.event is None:
+            self.board.fault = f"event {record.seq} ({record.type}) can't be read: {record.fault}"
+            return []
+        was_visible = self.board.visible
+        before = self.board.tasks.get(record.entity)
+        self.board.apply(record.entity, record.event, record.seq)
+        if record.entity == PLAN:
+            return self.board.codes if self.board.visible and not was_visible else []
+        self._keep_times(record)
+        if not was_visible:
+            return []
+        after = self.board.tasks[record.entity]
+        if before is not None and (before.satisfied, before.commit) == (after.satisfied, after.commit):
+            return [record.entity]
+        return [record.entity, *self._waiting_behind(record.entity)]
+
+    def _keep_times(self, record: Recorded) -> None:
+        times = self._times.setdefault(record.entity, TaskTimes())
+        if record.type == "started":
+            times.started_at, times.ended_at = record.time, None
+        elif record.type in ("completed", "failed", "cancelled", "released"):
+            times.ended_at = record.time
+            self.usage += getattr(record.event, "usage", Usage())
+        if record.type == "completed":
+            self._bases[record.entity] = getattr(record.event, "base_commit", "")
+
+    def _waiting_behind(self, code: str) -> list[str]:
+        """The tasks whose `waiting_for` may name this one, or name others in its place."""
+        found: dict[str, None] = {}
+        open_ = list(self.board.successors(code))
+        while open_:
+            one = open_.pop()
+            if one in found:
+                continue
+            found[one] = None
+            state = self.board.tasks[one]
+            if state.satisfied and not state.commit:  # it stands for what came before it
+                open_ += self.board.successors(one)
+        return [one for one in found if self.board.tasks[one].status == "pending"]
+
+    @property
+    def weight(self) -> int:
+        """How much memory it takes, in tasks."""
+        candidates = sum(len(candidate.spec.tasks) for candidate in self.board.plan.candidates.values())
+        return 1 + len(self.board.tasks) + candidates
+
+    @property
+    def is_busy(self) -> bool:
+        """Whether the plan can go on by itself, without a person."""
+        board = self.board
+        return board.standing() in ("running", "cancelling") or any(board.counts[status] for status in LEASED)
+
+    def view_json(self) -> bytes:
+        """`view` in JSON."""
+        if not self._view_json:
+            self._view_json = msgspec.json.encode(self.view())
+        return self._view_json
+
+    def task_json(self, code: str) -> bytes:
+        """`task` in JSON. Raises KeyError."""
+        json = self._task_json.get(code)
+        if json is None:
+            json = self._task_json[code] = msgspec.json.encode(self.task(code))
+        return json
+
+    def view(self) -> PlanView:
+        """The plan, in time that does not depend on its size."""
+        state = self.board.plan
+        candidate = state.chosen or next(iter(state.candidates.values()), None)
+        return PlanView(
+            plan=self.plan,
+            project=state.project,
+            name=candidate.spec.name if candidate else "",
+            status=state.status,
+            standing=self.board.standing(),
+            reason=state.reason,
+            repo_url=candidate.repo_url if candidate else "",
+            base_commit=candidate.base_commit if candidate else "",
+            head_commit=state.head_commit,
+            branch=f"treadle/{self.plan}",
+            created_at=self.created_at,
+            updated_at=self.updated_at,
+            seq=self.seq,
+            tasks=len(candidate.spec.tasks) if candidate else 0,
+            counts={status: count for status, count in self.board.counts.items() if count},
+            usage=self.usage,
+            budget_usd=candidate.spec.budget_usd if candidate else None,
+            max_parallel=candidate.spec.max_parallel if candidate else None,
+            candidates=tuple(self._candidate(name, one) for name, one in state.candidates.items()),
+            candidate=state.chosen_name,
+            digest=state.digest,
+            is_busy=self.is_busy,
+            fault=self.board.fault,
+        )
+
+    def _candidate(self, name: str, candidate: Candidate) -> CandidateView:
+        known = self._digests.get(name)
+        if known is None or known[0] is not candidate.spec:  # it takes long: a candidate can be megabytes
+            known = self._digests[name] = (candidate.spec, digest(candidate.spec))
+        return CandidateView(
+            candidate=name,
+            name=candidate.spec.name,
+            digest=known[1],
+            tasks=len(candidate.spec.tasks),
+            base_commit=candidate.base_commit,
+        )
+
+    def tasks(self) -> list[TaskView]:
+        """All tasks in topological order; none until the plan is finalized."""
+        return [self.task(code) for code in self.board.codes]
+
+    def has_task(self, code: str) -> bool:
+        """Whether the finalized plan has that task."""
+        return self.board.visible and code in self.board.tasks
+
+    def task(self, code: str) -> TaskView:
+        """One task. Raises KeyError."""
+        state = self.board.tasks[code]
+        times = self._times.get(code, TaskTimes())
+        waiting = self.board.missing(code, WAITING_FOR_SHOWN_MAX) if state.status == "pending" else []
+        spec = state.spec
+        return TaskView(
+            code=code,
+            place=state.index,
+            seq=self.board.seqs[code],
+            name=spec.name if spec else "",
+            status=state.status,
+            dispatch_mode="auto" if state.agent is None or state.agent.is_auto else "manual",
+            agent=spec.assignee if spec and code != DELIVER else "",
+            depends_on=spec.depends_on if spec and code != DELIVER else (),
+            timeout_minutes=spec.timeout_minutes if spec else None,
+            budget_usd=spec.budget_usd if spec else 0.0,
+            attempt=state.attempt,
+            lease=state.lease,
+            runner=state.runner,
+            started_at=times.started_at,
+            ended_at=times.ended_at,
+            retry_at=state.retry_at,
+            usage=state.usage,
+            failure=state.kind if state.status in ("needs_attention", "retry_wait") else None,
+            message=state.message,
+            summary=state.summary,
+            commit=state.commit,
+            base_commit=self._bases.get(code, ""),
+            waiting_for=tuple(waiting),
+        )
+
+
+def event_json(record: Recorded) -> dict[str, object]:
+    """One event as people and programs see it: where it stands, then its own fields."""
+    fields = msgspec.to_builtins(record.event) if record.event is not None else {"fault": record.fault}
+    return {
+        "seq": record.seq,
+        "time": record.time,
+        "plan": record.plan,
+        "task": None if record.entity == "_plan" else record.entity,
+        "type": record.type,
+        "actor": record.meta.actor,
+        **fields,
+    }

@@ -1,0 +1,1 @@
+"""Projects: repositories, agents and settings that plans belong to."""

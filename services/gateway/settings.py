@@ -1,0 +1,113 @@
+"""The gateway's settings, from the environment; what is secret comes from files.
+
+`TREADLE_GATEWAY_HOST` (127.0.0.1), `TREADLE_GATEWAY_PORT` (8640)
+`TREADLE_DATABASE_URL`, such as `sqlite:////var/lib/treadle/treadle.sqlite` or `postgresql://treadle@postgres/treadle`
+`TREADLE_DATABASE_PASSWORD_FILE`, for PostgreSQL
+`TREADLE_GATEWAY_KEYRING_FILE`: the keys that credentials are encrypted with (`services.gateway.credentials.keyring`)
+`TREADLE_GATEWAY_SECRET_FILE`: signs sessions; needed unless the host is loopback
+`TREADLE_ADMIN_PASSWORD_FILE`: of the first account, `admin`, which is made where there is none yet
+`TREADLE_GATEWAY_TOKEN_FILE`: lets whoever can read it in as `local`, an admin; loopback only
+`TREADLE_LOCAL_REPOSITORIES` (0): 1 allows paths of this machine and private hosts as repositories
+and those of `shared.bus`.
+"""
+
+import ipaddress
+import os
+import secrets
+from collections.abc import Mapping
+from pathlib import Path
+
+import msgspec
+from sqlalchemy.engine import URL
+
+from services.gateway.database.engine import database_url
+from shared.bus import BusSettings, bus_settings_from_environment
+
+SECRET_MIN_CHARS = 32
+PASSWORD_MIN_CHARS = 12
+SECRET_MIN_DISTINCT_CHARS = 10
+"""`aaaa…` is long and weak."""
+
+
+class Settings(msgspec.Struct, frozen=True, kw_only=True):
+    """Everything that the gateway is told at its start."""
+
+    host: str
+    port: int
+    bus: BusSettings
+    database: URL
+    keyring_file: Path
+    session_secret: str
+    admin_password: str | None = None
+    local_token: str | None = None
+    local_repositories: bool = False
+
+    def __repr__(self) -> str:
+        return f"Settings({self.host}:{self.port})"
+
+
+def settings_from_environment(environment: Mapping[str, str] = os.environ) -> Settings:
+    """Raises ValueError or OSError, in words, for settings that are missing, weak or readable by others."""
+    host = environment.get("TREADLE_GATEWAY_HOST", "127.0.0.1")
+    is_loopback = ipaddress.ip_address(host).is_loopback
+    token_file = environment.get("TREADLE_GATEWAY_TOKEN_FILE")
+    if token_file and not is_loopback:
+        raise ValueError(
+            f"TREADLE_GATEWAY_TOKEN_FILE makes its reader an admin without a login: on loopback only, not on {host}"
+        )
+    return Settings(
+        host=host,
+        port=int(environment.get("TREADLE_GATEWAY_PORT", "8640")),
+        bus=bus_settings_from_environment(),
+        database=database_from_environment(environment),
+        keyring_file=Path(_wanted(environment, "TREADLE_GATEWAY_KEYRING_FILE")),
+        session_secret=_session_secret(environment, is_loopback),
+        admin_password=_admin_password(environment),
+        local_token=strong_secret(Path(token_file)) if token_file else None,
+        local_repositories=environment.get("TREADLE_LOCAL_REPOSITORIES", "0") == "1",
+    )
+
+
+def database_from_environment(environment: Mapping[str, str] = os.environ) -> URL:
+    """The database's address alone: all that a migration needs. Raises ValueError or OSError."""
+    password_file = environment.get("TREADLE_DATABASE_PASSWORD_FILE")
+    return database_url(_wanted(environment, "TREADLE_DATABASE_URL"), Path(password_file) if password_file else None)
+
+
+def _wanted(environment: Mapping[str, str], name: str) -> str:
+    value = environment.get(name)
+    if not value:
+        raise ValueError(f"{name} is not set")
+    return value
+
+
+def _session_secret(environment: Mapping[str, str], is_loopback: bool) -> str:
+    file = environment.get("TREADLE_GATEWAY_SECRET_FILE")
+    if file:
+        return strong_secret(Path(file))
+    if is_loopback:
+        return secrets.token_urlsafe(48)  # sessions end with this process; nobody else can ask on loopback
+    raise ValueError("TREADLE_GATEWAY_SECRET_FILE is not set: without it anybody could make a session of their own")
+
+
+def _admin_password(environment: Mapping[str, str]) -> str | None:
+    file = environment.get("TREADLE_ADMIN_PASSWORD_FILE")
+    if not file:
+        return None
+    password = Path(file).read_text().strip()
+    if len(password) < PASSWORD_MIN_CHARS:
+        raise ValueError(f"{file} holds no password of at least {PASSWORD_MIN_CHARS} characters")
+    return password
+
+
+def strong_secret(path: Path) -> str:
+    """A file's secret. Raises ValueError where others may write it or read it, or where it is weak."""
+    mode = path.stat().st_mode
+    if mode & 0o022:
+        raise ValueError(f"{path} can be written by others: run chmod 600 on it")
+    if mode & 0o007:
+        raise ValueError(f"{path} can be read by everybody: run chmod 600 on it")
+    secret = path.read_text().strip()
+    if len(secret) < SECRET_MIN_CHARS or len(set(secret)) < SECRET_MIN_DISTINCT_CHARS:
+        raise ValueError(f"{path} holds no secret of at least {SECRET_MIN_CHARS} random characters")
+    return secret

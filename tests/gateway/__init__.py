@@ -1,0 +1,1 @@
+"""The gateway over real HTTP, on SQLite and on PostgreSQL."""

@@ -1,0 +1,91 @@
+"""Exactly the plan and candidate that are named, one final plan at a time, with agents as they are now."""
+
+from __future__ import annotations
+
+import asyncio
+
+from tests.gateway.answers import assert_problem
+from tests.gateway.gateway_process import GatewayProcess
+from tests.gateway.plans import made
+from tests.gateway.plans.made import COMMIT, ok
+
+
+async def test_of_many_that_finalize_at_once_one_wins(gateway: GatewayProcess, planner: None, dispatcher: None) -> None:
+    async with gateway.as_user("ann") as ann:
+        project = await made.project(ann)
+        plans = [await made.plan(ann, project) for _ in range(6)]
+        answers = await asyncio.gather(
+            *(ann.post(f"/api/plans/{plan}/finalize", json={"candidate": "1"}) for plan in plans)
+        )
+        assert sorted(answer.status_code for answer in answers) == [202, 409, 409, 409, 409, 409]
+        winner = plans[[answer.status_code for answer in answers].index(202)]
+        for answer in answers:
+            if answer.status_code == 409:
+                assert winner in assert_problem(answer, 409, "plan_in_progress")["detail"]
+        for plan in plans:
+            found = await ok(ann.get(f"/api/plans/{plan}"))
+            assert (found["status"] == "drafted") is (plan != winner)
+
+
+async def test_the_next_plan_waits_for_the_end_of_the_one_before(
+    gateway: GatewayProcess, planner: None, dispatcher: None
+) -> None:
+    async with gateway.as_user("ann") as ann:
+        project = await made.project(ann)
+        first, second = await made.plan(ann, project), await made.plan(ann, project)
+        await made.finalized(ann, first)
+        body = {"candidate": "1"}
+        assert_problem(await ann.post(f"/api/plans/{second}/finalize", json=body), 409, "plan_in_progress")
+        await ok(ann.post(f"/api/plans/{first}/cancel", json={"note": "no"}), 202)
+
+        async def ended() -> bool:
+            return bool((await ok(ann.get(f"/api/plans/{first}")))["status"] == "cancelled")
+
+        await made.until(ended, "the first plan's end")
+        await made.finalized(ann, second)
+
+
+async def test_a_project_may_allow_concurrent_plans(gateway: GatewayProcess, planner: None) -> None:
+    async with gateway.as_user("ann") as ann:
+        project = await made.project(ann, allow_concurrent_plans=True)
+        for _ in range(2):
+            await made.finalized(ann, await made.plan(ann, project))
+
+
+async def test_a_refused_choice_leaves_the_way_free(gateway: GatewayProcess, planner: None) -> None:
+    async with gateway.as_user("ann") as ann:
+        project = await made.project(ann)
+        first, second = await made.plan(ann, project), await made.plan(ann, project)
+        stale = {"candidate": "1", "digest": "0" * 64}
+        assert_problem(await ann.post(f"/api/plans/{first}/finalize", json=stale), 412, "changed")
+        unknown = await ann.post(f"/api/plans/{first}/finalize", json={"candidate": "9"})
+        assert "it has 1" in assert_problem(unknown, 409, "refused")["detail"]
+        await made.finalized(ann, second)
+
+
+async def test_the_settings_of_the_moment_are_those_of_the_plan(gateway: GatewayProcess, planner: None) -> None:
+    async with gateway.as_user("ann") as ann:
+        project = await made.project(ann, task_timeout_minutes=3, budget_usd=9, setup=["a"], env_allow=["B"])
+        plan = await made.plan(ann, project)
+        await ok(ann.patch(f"/api/projects/{project}", json={"task_timeout_minutes": 4}))
+        await made.finalized(ann, plan)
+        await ok(ann.patch(f"/api/projects/{project}", json={"task_timeout_minutes": 5, "budget_usd": None}))
+        spec = await ok(ann.get(f"/api/plans/{plan}/spec"))
+        assert {task["timeout_minutes"] for task in spec["tasks"]} == {4}
+        assert (spec["budget_usd"], spec["setup"], spec["env_allow"]) == (9, ["a"], ["B"])
+
+
+async def test_an_agent_that_became_unusable_is_named(gateway: GatewayProcess, planner: None) -> None:
+    async with gateway.as_user("ann") as ann:
+        coder = await made.agent(ann, slug="worn-out")
+        project = await made.project(ann, coder)
+        plan = await made.plan(ann, project, "worn-out")
+        await ok(ann.patch(f"/api/agents/{coder['id']}", json={"is_active": False}))
+        refused = await ann.post(f"/api/plans/{plan}/finalize", json={"candidate": "1"})
+        assert "agent worn-out is inactive" in assert_problem(refused, 409, "agent_unusable")["detail"]
+        body = {"text": made.TWO.replace("WHO", "worn-out"), "base_commit": COMMIT}
+        again = await ann.post(f"/api/projects/{project}/plans", json=body)
+        faults = assert_problem(again, 422, "invalid_plan")["faults"]
+        assert [(fault["task"], fault["field"]) for fault in faults] == [("T1", "assignee"), ("T2", "assignee")]
+        await ok(ann.patch(f"/api/agents/{coder['id']}", json={"is_active": True}))
+        await made.finalized(ann, plan)
