@@ -7,10 +7,10 @@ import subprocess
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
-from treadle.log_files import open_log
-from treadle.nats_server import NatsServer as Settings
-from treadle.nats_server import wait_until_ready, why_it_ended
-from treadle.processes import die_with_parent
+from treadle.supervision.log_files import open_log
+from treadle.supervision.nats_server import NatsAccess, wait_until_ready, why_it_ended
+from treadle.supervision.nats_server import NatsServer as Settings
+from treadle.supervision.processes import die_with_parent
 
 
 class NatsServer:
@@ -27,6 +27,10 @@ class NatsServer:
         self.user: str = access.user
         self.password: str = access.password
         self.password_file: Path = access.password_file
+
+    def access_of(self, user: str) -> NatsAccess:
+        """What lets one of `shared.bus.USERS` in; the operator's is `access`."""
+        return self._settings.access_of(user)
 
     @property
     def pid(self) -> int:

@@ -2,7 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
+import time
+from collections.abc import Iterator
 from typing import Any, TypeVar
+from uuid import uuid4
 
 import httpx
 import msgspec
@@ -13,6 +17,15 @@ T = TypeVar("T")
 
 TIMEOUT_S = 90.0
 """An import of a large plan takes seconds."""
+CONNECT_TIMEOUT_S = 5.0
+REPEAT_WITHIN_S = 15.0
+"""How long a POST is repeated whose answer was lost: a killed gateway is back within seconds."""
+REPEAT_AFTER_S = 0.3
+IN_PROGRESS_MAX_S = 75.0
+"""How long another gateway's claim on a request is waited out: one that died with it is given up after a minute."""
+PAGE_ITEMS = 200
+
+Resource = dict[str, Any]
 
 
 class ApiError(Exception):
@@ -24,24 +37,76 @@ class ApiError(Exception):
         self.code = code
 
 
-class Gateway:
-    """Calls to one gateway. Proxies of the environment are not for loopback."""
+class Address(msgspec.Struct, frozen=True):
+    """Where a gateway is, and what lets us in."""
 
-    def __init__(self, url: str, token: str) -> None:
-        headers = {"Authorization": f"Bearer {token}"}
-        timeout = httpx.Timeout(TIMEOUT_S, connect=5.0)
-        self.http = httpx.Client(base_url=f"{url}/api", headers=headers, timeout=timeout, trust_env=False)
+    url: str
+    token: str
+    through_proxies: bool = False
+    """Proxies of the environment are not for loopback."""
+
+    def __repr__(self) -> str:
+        return f"Address({self.url})"
+
+    def http(self) -> dict[str, Any]:
+        """The arguments of an httpx client, but for its timeouts."""
+        headers = {"Authorization": f"Bearer {self.token}"}
+        return {"base_url": f"{self.url}/api", "headers": headers, "trust_env": self.through_proxies}
+
+
+class _Page(msgspec.Struct):
+    items: list[Resource]
+    next: str | None = None
+
+
+class Gateway:
+    """Calls to one gateway."""
+
+    def __init__(self, address: Address) -> None:
+        self.http = httpx.Client(**address.http(), timeout=httpx.Timeout(TIMEOUT_S, connect=CONNECT_TIMEOUT_S))
 
     def get(self, path: str, type_: type[T], **params: Any) -> T:
         """Reads a resource. Raises `ApiError` and httpx's errors."""
         return msgspec.json.decode(checked(self.http.get(path, params=params)).content, type=type_)
 
-    def post(self, path: str, body: object = None) -> dict[str, Any]:
-        """Gives a command. Raises `ApiError` and httpx's errors."""
+    def pages(self, path: str, **params: Any) -> Iterator[Resource]:
+        """Every item of a list, page by page. Raises as `get`."""
+        params = {"limit": PAGE_ITEMS, **params}
+        while True:
+            page = self.get(path, _Page, **params)
+            yield from page.items
+            if page.next is None:
+                return
+            params["cursor"] = page.next
+
+    def post(self, path: str, body: object = None) -> Resource:
+        """Gives a command. One whose answer was lost is repeated: by its key the gateway knows it as the same.
+
+        Raises `ApiError` and httpx's errors.
+        """
         content = msgspec.json.encode({} if body is None else body)
-        answer = checked(self.http.post(path, content=content, headers={"Content-Type": "application/json"}))
-        decoded: dict[str, Any] = msgspec.json.decode(answer.content)
-        return decoded
+        headers = {"Content-Type": "application/json", "Idempotency-Key": uuid4().hex}
+        began_s = time.monotonic()
+        while True:
+            try:
+                answer = checked(self.http.post(path, content=content, headers=headers))
+                decoded: Resource = msgspec.json.decode(answer.content)
+                return decoded
+            except (httpx.TransportError, ApiError) as error:
+                if time.monotonic() - began_s > _repeat_within_s(error):
+                    raise
+            time.sleep(REPEAT_AFTER_S)
+
+    def wait_for(self, plan: str, seq: int) -> None:
+        """Returns once reads show the plan with its event `seq`; at the latest when the gateway has waited enough."""
+        with contextlib.suppress(ApiError, httpx.HTTPError):
+            self.get(f"/plans/{plan}", Resource, min_seq=seq)
+
+
+def _repeat_within_s(error: httpx.TransportError | ApiError) -> float:
+    if isinstance(error, httpx.TransportError):
+        return REPEAT_WITHIN_S
+    return IN_PROGRESS_MAX_S if error.code == "in_progress" else -1.0
 
 
 def checked(answer: httpx.Response) -> httpx.Response:

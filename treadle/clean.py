@@ -57,7 +57,7 @@ def find_items(data_dir: Path, gateway: Gateway, now: datetime) -> list[Item]:
     workspaces = list_workspaces(data_dir)
     scratch = sorted((data_dir / "scratch").glob("*"))
     mirrors = sorted((data_dir / "mirrors").glob("*.git"))
-    plans = {plan["plan"]: plan for plan in gateway.get("/plans", list[Plan])}
+    plans = {plan["plan"]: plan for plan in gateway.pages("/plans")}
     live = _live_leases(gateway, plans)
     found = _workspaces(workspaces, plans, live)
     kept = {item.name for item in found if item.unsaved}
@@ -85,7 +85,7 @@ def _live_leases(gateway: Gateway, plans: dict[str, Plan]) -> set[tuple[str, str
     for plan, view in plans.items():
         if view["status"] in ("completed", "cancelled"):
             continue
-        for task in gateway.get(f"/plans/{plan}/tasks", list[Plan]):
+        for task in gateway.pages(f"/plans/{plan}/tasks"):
             if task["status"] in ("running", "cancelling"):
                 found.add((plan, task["code"], task["lease"]))
     return found

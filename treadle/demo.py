@@ -12,22 +12,22 @@ import time
 from collections.abc import Iterator
 from importlib.resources import files
 from pathlib import Path
-from typing import Any
 
 import git
 
 from services.planner.estimate import estimate
 from services.planner.parse import read_plan
 from treadle import repository
-from treadle.api import Gateway
-from treadle.data_dir import DataDir
-from treadle.ensure import ensure_suite, stop_suite
-from treadle.environment import Secrets
+from treadle.api import Resource
+from treadle.instance import Instance
 from treadle.lines import money
 from treadle.plain_text import plain
-from treadle.processes import die_with_parent
-from treadle.run import IDLE_AFTER_S, say, submit, watch_plan
-from treadle.suite_info import SuiteOptions
+from treadle.run import say, submit, watch_plan
+from treadle.supervision.data_dir import DataDir
+from treadle.supervision.ensure import stop_suite
+from treadle.supervision.environment import Secrets
+from treadle.supervision.processes import die_with_parent
+from treadle.supervision.suite_info import SuiteOptions
 
 SCRIPTED_MODEL_WITHIN_S = 20.0
 
@@ -50,14 +50,15 @@ def demo(*, as_json: bool) -> int:
             keys = Secrets(f"sk-demo-{secrets.token_hex(16)}", url)
             say("scripted model: ANTHROPIC_API_KEY is not set, so the real Claude CLI talks to a model on this machine")
             say("that plays a script, for nothing. All else is real: NATS, git, worktrees, the CLI and its tools.")
-        options = SuiteOptions(data_dir=str(place / "data"), slots=2, idle_after_s=IDLE_AFTER_S)
-        data_dir = DataDir(Path(options.data_dir))
+        data_dir = DataDir(place / "data")
+        instance = Instance(data_dir, keys=keys)
+        options = SuiteOptions(data_dir=str(data_dir.path), slots=2)
         say(f"in {place}: starting NATS, planner, dispatcher, gateway and a runner\n")
-        with ensure_suite(options, keys) as joined:
+        with instance.reach(options) as reached:
             held.callback(stop_suite, data_dir)
-            plan = submit(joined, spec, repository.choose(str(repo.working_dir)))
-            status = watch_plan(plan, joined, options, as_json=as_json)
-            view = Gateway(joined.info.gateway_url, joined.token).get(f"/plans/{plan}", dict[str, Any])
+            plan = submit(reached.gateway(), spec, repository.choose(str(repo.working_dir)))
+            status = watch_plan(plan, reached, instance, options, as_json=as_json)
+            view = reached.gateway().get(f"/plans/{plan}", Resource)
     if status == 0:
         branch = view["branch"]
         _show_branch(repo, branch, as_json=as_json)

@@ -17,11 +17,12 @@ from typing import Literal
 
 import msgspec
 
-from treadle.data_dir import FORMAT, DataDir
-from treadle.nats_server import nats_server_binary
-from treadle.ports import ReservedPort
-from treadle.suite_error import SuiteError
-from treadle.suite_info import running_suite
+from treadle.supervision.data_dir import FORMAT, DataDir
+from treadle.supervision.keyring_file import read_keyring
+from treadle.supervision.nats_server import nats_server_binary
+from treadle.supervision.ports import ReservedPort
+from treadle.supervision.suite_error import SuiteError
+from treadle.supervision.suite_info import running_suite
 
 _PYTHON_MIN = (3, 11)
 _GIT_MIN = (2, 38)
@@ -123,7 +124,7 @@ def _data_dir(data_dir: DataDir) -> list[Check]:
     if not path.is_dir() or not os.access(path, os.W_OK | os.X_OK):
         mend = "it must be a directory that you may write to: choose another one with --data"
         return [Check("data directory", "fail", f"{path} can't be used", mend)]
-    return [_data_format(data_dir), *_disk(path)]
+    return [_data_format(data_dir), *_secrets(data_dir), *_disk(path)]
 
 
 def _data_format(data_dir: DataDir) -> Check:
@@ -134,6 +135,27 @@ def _data_format(data_dir: DataDir) -> Check:
     if found is not None and stat.S_IMODE(data_dir.path.stat().st_mode) & 0o077:
         return Check(name, "warn", f"{data_dir.path} is open to other users", f"chmod 700 {data_dir.path}")
     return Check(name, "ok", str(data_dir.path))
+
+
+def _secrets(data_dir: DataDir) -> list[Check]:
+    """The files that hold secrets; none in a directory that was never used."""
+    found = data_dir.private_files
+    if not found:
+        return []
+    unreadable = [path for path in found if not os.access(path, os.R_OK | os.W_OK)]
+    if unreadable:
+        mend = f"make it readable and writable for you: chown and chmod 600 {unreadable[0]}"
+        return [Check("secrets", "fail", f"{unreadable[0]} can't be used", mend)]
+    exposed = [path for path in found if stat.S_IMODE(path.stat().st_mode) & 0o077]
+    if exposed:
+        mend = f"chmod 600 {' '.join(map(str, exposed))}"
+        return [Check("secrets", "fail", f"{exposed[0].name} is open to other users", mend)]
+    try:
+        if data_dir.keyring.exists():
+            read_keyring(data_dir.keyring)
+    except SuiteError as error:
+        return [Check("secrets", "fail", str(error), "stored credentials can't be opened without it")]
+    return [Check("secrets", "ok", f"{len(found)} private files")]
 
 
 def _disk(path: Path) -> list[Check]:

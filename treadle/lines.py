@@ -51,6 +51,7 @@ _SAYINGS: Mapping[tuple[bool, str], Any] = {
     (True, "cancel_requested"): _because("is being cancelled", "reason"),
     (True, "cancelled"): lambda e: "cancelled",
     (True, "completed"): lambda e: f"completed: branch treadle/{e['plan']} is at {e['head_commit'][:12]}",
+    (False, "readied"): lambda e: f"is ready for its person, attempt {e['attempt']}",
     (False, "dispatched"): lambda e: f"dispatched, attempt {e['attempt']}",
     (False, "started"): _started,
     (False, "released"): _because("handed back", "reason"),
@@ -60,6 +61,7 @@ _SAYINGS: Mapping[tuple[bool, str], Any] = {
     (False, "cancelled"): lambda e: "cancelled",
     (False, "marked_complete"): _because("marked complete by a person", "note"),
     (False, "abandoned"): _because("abandoned", "note"),
+    (False, "edited"): lambda e: "was changed by a person",
     (False, "redispatch_requested"): _because("is to run again", "note"),
 }
 

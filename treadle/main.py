@@ -18,13 +18,15 @@ from services.runner.git import GitFailed
 from shared.memory import hide_memory
 from treadle import repository
 from treadle.api import ApiError
-from treadle.data_dir import DataDir
-from treadle.ensure import stop_suite
-from treadle.environment import Secrets
+from treadle.bad_input import BadInput
+from treadle.instance import Instance
+from treadle.operation_commands import operation_commands
 from treadle.plan_commands import plan_commands
-from treadle.run import ATTENTION, BAD_INPUT, INTERRUPTED, BadInput, describe, read_plan_file, run_plan, say
-from treadle.suite_error import SuiteError
-from treadle.suite_info import SuiteOptions
+from treadle.run import ATTENTION, BAD_INPUT, INTERRUPTED, describe, read_plan_file, run_plan, say
+from treadle.supervision.ensure import stop_suite
+from treadle.supervision.environment import Secrets
+from treadle.supervision.suite_error import SuiteError
+from treadle.supervision.suite_info import SuiteOptions
 
 F = TypeVar("F", bound=Callable[..., Any])
 
@@ -56,12 +58,13 @@ class Treadle(click.Group):
 
 @click.group(cls=Treadle, context_settings={"help_option_names": ["-h", "--help"]})
 @click.option("--data", type=click.Path(path_type=Path), help="Data directory [TREADLE_DATA, ~/.local/share/treadle].")
+@click.option("--url", help="A gateway elsewhere [TREADLE_URL]; its token: TREADLE_TOKEN_FILE or TREADLE_TOKEN.")
 @click.version_option(package_name="treadle", prog_name="treadle")
 @click.pass_context
-def main(ctx: click.Context, data: Path | None) -> None:
+def main(ctx: click.Context, data: Path | None, url: str | None) -> None:
     """Runs plans of coding tasks, done by AI agents in git worktrees."""
     hide_memory()  # our environment may hold the key
-    ctx.obj = DataDir.chosen(data, os.environ)
+    ctx.obj = Instance.chosen(data, url, os.environ)
 
 
 def suite_options(command: F) -> F:
@@ -72,10 +75,10 @@ def suite_options(command: F) -> F:
     @click.option("--nats", "nats_url", help="Use this NATS server, nats://[user:password@]host:port, not our own.")
     @wraps(command)
     def with_options(*args: Any, runners: int, slots: int, nats_url: str | None, **more: Any) -> Any:
-        data_dir = click.get_current_context().find_object(DataDir)
-        if data_dir is None:
-            raise TypeError("the group has not chosen a data directory")
-        options = SuiteOptions(data_dir=str(data_dir.path), runners=runners, slots=slots, nats_url=nats_url)
+        instance = click.get_current_context().find_object(Instance)
+        if instance is None:
+            raise TypeError("the group has not chosen an instance")
+        options = SuiteOptions(data_dir=str(instance.data_dir.path), runners=runners, slots=slots, nats_url=nats_url)
         return command(*args, options=options, **more)
 
     return cast(F, with_options)
@@ -84,9 +87,11 @@ def suite_options(command: F) -> F:
 @main.command()
 @click.option("--port", type=click.IntRange(0, 65535), default=0, help="The gateway's port [any free one].")
 @suite_options
-def up(port: int, options: SuiteOptions) -> None:
+@click.pass_obj
+def up(instance: Instance, port: int, options: SuiteOptions) -> None:
     """Runs the suite in the foreground until Ctrl-C."""
-    from treadle.suite import run_supervisor  # here, since it takes longer than most commands do
+    instance.own("up")
+    from treadle.supervision.suite import run_supervisor  # here, since it takes longer than most commands do
 
     run_supervisor(
         msgspec.structs.replace(options, gateway_port=port),
@@ -98,9 +103,9 @@ def up(port: int, options: SuiteOptions) -> None:
 
 @main.command()
 @click.pass_obj
-def down(data_dir: DataDir) -> None:
+def down(instance: Instance) -> None:
     """Stops the running suite; unfinished plans go on at the next start."""
-    say("stopped" if stop_suite(data_dir) else "no suite is running")
+    say("stopped" if stop_suite(instance.own("down")) else "no suite is running")
 
 
 @main.command()
@@ -108,14 +113,25 @@ def down(data_dir: DataDir) -> None:
 @click.option("--repo", default=".", show_default=True, help="A path in a git repository, or a clone URL.")
 @click.option("--json", "as_json", is_flag=True, help="One JSON object per event.")
 @click.option("--detach", is_flag=True, help="Submit, and don't watch.")
+@click.option("--project", help="Id or name of the project [the repository's oldest automatic one, made if missing].")
 @suite_options
-def run(plan_file: Path, repo: str, as_json: bool, detach: bool, options: SuiteOptions) -> None:
+@click.pass_obj
+def run(
+    instance: Instance,
+    plan_file: Path,
+    repo: str,
+    as_json: bool,
+    detach: bool,
+    project: str | None,
+    options: SuiteOptions,
+) -> None:
     """Runs a plan on a repository, to its end.
 
     Exit status: 0 completed, 1 something needs attention, 2 bad input, 130 interrupted.
     """
     spec = read_plan_file(plan_file)
-    sys.exit(run_plan(spec, repository.choose(repo), options, as_json=as_json, detach=detach))
+    chosen = repository.choose(repo, allow_local=instance.elsewhere is None)
+    sys.exit(run_plan(spec, chosen, instance, options, project=project, as_json=as_json, detach=detach))
 
 
 @main.command()
@@ -143,11 +159,11 @@ def demo_command(as_json: bool) -> None:
 @main.command(name="doctor")
 @click.option("--json", "as_json", is_flag=True)
 @click.pass_obj
-def doctor_command(data_dir: DataDir, as_json: bool) -> None:
+def doctor_command(instance: Instance, as_json: bool) -> None:
     """Says what is missing or wrong here, and how to mend it."""
     from treadle import doctor  # here, since it takes longer than most commands do
 
-    found = doctor.checks(data_dir, os.environ)
+    found = doctor.checks(instance.own("doctor"), os.environ)
     if as_json:
         click.echo(msgspec.json.encode(found).decode())
     else:
@@ -157,5 +173,5 @@ def doctor_command(data_dir: DataDir, as_json: bool) -> None:
     sys.exit(doctor.exit_status(found))
 
 
-for _command in plan_commands:
+for _command in (*plan_commands, *operation_commands):
     main.add_command(_command)

@@ -4,9 +4,7 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
 from datetime import UTC, datetime
-from pathlib import Path
 from typing import Any
 
 import click
@@ -17,14 +15,15 @@ from rich.console import Console
 
 from services.runner.merge import diff as diff_commits
 from services.runner.mirror import mirror_of
-from treadle.api import ApiError, Gateway, checked
+from shared.subjects import PLAN_ID
+from treadle.api import CONNECT_TIMEOUT_S, ApiError, Gateway, checked
+from treadle.bad_input import BadInput
 from treadle.clean import find_items, size_words, total
-from treadle.data_dir import DataDir
-from treadle.ensure import JoinedSuite
+from treadle.instance import Instance
 from treadle.lines import standing_line
 from treadle.plain_text import one_line, plain
-from treadle.run import BadInput, join, watch_plan
-from treadle.suite_info import SuiteOptions
+from treadle.run import watch_plan
+from treadle.supervision.suite_info import SuiteOptions
 from treadle.table import render
 
 Plan = dict[str, Any]
@@ -33,6 +32,8 @@ OVER = ("completed", "cancelled", "abandoned", "needs_attention")
 """A task that stands so says nothing more unless a person asks for it."""
 
 PIPED_WIDTH = 200
+TRANSCRIPT_ENTRIES = 500
+"""Asked for at once."""
 
 plan_argument = click.argument("plan", required=False)
 plan_option = click.option("--plan", help="The plan: its id, or the beginning of it [the newest plan].")
@@ -49,24 +50,14 @@ _HELP = {
 }
 
 
-@contextmanager
-def _gateway(data_dir: DataDir) -> Iterator[tuple[JoinedSuite, Gateway]]:
-    with join(_options(data_dir)) as joined:
-        yield joined, Gateway(joined.info.gateway_url, joined.token)
-
-
-def _options(data_dir: DataDir) -> SuiteOptions:
-    return SuiteOptions(data_dir=str(data_dir.path))
-
-
 def find_plan(gateway: Gateway, wanted: str | None) -> Plan:
     """The plan whose id begins so, or the newest. Raises `BadInput` for none and for several."""
-    plans = gateway.get("/plans", list[Plan])
     if wanted is None:
-        if not plans:
+        newest = next(gateway.pages("/plans", sort="-created_at", limit=1), None)
+        if newest is None:
             raise BadInput("there is no plan yet: `treadle run plan.yaml --repo PATH` makes one")
-        return plans[0]
-    found = [plan for plan in plans if plan["plan"].startswith(wanted)]
+        return newest
+    found = _plans_like(gateway, wanted)
     if len(found) == 1:
         return found[0]
     if not found:
@@ -74,13 +65,25 @@ def find_plan(gateway: Gateway, wanted: str | None) -> Plan:
     raise BadInput(f"{len(found)} plans begin with {wanted}: {', '.join(plan['plan'] for plan in found[:5])}")
 
 
+def _plans_like(gateway: Gateway, wanted: str) -> list[Plan]:
+    if not PLAN_ID.fullmatch(wanted):
+        # A gateway that does not know the filter lists all plans.
+        return [plan for plan in gateway.pages("/plans", id_prefix=wanted) if plan["plan"].startswith(wanted)]
+    try:
+        return [gateway.get(f"/plans/{wanted}", Plan)]
+    except ApiError as error:
+        if error.status != 404:
+            raise
+        return []
+
+
 @click.command()
 @json_option
 @click.pass_obj
-def ls(data_dir: DataDir, as_json: bool) -> None:
+def ls(instance: Instance, as_json: bool) -> None:
     """Lists the plans, the newest first."""
-    with _gateway(data_dir) as (_, gateway):
-        plans = gateway.get("/plans", list[Plan])
+    with instance.reach() as reached:
+        plans = list(reached.gateway().pages("/plans", sort="-created_at"))
     if as_json:
         click.echo(msgspec.json.encode(plans).decode())
     elif not plans:
@@ -94,11 +97,12 @@ def ls(data_dir: DataDir, as_json: bool) -> None:
 @plan_argument
 @json_option
 @click.pass_obj
-def status(data_dir: DataDir, plan: str | None, as_json: bool) -> None:
+def status(instance: Instance, plan: str | None, as_json: bool) -> None:
     """Shows how a plan and its tasks stand."""
-    with _gateway(data_dir) as (_, gateway):
+    with instance.reach() as reached:
+        gateway = reached.gateway()
         found = find_plan(gateway, plan)
-        tasks = gateway.get(f"/plans/{found['plan']}/tasks", list[Plan])
+        tasks = list(gateway.pages(f"/plans/{found['plan']}/tasks"))
     if as_json:
         click.echo(msgspec.json.encode({**found, "tasks": tasks}).decode())
         return
@@ -116,18 +120,21 @@ def status(data_dir: DataDir, plan: str | None, as_json: bool) -> None:
 @plan_argument
 @json_option
 @click.pass_obj
-def watch(data_dir: DataDir, plan: str | None, as_json: bool) -> None:
+def watch(instance: Instance, plan: str | None, as_json: bool) -> None:
     """Watches a plan to its end; exit status as of `run`."""
-    with _gateway(data_dir) as (joined, gateway):
-        found = find_plan(gateway, plan)
-        sys.exit(watch_plan(found["plan"], joined, _options(data_dir), as_json=as_json))
+    with instance.reach() as reached:
+        found = find_plan(reached.gateway(), plan)
+        options = SuiteOptions(data_dir=str(instance.data_dir.path))
+        sys.exit(watch_plan(found["plan"], reached, instance, options, as_json=as_json))
 
 
 def _plan_command(name: str, path: str, words: str, *, with_note: bool) -> click.Command:
-    def callback(data_dir: DataDir, plan: str | None, note: str = "") -> None:
-        with _gateway(data_dir) as (_, gateway):
+    def callback(instance: Instance, plan: str | None, note: str = "") -> None:
+        with instance.reach() as reached:
+            gateway = reached.gateway()
             found = find_plan(gateway, plan)
             done = gateway.post(f"/plans/{found['plan']}/{path}", {"note": note} if with_note else None)
+            gateway.wait_for(found["plan"], done["seq"])
         click.echo(f"plan {found['plan']}: {words}" + ("" if done["changed"] else " (already)"), err=True)
 
     command: Callable[..., Any] = click.pass_obj(callback)
@@ -148,10 +155,12 @@ def task() -> None:
 
 
 def _task_command(name: str, words: str) -> click.Command:
-    def callback(data_dir: DataDir, code: str, plan: str | None, note: str) -> None:
-        with _gateway(data_dir) as (_, gateway):
+    def callback(instance: Instance, code: str, plan: str | None, note: str) -> None:
+        with instance.reach() as reached:
+            gateway = reached.gateway()
             found = find_plan(gateway, plan)
             done = gateway.post(f"/plans/{found['plan']}/tasks/{_segment(code)}/{name}", {"note": note})
+            gateway.wait_for(found["plan"], done["seq"])
         click.echo(
             f"task {code} of plan {found['plan']}: {words}" + ("" if done["changed"] else " (already)"), err=True
         )
@@ -174,21 +183,20 @@ task.add_command(_task_command("cancel", "asked to stop; it then needs attention
 @plan_option
 @json_option
 @click.pass_obj
-def logs(data_dir: DataDir, code: str, plan: str | None, follow: bool, as_json: bool) -> None:
+def logs(instance: Instance, code: str, plan: str | None, follow: bool, as_json: bool) -> None:
     """Shows what a task's agents did."""
-    with _gateway(data_dir) as (joined, gateway):
+    with instance.reach() as reached:
+        gateway = reached.gateway()
         found = find_plan(gateway, plan)
         path = f"/plans/{found['plan']}/tasks/{_segment(code)}/transcript"
         if not follow:
-            for entry in gateway.get(path, list[Plan]):
+            for entry in _transcript(gateway, path):
                 _show_entry(entry, as_json)
             return
-        headers = {"Authorization": f"Bearer {joined.token}"}
-        url = f"{joined.info.gateway_url}/api{path}/stream"
-        timeout = httpx.Timeout(5.0, read=None)
+        timeout = httpx.Timeout(CONNECT_TIMEOUT_S, read=None)
         with (
-            httpx.Client(headers=headers, timeout=timeout, trust_env=False) as http,
-            connect_sse(http, "GET", url) as source,
+            httpx.Client(**reached.address.http(), timeout=timeout) as http,
+            connect_sse(http, "GET", f"{path}/stream") as source,
         ):
             checked(source.response)
             for message in source.iter_sse():
@@ -196,6 +204,14 @@ def logs(data_dir: DataDir, code: str, plan: str | None, follow: bool, as_json: 
                     _show_entry(msgspec.json.decode(message.data), as_json)
                 elif message.event == "live" and msgspec.json.decode(message.data)["status"] in OVER:
                     return
+
+
+def _transcript(gateway: Gateway, path: str) -> Iterator[Plan]:
+    after: int | None = 0
+    while after is not None:
+        page = gateway.get(path, Plan, after=after, limit=TRANSCRIPT_ENTRIES)
+        yield from page["items"]
+        after = page["next_after"]
 
 
 def _show_entry(entry: Plan, as_json: bool) -> None:
@@ -213,14 +229,16 @@ def _show_entry(entry: Plan, as_json: bool) -> None:
 @click.option("--stat", is_flag=True, help="Only which files, and how much.")
 @plan_option
 @click.pass_obj
-def diff(data_dir: DataDir, code: str, plan: str | None, stat: bool) -> None:
+def diff(instance: Instance, code: str, plan: str | None, stat: bool) -> None:
     """Shows what a task changed, against what it started from."""
-    with _gateway(data_dir) as (_, gateway):
+    data_dir = instance.own("diff")
+    with instance.reach() as reached:
+        gateway = reached.gateway()
         found = find_plan(gateway, plan)
         view = gateway.get(f"/plans/{found['plan']}/tasks/{_segment(code)}", Plan)
     if not view["commit"]:
         raise BadInput(f"task {code} has no commit: it is {view['status'].replace('_', ' ')}")
-    mirror = mirror_of(Path(data_dir.path), found["repo_url"])
+    mirror = mirror_of(data_dir.path, found["repo_url"])
     mirror.ensure(found["plan"], [view["base_commit"], view["commit"]])
     changes = diff_commits(mirror.path, view["base_commit"], view["commit"])
     click.echo(plain(changes.stat if stat else changes.patch), nl=False)
@@ -233,9 +251,11 @@ def diff(data_dir: DataDir, code: str, plan: str | None, stat: bool) -> None:
 @click.option("--unsaved", is_flag=True, help="With --yes: remove unsaved work too.")
 @json_option
 @click.pass_obj
-def clean(data_dir: DataDir, yes: bool, unsaved: bool, as_json: bool) -> None:
+def clean(instance: Instance, yes: bool, unsaved: bool, as_json: bool) -> None:
     """Lists what may go, with sizes; removes it with --yes."""
-    with _gateway(data_dir) as (_, gateway):
+    data_dir = instance.own("clean")
+    with instance.reach() as reached:
+        gateway = reached.gateway()
         items = find_items(data_dir.path, gateway, datetime.now(UTC))
         going = [item for item in items if yes and (unsaved or not item.unsaved)]
         for item in going:

@@ -27,9 +27,14 @@ class Chosen:
         """What the person should know."""
 
 
-def choose(text: str) -> Chosen:
-    """Takes a path or a clone URL. Raises `BadRepository`."""
+def choose(text: str, *, allow_local: bool = True) -> Chosen:
+    """Takes a path or a clone URL. Raises `BadRepository`.
+
+    A gateway elsewhere can't read a path of this machine: `allow_local` says whether one will do.
+    """
     path = Path(text).expanduser()
+    if path.exists() and not allow_local:
+        raise BadRepository(f"{text} is on this machine, where that gateway can't read it: give --repo a clone URL")
     if path.exists():
         return _local(path)
     try:
@@ -37,7 +42,8 @@ def choose(text: str) -> Chosen:
     except BadRepoUrl as error:
         if "://" in text or "@" in text:
             raise BadRepository(str(error)) from error
-        raise BadRepository(f"there is no repository at {text}: give --repo a path to one, or a clone URL") from error
+        wanted = "a path to one, or a clone URL" if allow_local else "a clone URL"
+        raise BadRepository(f"there is no repository at {text}: give --repo {wanted}") from error
     return _remote(url)
 
 

@@ -8,34 +8,29 @@ import os
 import sys
 from pathlib import Path
 
-import msgspec
-
 from services.planner.estimate import Estimate, estimate
 from services.planner.faults import PlanFaults
 from services.planner.parse import read_plan
 from shared.spec import PlanSpec, encode_spec
 from treadle.api import Gateway
-from treadle.data_dir import DataDir
-from treadle.ensure import JoinedSuite, ensure_suite
-from treadle.environment import Secrets
+from treadle.bad_input import BadInput
+from treadle.instance import Instance, Reached
 from treadle.lines import money
 from treadle.plain_text import one_line, plain
+from treadle.projects import project_for
 from treadle.repository import Chosen
-from treadle.suite_info import SuiteOptions, running_suite
-from treadle.watch import Outcome, choose_view, watch
+from treadle.supervision.data_dir import DataDir
+from treadle.supervision.environment import Secrets
+from treadle.supervision.suite_info import SuiteOptions, running_suite
+from treadle.watch import Outcome, Watched, choose_view, watch
 
 COMPLETED, ATTENTION, BAD_INPUT, INTERRUPTED = 0, 1, 2, 130
-IDLE_AFTER_S = 10.0
 EXIT_STATUS: dict[Outcome, int] = {
     "completed": COMPLETED,
     "needs_attention": ATTENTION,
     "cancelled": ATTENTION,
     "detached": INTERRUPTED,
 }
-
-
-class BadInput(Exception):
-    """What the person gave can't be used; the text says what and why. Exit status 2."""
 
 
 def read_plan_file(path: Path) -> PlanSpec:
@@ -75,60 +70,66 @@ def uses_claude(spec: PlanSpec) -> bool:
     return any(spec.agents[task.assignee].sdk_type == "claude" for task in spec.tasks)
 
 
-def join(options: SuiteOptions) -> JoinedSuite:
-    """The running suite, or one started in the background that stops when nobody needs it. Raises `SuiteError`."""
-    in_background = msgspec.structs.replace(options, idle_after_s=IDLE_AFTER_S)
-    return ensure_suite(in_background, Secrets.of(os.environ))
-
-
-def run_plan(spec: PlanSpec, repo: Chosen, options: SuiteOptions, *, as_json: bool, detach: bool) -> int:
-    """Submits the plan and watches it to its end; returns the exit status."""
+def run_plan(
+    spec: PlanSpec,
+    repo: Chosen,
+    instance: Instance,
+    options: SuiteOptions,
+    *,
+    project: str | None,
+    as_json: bool,
+    detach: bool,
+) -> int:
+    """Submits the plan and watches it to its end; returns the exit status. `project` is an id or a name."""
     for note in repo.notes:
         say(f"note: {note}")
-    wants_key = uses_claude(spec)
+    wants_key = instance.elsewhere is None and uses_claude(spec)
     if wants_key and not Secrets.of(os.environ).anthropic_api_key and not _suite_has_key(options):
         raise BadInput(
             "the plan has tasks for Claude, and there is no key: set ANTHROPIC_API_KEY and run this again "
             "(`treadle demo` shows everything without one)"
         )
-    with join(options) as joined:
-        if wants_key and not joined.info.has_claude_key:
+    with instance.reach(options) as reached:
+        if wants_key and reached.suite is not None and not reached.suite.info.has_claude_key:
             raise BadInput(
                 "the plan has tasks for Claude, but the running suite was started without a key: "
                 "stop it with `treadle down`, set ANTHROPIC_API_KEY and run this again"
             )
-        plan = submit(joined, spec, repo)
+        plan = submit(reached.gateway(), spec, repo, project)
         say(f"plan {plan}: {len(spec.tasks)} tasks, at most {money(estimate(spec).most_usd)}; branch treadle/{plan}")
         if detach:
             say(f"it runs in the background: `treadle watch {plan}` shows it")
             return COMPLETED
-        return watch_plan(plan, joined, options, as_json=as_json)
+        return watch_plan(plan, reached, instance, options, as_json=as_json)
 
 
-def submit(joined: JoinedSuite, spec: PlanSpec, repo: Chosen) -> str:
-    """Makes a plan of the spec and finalizes it; returns its id. Raises `ApiError`."""
-    gateway = Gateway(joined.info.gateway_url, joined.token)
-    body = {"text": encode_spec(spec).decode(), "repo_url": repo.url, "base_commit": repo.commit}
-    plan: str = gateway.post("/plans", body)["plan"]
-    gateway.post(f"/plans/{plan}/finalize", {"candidate": "1"})
+def submit(gateway: Gateway, spec: PlanSpec, repo: Chosen, project: str | None = None) -> str:
+    """Makes a plan of the spec and finalizes it; returns its id. Raises `BadInput` and `ApiError`."""
+    body = {"text": encode_spec(spec).decode(), "base_commit": repo.commit}
+    made = gateway.post(f"/projects/{project_for(gateway, repo.url, project)}/plans", body)
+    plan: str = made["plan"]
+    done = gateway.post(f"/plans/{plan}/finalize", {"candidate": made["candidate"]})
+    gateway.wait_for(plan, done["seq"])
     return plan
 
 
-def watch_plan(plan: str, joined: JoinedSuite, options: SuiteOptions, *, as_json: bool) -> int:
+def watch_plan(plan: str, reached: Reached, instance: Instance, options: SuiteOptions, *, as_json: bool) -> int:
     """Watches a plan to its end; returns the exit status."""
-    current = joined
+    current, watched = reached, Watched(plan)
 
-    def rejoin() -> JoinedSuite:
+    def reach_again() -> Reached:
         nonlocal current
         current.close()
-        current = join(options)
+        current = instance.reach_again(options)
         return current
 
     async def ask(interrupted: asyncio.Event) -> Outcome | None:
         return await _ask_at_interrupt(plan, current, interrupted)
 
-    outcome = asyncio.run(watch(plan, joined, rejoin, choose_view(as_json), ask))
-    if current is not joined:
+    outcome = asyncio.run(watch(watched, reached, reach_again, choose_view(as_json), ask))
+    if outcome != "detached":
+        current.gateway().wait_for(plan, watched.seq)  # whoever reads next sees the end as well
+    if current is not reached:
         current.close()
     if outcome == "needs_attention":
         say(_advice(plan))
@@ -137,7 +138,7 @@ def watch_plan(plan: str, joined: JoinedSuite, options: SuiteOptions, *, as_json
     return EXIT_STATUS[outcome]
 
 
-async def _ask_at_interrupt(plan: str, joined: JoinedSuite, interrupted: asyncio.Event) -> Outcome | None:
+async def _ask_at_interrupt(plan: str, reached: Reached, interrupted: asyncio.Event) -> Outcome | None:
     """Detach or cancel? Where nobody can answer, and at a second Ctrl-C, it is detach: nothing is lost by that."""
     if not sys.stdin.isatty():
         return "detached"
@@ -153,8 +154,7 @@ async def _ask_at_interrupt(plan: str, joined: JoinedSuite, interrupted: asyncio
         return "detached"
     answer = line.result().strip().lower()
     if answer.startswith("c"):
-        gateway = Gateway(joined.info.gateway_url, joined.token)
-        await asyncio.to_thread(gateway.post, f"/plans/{plan}/cancel", {"note": "Ctrl-C"})
+        await asyncio.to_thread(reached.gateway().post, f"/plans/{plan}/cancel", {"note": "Ctrl-C"})
         say("cancelling: what runs is being stopped")
         return None
     return "detached" if answer.startswith("d") or not line.result() else None

@@ -20,6 +20,7 @@ CELL_MAX = 24
 
 _STYLES = {
     "pending": "dim",
+    "readied": "bold cyan",
     "queued": "cyan",
     "running": "bold yellow",
     "retry_wait": "yellow",
@@ -29,7 +30,7 @@ _STYLES = {
     "cancelled": "magenta",
     "abandoned": "dim magenta",
 }
-_URGENT = ("needs_attention", "running", "cancelling", "retry_wait", "queued")
+_URGENT = ("needs_attention", "readied", "running", "cancelling", "retry_wait", "queued")
 """What a person wants to see first where not all rows fit."""
 
 

@@ -20,7 +20,7 @@ from rich.console import Console
 from rich.live import Live
 
 from treadle.api import ApiError, checked
-from treadle.ensure import JoinedSuite
+from treadle.instance import Reached
 from treadle.lines import event_line, standing_line
 from treadle.table import render
 
@@ -189,24 +189,23 @@ def choose_view(as_json: bool) -> View:
 
 
 async def watch(
-    plan: str,
-    joined: JoinedSuite,
-    rejoin: Callable[[], JoinedSuite],
+    watched: Watched,
+    reached: Reached,
+    reach_again: Callable[[], Reached],
     view: View,
     on_interrupt: Callable[[asyncio.Event], Awaitable[Outcome | None]],
 ) -> Outcome:
     """Shows the plan until it ends. `on_interrupt` answers a Ctrl-C: an outcome ends the watching, None goes on.
 
     While it asks the person, nothing is drawn; the event that it is given is set by a second Ctrl-C.
-    `rejoin` finds or starts the suite again when the connection is lost; it blocks. Raises what it raises, and
+    `reach_again` finds or starts the suite again when the connection is lost; it blocks. Raises what it raises, and
     `ApiError` where there is no such plan.
     """
-    watched = Watched(plan)
     interrupted = asyncio.Event()
     loop = asyncio.get_running_loop()
     for number in (signal.SIGINT, signal.SIGTERM):
         loop.add_signal_handler(number, interrupted.set)
-    reading = asyncio.create_task(_read(watched, joined, rejoin, view))
+    reading = asyncio.create_task(_read(watched, reached, reach_again, view))
     try:
         while True:
             waiting = asyncio.create_task(interrupted.wait())
@@ -235,10 +234,10 @@ async def watch(
             loop.remove_signal_handler(number)
 
 
-async def _read(watched: Watched, joined: JoinedSuite, rejoin: Callable[[], JoinedSuite], view: View) -> None:
+async def _read(watched: Watched, reached: Reached, reach_again: Callable[[], Reached], view: View) -> None:
     while not watched.ended:
         try:
-            async for message in _messages(watched, joined):
+            async for message in _messages(watched, reached):
                 watched.take(message, view)
                 if watched.ended:
                     return
@@ -247,16 +246,14 @@ async def _read(watched: Watched, joined: JoinedSuite, rejoin: Callable[[], Join
                 raise
             watched.live = False
             await asyncio.sleep(AGAIN_S)
-            joined = await asyncio.to_thread(rejoin)
+            reached = await asyncio.to_thread(reach_again)
 
 
-async def _messages(watched: Watched, joined: JoinedSuite) -> AsyncIterator[ServerSentEvent]:
-    headers = {"Authorization": f"Bearer {joined.token}"}
+async def _messages(watched: Watched, reached: Reached) -> AsyncIterator[ServerSentEvent]:
     timeout = httpx.Timeout(5.0, read=SILENCE_MAX_S)
-    async with httpx.AsyncClient(headers=headers, timeout=timeout, trust_env=False) as http:
-        url = f"{joined.info.gateway_url}/api/plans/{watched.id}/stream"
+    async with httpx.AsyncClient(**reached.address.http(), timeout=timeout) as http:
         params = {"after": watched.seq, "activity": True}
-        async with aconnect_sse(http, "GET", url, params=params) as source:
+        async with aconnect_sse(http, "GET", f"/plans/{watched.id}/stream", params=params) as source:
             if not source.response.is_success:
                 await source.response.aread()
             checked(source.response)

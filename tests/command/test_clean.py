@@ -13,7 +13,7 @@ from services.runner.deliver import push_lease
 from services.runner.leftovers import commit_leftovers
 from services.runner.mirror import mirror_of
 from services.runner.workspace import Workspace, create_workspace
-from treadle.api import Gateway
+from treadle.api import Address, Gateway
 from treadle.clean import REFS_KEPT_DAYS, find_items, size_words
 
 PLAN = "paaaaaaaaaaaa"
@@ -37,9 +37,9 @@ def gateway(repo: git.Repo, status: str, *, ended_days: float = 0, running: tupl
 
     def answer(request: httpx.Request) -> httpx.Response:
         body: list[Any] = tasks if request.url.path.endswith("/tasks") else [view]
-        return httpx.Response(200, content=msgspec.json.encode(body))
+        return httpx.Response(200, content=msgspec.json.encode({"items": body, "next": None}))
 
-    made = Gateway("http://127.0.0.1:1", "token")
+    made = Gateway(Address("http://127.0.0.1:1", "token"))
     made.http = httpx.Client(transport=httpx.MockTransport(answer), base_url="http://127.0.0.1:1/api")
     return made
 

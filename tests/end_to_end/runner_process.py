@@ -17,12 +17,14 @@ import msgspec
 from nats.aio.msg import Msg
 
 from services.runner.agents import Activity, Finished, open_runner
+from services.runner.credentials import CredentialDesk
 from services.runner.execution import AgentExecutor, DeliverExecutor
 from services.runner.lease import Completion, Journal, Key, Lease
 from services.runner.runner import Executor, Runner
 from shared.bus import bus_settings_from_environment, connect
 from shared.clock import utc_now
 from shared.events import TaskDispatched
+from shared.sealed import SealKey
 from shared.subjects import DELIVER_POOL, runner_holds
 
 
@@ -72,7 +74,8 @@ async def main() -> None:
         journal = Journal(directory / "leases")
         heartbeat_s = float(os.environ["TEST_HEARTBEAT_S"])
         kind = DiesTaking if dies == "taking" else Runner
-        runner = kind(nc, name, executors, 1, journal, utc_now, heartbeat_s)
+        desk = CredentialDesk(nc, SealKey(), directory / "private")
+        runner = kind(nc, name, executors, 1, journal, desk, utc_now, heartbeat_s)
 
         async def holds(message: Msg) -> None:
             await message.respond(msgspec.json.encode(runner.holds(msgspec.json.decode(message.data, type=Key))))

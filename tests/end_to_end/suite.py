@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import signal
 import subprocess
 import sys
 import time
@@ -16,6 +17,8 @@ import httpx
 import psutil
 import pytest
 from httpx_sse import connect_sse
+
+from tests.end_to_end.plans import git
 
 TREADLE = str(Path(sys.executable).with_name("treadle"))
 DEADLINE_S = 40.0
@@ -59,6 +62,9 @@ class Suite:
         self.environment = {"PATH": os.environ["PATH"], "HOME": str(home), "LANG": "C.UTF-8", "COLUMNS": "120"}
         self._up: subprocess.Popen[str] | None = None
         self._log = directory / "up.log"
+        self._seen = 0
+        """The newest sequence that this test has heard of: what it reads must be as fresh."""
+        self._projects: dict[Path, str] = {}
 
     # The command ---------------------------------------------------------------------------------------------------
 
@@ -92,6 +98,8 @@ class Suite:
             assert self._up.wait(10) == 0, self._log.read_text()
             self._up = None
         until(lambda: not any(alive(pid) for pid in family), "every process of the suite is gone")
+        for log in (self.data / "logs").glob("*.log"):
+            assert "NATS denies" not in log.read_text(errors="replace"), f"{log}: a permission is missing"
 
     # Its processes -------------------------------------------------------------------------------------------------
 
@@ -121,6 +129,11 @@ class Suite:
         (pid,) = self.pids(program)
         return pid
 
+    def kill(self, pid: int) -> None:
+        """kill -9, and the process is gone."""
+        os.kill(pid, signal.SIGKILL)
+        until(lambda: not alive(pid), f"process {pid} is gone")
+
     def family(self) -> list[int]:
         """The supervisor and everything below it, agents included; none where nothing runs."""
         try:
@@ -143,24 +156,49 @@ class Suite:
         return httpx.Client(base_url=url, headers=headers, timeout=timeout_s, trust_env=False)
 
     def get(self, path: str, **params: Any) -> Any:
-        """A resource."""
+        """A resource, no older than what was heard of."""
         with self.http() as http:
-            return http.get(path, params=params).raise_for_status().json()
+            return http.get(path, params={"min_seq": self._seen, **params}).raise_for_status().json()
+
+    def every(self, path: str, **params: Any) -> list[dict[str, Any]]:
+        """A whole list."""
+        items: list[dict[str, Any]] = []
+        page: dict[str, Any] = {"next": ""}
+        while page["next"] is not None:
+            more = {"cursor": page["next"]} if page["next"] else {}
+            page = self.get(path, limit=200, **params, **more)
+            items += page["items"]
+        return items
+
+    def plans(self) -> list[dict[str, Any]]:
+        """All plans, the newest first."""
+        return self.every("/plans")
 
     def post(self, path: str, body: object = None) -> Any:
         """A command."""
         with self.http() as http:
-            return http.post(path, json={} if body is None else body).raise_for_status().json()
+            answer = http.post(path, json={} if body is None else body).raise_for_status().json()
+        self._seen = max(self._seen, answer.get("seq", 0))
+        return answer
 
-    def submit(self, plan: Mapping[str, Any], repo: Path) -> str:
+    def use_project(self, repo: Path, project: str) -> None:
+        """Lets `submit` put plans for the repository there."""
+        self._projects[repo] = project
+
+    def project(self, repo: Path) -> str:
+        """A project of the repository, the same each time."""
+        if repo not in self._projects:
+            body = {"name": repo.name, "mode": "auto", "code_repo_url": str(repo), "allow_concurrent_plans": True}
+            self._projects[repo] = self.post("/projects", body)["id"]
+        return self._projects[repo]
+
+    def submit(self, plan: Mapping[str, Any], repo: Path, commit: str | None = None) -> str:
         """Makes a plan and lets it run; returns its id."""
-        commit = subprocess.run(
-            ["git", "rev-parse", "HEAD"], cwd=repo, capture_output=True, text=True, check=True
-        ).stdout.strip()
-        body = {"text": json.dumps(plan), "repo_url": str(repo), "base_commit": commit}
-        made: str = self.post("/plans", body)["plan"]
-        self.post(f"/plans/{made}/finalize", {"candidate": "1"})
-        return made
+        text = json.dumps(plan)
+        commit = commit or git(repo, "rev-parse", "HEAD")
+        made = self.post(f"/projects/{self.project(repo)}/plans", {"text": text, "base_commit": commit})
+        self.post(f"/plans/{made['plan']}/finalize", {"candidate": made["candidate"]})
+        return str(made["plan"])
 
     def events(self, plan: str) -> list[Event]:
         """Everything that the log holds of a plan."""
@@ -185,6 +223,7 @@ class Suite:
                     for message in source.iter_sse():
                         body = json.loads(message.data) if message.data else {}
                         after = body["seq"] if message.event == "log" else after
+                        self._seen = max(self._seen, after)
                         yield message.event, body
             except httpx.HTTPError:
                 time.sleep(0.05)  # the gateway, or the whole suite, is being started again
@@ -209,7 +248,7 @@ class Suite:
 
     def tasks(self, plan: str) -> dict[str, dict[str, Any]]:
         """How each task stands."""
-        return {task["code"]: task for task in self.get(f"/plans/{plan}/tasks")}
+        return {task["code"]: task for task in self.every(f"/plans/{plan}/tasks")}
 
     def told(self, plan: str) -> str:
         """The plan's history, for a failed assertion."""

@@ -5,6 +5,7 @@
 
 from __future__ import annotations
 
+import json
 import socket
 import subprocess
 from pathlib import Path
@@ -59,11 +60,11 @@ def test_a_plan_that_is_not_valid_is_refused_with_every_fault(
 ) -> None:
     content, words = BAD_PLANS[name]
     bad = write(tmp_path, content)
-    before = suite.get("/plans")
+    before = suite.plans()
     done = suite.command("run", bad, "--repo", str(repo))
     assert_refused(done, "plan.json", *words)
     assert "\x1b" not in done.err
-    assert suite.get("/plans") == before
+    assert suite.plans() == before
 
 
 def test_validate_names_the_same_faults_and_shows_the_order_of_a_valid_plan(suite: Suite, tmp_path: Path) -> None:
@@ -111,9 +112,7 @@ def test_a_repository_that_disappears_meanwhile_fails_its_task_with_the_reason(
     repo = make_repo(tmp_path / "soon-gone")
     commit = git(repo, "rev-parse", "HEAD")
     repo.rename(tmp_path / "gone")
-    body = {"text": Path(good).read_text(), "repo_url": str(repo), "base_commit": commit}
-    made = suite.post("/plans", body)["plan"]
-    suite.post(f"/plans/{made}/finalize", {"candidate": "1"})
+    made = suite.submit(json.loads(Path(good).read_text()), repo, commit)
     suite.standing(made, "needs_attention")
     failed = suite.tasks(made)["T1"]
     assert failed["failure"] == "setup_failed"
@@ -205,15 +204,16 @@ def test_a_service_log_holds_no_traceback_in_an_ordinary_life(suite: Suite, repo
         assert "Traceback" not in suite.log(service), suite.log(service)[-3000:]
 
 
-def test_hostile_bodies_are_answered_with_problems_and_not_with_tracebacks(suite: Suite) -> None:
+def test_hostile_bodies_are_answered_with_problems_and_not_with_tracebacks(suite: Suite, repo: Path) -> None:
+    plans = f"/projects/{suite.project(repo)}/plans"
     with suite.http() as http:
-        for body in ("", "[]", "{", '{"text": 1}', '{"text": "x", "repo_url": "/x", "base_commit": "y", "z": 1}'):
-            answer = http.post("/plans", content=body, headers={"Content-Type": "application/json"})
-            assert answer.status_code in (400, 422), (body, answer.text)
+        for body in ("", "[]", "{", '{"text": 1}', '{"text": "x", "base_commit": "y", "z": 1}', "[" * 100_000, "\xff"):
+            answer = http.post(plans, content=body, headers={"Content-Type": "application/json"})
+            assert answer.status_code in (400, 422), (body[:50], answer.text)
             assert set(answer.json()) >= {"status", "code", "detail", "title"}
-        bad_url = {"text": "x", "repo_url": "file:///etc", "base_commit": "0" * 40}
-        for url in ("--upload-pack=x", "ext::sh", "", "relative/path", "https://u:p@h/x"):
-            assert http.post("/plans", json={**bad_url, "repo_url": url}).status_code == 422, url
+        for url in ("--upload-pack=x", "ext::sh", "", "relative/path", "https://u:p@h/x", "file:///etc"):
+            answer = http.post("/projects", json={"name": "x", "code_repo_url": url})
+            assert answer.status_code in (400, 422), (url, answer.text)
         for path in ("/plans/..%2f..%2fetc", "/plans/%00", f"/plans/{'x' * 5000}", "/plans/pabcdefghij22/stream"):
             assert http.get(path).status_code in (404, 414), path
         assert http.get("/plans/x/events?after=-1").status_code in (400, 404)

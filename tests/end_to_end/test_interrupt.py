@@ -100,7 +100,7 @@ def terminal(suite: Suite, held_plan: str, repo: Path) -> Iterator[Terminal]:
 
 
 def newest_plan(suite: Suite) -> str:
-    newest: str = suite.get("/plans")[0]["plan"]
+    newest: str = suite.plans()[0]["plan"]
     return newest
 
 

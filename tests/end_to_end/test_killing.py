@@ -68,9 +68,7 @@ def test_a_service_that_is_killed_in_the_middle_of_a_plan_comes_back_and_the_pla
     victim_suite: Suite, repo: Path, tmp_path: Path, gate: Gate, service: str
 ) -> None:
     process = victim_suite.start("run", write(tmp_path, chain_and_diamond(gate.wait)), "--repo", str(repo), "--json")
-    made = until(
-        lambda: next((p["plan"] for p in victim_suite.get("/plans") if p["repo_url"] == str(repo)), ""), "a plan"
-    )
+    made = until(lambda: next((p["plan"] for p in victim_suite.plans() if p["repo_url"] == str(repo)), ""), "a plan")
     victim_suite.event(made, "started", "D")
     pid = victim_suite.pid(service)
     killed(pid)
@@ -115,7 +113,7 @@ def test_a_command_that_watches_starts_the_suite_again_when_its_supervisor_is_ki
 ) -> None:
     process = own_suite.start("run", write(tmp_path, chain_and_diamond(gate.wait)), "--repo", str(repo), "--json")
     supervisor = own_suite.info["pid"]
-    made = until(lambda: next((p["plan"] for p in own_suite.get("/plans")), ""), "a plan")
+    made = until(lambda: next((p["plan"] for p in own_suite.plans()), ""), "a plan")
     own_suite.event(made, "started", "D")
     former = own_suite.family()
     assert len(former) >= 6
@@ -140,7 +138,7 @@ def test_a_plan_ends_whatever_is_killed_at_whatever_time(
     chance = random.Random(seed)  # noqa: S311 - repeatable on purpose
     content = chain_and_diamond("sleep 0.3")
     process = own_suite.start("run", write(tmp_path, content), "--repo", str(repo), "--json", "--slots", "3")
-    made = until(lambda: next((p["plan"] for p in own_suite.get("/plans")), ""), "a plan")
+    made = until(lambda: next((p["plan"] for p in own_suite.plans()), ""), "a plan")
     victims = chance.sample(VICTIMS, kills)
     shown = 0
     for name, _ in own_suite.follow(made, deadline_s=60):

@@ -21,7 +21,7 @@ from nats.aio.msg import Msg
 
 from services.planner.parse import read_plan
 from shared import commands as c
-from shared.bus import BusSettings, connect
+from shared.bus import DISPATCHER, RUNNER, BusSettings, connect
 from shared.clock import new_plan_id
 from shared.jetstream import JetStreamStore
 from shared.store import Meta, Recorded
@@ -45,12 +45,10 @@ class Bench:
         self.store = JetStreamStore(nc)
         self._directory = directory
         self._repo = repo
+        self._server = server
         self._environment = {
             "PATH": os.environ["PATH"],
             "HOME": str(directory),
-            "TREADLE_NATS_URL": server.url,
-            "TREADLE_NATS_USER": server.user,
-            "TREADLE_NATS_PASSWORD_FILE": str(server.password_file),
             "TREADLE_DATA": str(directory / "data"),
         }
         self._processes: list[subprocess.Popen[bytes]] = []
@@ -63,12 +61,12 @@ class Bench:
             await self.nc.jetstream().add_consumer(EVENTS, info.config)
 
     def dispatcher(self) -> subprocess.Popen[bytes]:
-        return self._start("dispatcher", "services.dispatcher")
+        return self._start("dispatcher", "services.dispatcher", **self._server.access_of(DISPATCHER).environment())
 
     def runner(self, name: str, heartbeat_s: float = 0.3, **more: str) -> subprocess.Popen[bytes]:
         """A runner with one slot."""
         mine = {"TREADLE_RUNNER_NAME": name, "TREADLE_RUNNER_DIR": str(self._directory / name)}
-        mine["TEST_HEARTBEAT_S"] = str(heartbeat_s)
+        mine |= self._server.access_of(RUNNER).environment() | {"TEST_HEARTBEAT_S": str(heartbeat_s)}
         return self._start(name, "tests.end_to_end.runner_process", **mine, **more)
 
     def _start(self, name: str, module: str, **more: str) -> subprocess.Popen[bytes]:

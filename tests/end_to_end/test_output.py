@@ -149,7 +149,7 @@ def test_hostile_file_names_are_committed_and_shown_harmlessly(suite: Suite, rep
     assert done.status == 1
     assert_harmless(done.out + done.err)
     assert "merge conflict" in done.out
-    made = suite.get("/plans")[0]["plan"]
+    made = suite.plans()[0]["plan"]
     shown = suite.command("diff", "L", "--plan", made)
     assert_harmless(shown.out)
     assert "+l" in shown.out
@@ -179,7 +179,7 @@ def test_a_detached_head_and_a_bare_repository_are_fine(suite: Suite, repo: Path
     content = write(tmp_path, plan(task("T1", "echo x > x.txt")))
     for place in (repo, bare):
         assert suite.command("run", content, "--repo", str(place)).status == 0
-        assert files(place, suite.get("/plans")[0]["branch"])["x.txt"] == "x"
+        assert files(place, suite.plans()[0]["branch"])["x.txt"] == "x"
 
 
 def test_a_stream_resumes_at_the_last_event_without_gap_or_duplicate(suite: Suite, finished: str) -> None:

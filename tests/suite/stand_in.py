@@ -1,4 +1,4 @@
-"""Stand-ins for the services: programs that do nothing but tell what they were given. `stand_in.py ROLE`."""
+"""Stand-ins for the services: programs that do nothing but tell what they were given. `stand_in.py ROLE [migrate]`."""
 
 from __future__ import annotations
 
@@ -40,7 +40,10 @@ def serve_http() -> None:
 
 def main() -> None:
     role = sys.argv[1]
-    if role == "misconfigured":
+    if "migrate" in sys.argv and role != "unmigrated":
+        tell("migrated")
+        return
+    if role in ("misconfigured", "unmigrated"):
         sys.stderr.write("reading the settings\n\x1b[31mthe setting X is wrong\n\n")
         sys.exit(os.EX_CONFIG)
 

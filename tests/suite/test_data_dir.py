@@ -7,9 +7,9 @@ from pathlib import Path
 import pytest
 
 from tests.suite.conftest import fill
-from treadle.data_dir import DataDir
-from treadle.private_files import secret_in, write_private
-from treadle.suite_error import DataDirHeld, SuiteError
+from treadle.supervision.data_dir import DataDir
+from treadle.supervision.private_files import secret_in, write_private
+from treadle.supervision.suite_error import DataDirHeld, SuiteError
 
 
 def test_option_comes_before_environment_and_environment_before_xdg(tmp_path: Path) -> None:

@@ -7,7 +7,7 @@ import msgspec
 import pytest
 
 from treadle import doctor
-from treadle.data_dir import DataDir
+from treadle.supervision.data_dir import DataDir
 
 
 def find(name: str, found: list[doctor.Check]) -> doctor.Check:
@@ -59,3 +59,16 @@ def test_held_data_directory_that_does_not_answer_is_found(tmp_path: Path) -> No
     with data_dir.hold():
         assert find("suite", doctor.checks(data_dir, {})).grade == "warn"
     assert find("suite", doctor.checks(data_dir, {})).grade == "ok"
+
+
+def test_secret_that_others_can_read_and_a_broken_keyring_are_found(tmp_path: Path) -> None:
+    data_dir = DataDir(tmp_path / "data")
+    data_dir.prepare()
+    data_dir.make_secrets()
+    assert find("secrets", doctor.checks(data_dir, {})).grade == "ok"
+    data_dir.keyring.chmod(0o644)
+    exposed = find("secrets", doctor.checks(data_dir, {}))
+    assert (exposed.grade, exposed.mend) == ("fail", f"chmod 600 {data_dir.keyring}")
+    data_dir.keyring.chmod(0o600)
+    data_dir.keyring.write_text("{")
+    assert find("secrets", doctor.checks(data_dir, {})).grade == "fail"

@@ -15,8 +15,8 @@ import pytest
 
 from tests.nats_process import NatsServer
 from tests.suite.conditions import until
-from treadle.nats_server import NatsServerError, given_server, wait_until_ready
-from treadle.ports import LOOPBACK, PortInUse, ReservedPort
+from treadle.supervision.nats_server import NatsServerError, given_server, wait_until_ready
+from treadle.supervision.ports import LOOPBACK, PortInUse, ReservedPort
 
 
 async def test_nothing_acknowledged_is_lost_when_the_server_is_killed_under_load(own_nats: NatsServer) -> None:

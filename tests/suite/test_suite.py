@@ -20,16 +20,19 @@ import psutil
 import pytest
 from nats.aio.client import Client
 
+from shared.bus import OPERATOR, USERS
 from tests.nats_process import NatsServer
 from tests.suite.conditions import gone, until, wait_for
 from tests.suite.conftest import fill
-from treadle.data_dir import DataDir
-from treadle.ensure import JoinedSuite, ensure_suite, stop_suite
-from treadle.environment import Secrets
-from treadle.nats_server import NatsAccess
-from treadle.ports import LOOPBACK
-from treadle.suite_error import SuiteError
-from treadle.suite_info import SuiteOptions, running_suite
+from treadle.supervision.data_dir import DataDir
+from treadle.supervision.ensure import JoinedSuite, ensure_suite, stop_suite
+from treadle.supervision.environment import Secrets
+from treadle.supervision.keyring_file import read_keyring
+from treadle.supervision.nats_server import NatsAccess
+from treadle.supervision.ports import LOOPBACK
+from treadle.supervision.private_files import secret_in
+from treadle.supervision.suite_error import SuiteError
+from treadle.supervision.suite_info import SuiteOptions, running_suite
 
 STAND_IN = str(Path(__file__).with_name("stand_in.py"))
 SECRETS = Secrets("sk-made-up-0123456789", "http://127.0.0.1:9/made-up")
@@ -70,7 +73,7 @@ def nats_pid(suite: JoinedSuite) -> int:
 
 
 def nats_access(data: DataDir, suite: JoinedSuite) -> NatsAccess:
-    return NatsAccess(suite.info.nats_url, "treadle", data.nats / "password")
+    return NatsAccess(suite.info.nats_url, OPERATOR, data.nats / f"{OPERATOR}.password")
 
 
 async def connected(access: NatsAccess) -> Client:
@@ -90,12 +93,15 @@ def test_suite_starts_once_and_is_used_again(data: DataDir) -> None:
         assert first.info.has_claude_key
         assert first.token == data.token.read_text()
         assert len(all_started(data)) == 5
-    for path in (data.suite_file, data.token, data.log("gateway")):
+    assert {path.name for path in data.private_files} >= {"gateway.token", "gateway.secret", "keyring.json"}
+    for path in (data.suite_file, data.log("gateway"), *data.private_files):
         assert stat.S_IMODE(path.stat().st_mode) == 0o600
 
 
 def test_two_starts_at_once_end_with_one_suite(data: DataDir) -> None:
-    script = "import sys, msgspec; from treadle.ensure import *; from treadle.suite_info import SuiteOptions; " + (
+    script = (
+        "import sys, msgspec; from treadle.supervision.ensure import *; "
+        "from treadle.supervision.suite_info import SuiteOptions; "
         "print(ensure_suite(msgspec.json.decode(sys.argv[1], type=SuiteOptions), Secrets()).info.pid)"
     )
     order = msgspec.json.encode(options(data.path)).decode()
@@ -150,17 +156,30 @@ def test_secrets_reach_the_runners_by_standard_input_only(data: DataDir, monkeyp
         for pid in runners:
             given = json.loads((data.path / "work" / f"stdin-{pid}").read_text())
             assert given["anthropic_api_key"] == SECRETS.anthropic_api_key
-        password = (data.nats / "password").read_text()
+        passwords = [path.read_text() for path in data.nats.glob("*.password")]
+        keys = [data.secret.read_text(), *read_keyring(data.keyring).keys.values()]
+        assert len(passwords) == len(USERS) and len(keys) == 2
         supervisor = psutil.Process(suite.info.pid)
         family = [supervisor, *supervisor.children(recursive=True)]
         assert len(family) == 7
         for process in family:
             shown = " ".join(process.cmdline()) + str(process.environ())
-            for secret in (SECRETS.anthropic_api_key or "", "sk-of-another-program", suite.token, password):
+            for secret in (SECRETS.anthropic_api_key or "", "sk-of-another-program", suite.token, *passwords, *keys):
                 assert secret not in shown
     stop_suite(data)
     for path in [p for p in data.path.rglob("*") if p.is_file() and not p.name.startswith("stdin-")]:
         assert (SECRETS.anthropic_api_key or "").encode() not in path.read_bytes(), path
+
+
+def test_each_service_is_a_user_of_its_own_on_the_bus(data: DataDir) -> None:
+    with ensure_suite(options(data.path), SECRETS):
+        all_started(data)
+        for role, pid in told(data, "started"):
+            env = psutil.Process(pid).environ()
+            assert env["TREADLE_NATS_USER"] == role
+            assert env["TREADLE_NATS_PASSWORD_FILE"] == str(data.nats / f"{role}.password")
+    passwords = [path.read_text() for path in data.nats.glob("*.password")]
+    assert len(set(passwords)) == len(USERS)
 
 
 def test_killed_runner_is_given_its_secrets_again(data: DataDir) -> None:
@@ -203,6 +222,39 @@ def test_service_that_cannot_start_is_told_and_nothing_is_left_running(data: Dat
         ensure_suite(broken, SECRETS)
     assert all(gone(pid) for _, pid in told(data, "started"))
     assert data.holder_pid() is None
+
+
+def test_database_that_cannot_be_migrated_is_told_with_its_reason(data: DataDir) -> None:
+    broken = options(data.path)
+    broken.programs["gateway"] = [sys.executable, STAND_IN, "unmigrated"]
+    with pytest.raises(SuiteError, match=r"migration ended with exit status 78: .*the setting X is wrong"):
+        ensure_suite(broken, SECRETS)
+    assert all(gone(pid) for _, pid in told(data, "started"))
+    assert data.holder_pid() is None
+
+
+def test_gateway_starts_only_once_the_database_is_migrated(data: DataDir) -> None:
+    with ensure_suite(options(data.path), SECRETS):
+        all_started(data)
+    lines = [json.loads(line) for line in (data.path / "work" / "told.jsonl").read_text().splitlines()]
+    of_gateway = [line["event"] for line in lines if line["role"] == "gateway"]
+    assert of_gateway == ["migrated", "started"]
+
+
+def test_directory_of_the_former_version_is_given_what_it_lacks_and_keeps_its_token(data: DataDir) -> None:
+    data.prepare()
+    secret_in(data.token)
+    secret_in(data.nats / "password")
+    token = data.token.read_text()
+    with ensure_suite(options(data.path), SECRETS) as suite:
+        assert suite.token == token
+        assert read_keyring(data.keyring).current == "k1"
+        assert data.secret.exists() and data.database.exists()
+        assert not (data.nats / "password").exists()
+    before = {path: path.read_bytes() for path in (data.token, data.secret, data.keyring)}
+    assert stop_suite(data)
+    with ensure_suite(options(data.path), SECRETS):
+        assert {path: path.read_bytes() for path in before} == before
 
 
 def test_nats_server_that_cannot_start_is_told_with_its_reason(data: DataDir) -> None:

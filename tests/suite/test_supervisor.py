@@ -11,10 +11,10 @@ from pathlib import Path
 import pytest
 
 from tests.suite.conditions import gone, until, wait_for
-from treadle.environment import service_environment
-from treadle.nats_server import NatsServer, why_it_ended
-from treadle.processes import born_at, end_leftovers
-from treadle.supervisor import Child, ChildFailed, Supervisor
+from treadle.supervision.environment import service_environment
+from treadle.supervision.nats_server import NatsServer, why_it_ended
+from treadle.supervision.processes import born_at, end_leftovers
+from treadle.supervision.supervisor import Child, ChildFailed, Supervisor
 
 STAND_IN = str(Path(__file__).with_name("stand_in.py"))
 
@@ -145,3 +145,27 @@ def test_leftovers_of_a_killed_supervisor_are_ended_and_strangers_with_their_pid
         wait_for(lambda: left.poll() is not None)
         assert stranger.poll() is None
         stranger.kill()
+
+
+async def test_child_that_runs_once_is_not_started_again_and_its_failure_is_told(watched: Watched) -> None:
+    log, env = watched.directory / "log", {"PATH": os.environ["PATH"]}
+    await watched.supervisor.run_once(Child("migration", ["true"], env, log, watched.directory))
+    failing = Child("migration", ["sh", "-c", "echo no such table >&2; exit 3"], env, log, watched.directory)
+    with pytest.raises(ChildFailed, match=r"migration ended with exit status 3: no such table \(its log: "):
+        await watched.supervisor.run_once(failing)
+    assert watched.said == []
+    await watched.supervisor.stop()
+
+
+async def test_child_that_runs_once_is_ended_by_stop(watched: Watched) -> None:
+    log, env = watched.directory / "log", {"PATH": os.environ["PATH"]}
+    child = Child("migration", ["sleep", "600"], env, log, watched.directory)
+    running = asyncio.create_task(watched.supervisor.run_once(child))
+
+    def recorded() -> list[str]:
+        return list(json.loads(watched.children_file.read_text())) if watched.children_file.exists() else []
+
+    (pid,) = await until(recorded)
+    running.cancel()
+    await watched.supervisor.stop()
+    assert gone(int(pid))

@@ -18,12 +18,12 @@ import signal
 from collections.abc import Awaitable, Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TypeVar
+from typing import Any, TypeVar
 
-from treadle.log_files import last_useful_line, open_log
-from treadle.private_files import write_private
-from treadle.processes import born_at, die_with_parent
-from treadle.suite_error import SuiteError
+from treadle.supervision.log_files import last_useful_line, open_log
+from treadle.supervision.private_files import write_private
+from treadle.supervision.processes import born_at, die_with_parent
+from treadle.supervision.suite_error import SuiteError
 
 T = TypeVar("T")
 
@@ -61,7 +61,7 @@ class _Kept:
     def __init__(self, child: Child) -> None:
         self.child = child
         self.process: asyncio.subprocess.Process | None = None
-        self.keeper: asyncio.Task[None]  # set by `start`
+        self.keeper: asyncio.Task[Any]  # set by `start` and `run_once`
         self.stopping = asyncio.Event()
         self.deaths = 0
         self.born_s = 0.0
@@ -87,6 +87,18 @@ class Supervisor:
         for one in self._groups[-1]:
             one.keeper = asyncio.create_task(self._keep(one))
             one.keeper.add_done_callback(self._keeper_ended)
+
+    async def run_once(self, child: Child) -> None:
+        """Runs a child to its end. Raises ChildFailed, with its words, for one that ends with another status than 0."""
+        one = _Kept(child)
+        self._groups.append([one])
+        life = asyncio.create_task(self._live(one))
+        one.keeper = life
+        await asyncio.wait({life})  # cancelling us leaves it to `stop`
+        status, why = life.result()
+        self._groups.remove([one])
+        if status != 0:
+            raise ChildFailed(f"{_end_in_words(child, status, why)} (its log: {child.log})")
 
     def troubled(self) -> bool:
         """True while a child that has died may be about to die again."""
@@ -130,7 +142,7 @@ class Supervisor:
         return (one for group in self._groups for one in group)
 
     async def _keep(self, one: _Kept) -> None:
-        clock, name = asyncio.get_running_loop().time, one.child.name
+        clock = asyncio.get_running_loop().time
         pause_s, configuration_errors = _PAUSE_MIN_S, 0
         while not one.stopping.is_set():
             one.born_s = clock()
@@ -141,7 +153,7 @@ class Supervisor:
                 pause_s, one.deaths, configuration_errors = _PAUSE_MIN_S, 0, 0
             one.deaths += 1
             configuration_errors = configuration_errors + 1 if status == os.EX_CONFIG else 0
-            message = f"{name} ended with {_in_words(status)}" + (f": {why}" if why else "")
+            message = _end_in_words(one.child, status, why)
             hopeless = configuration_errors >= _HOPELESS_CONFIGURATION_ERRORS
             if hopeless or (not self._settled and one.deaths >= _HOPELESS_DEATHS_AT_START):
                 raise ChildFailed(f"{message} (its log: {one.child.log})")
@@ -211,5 +223,6 @@ async def _set_within(event: asyncio.Event, timeout_s: float) -> bool:
         return False
 
 
-def _in_words(status: int) -> str:
-    return f"exit status {status}" if status >= 0 else f"signal {-status} ({signal.strsignal(-status)})"
+def _end_in_words(child: Child, status: int, why: str) -> str:
+    how = f"exit status {status}" if status >= 0 else f"signal {-status} ({signal.strsignal(-status)})"
+    return f"{child.name} ended with {how}" + (f": {why}" if why else "")

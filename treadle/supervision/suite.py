@@ -8,22 +8,26 @@ import os
 import signal
 import sys
 from collections.abc import Callable
+from dataclasses import replace
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
+from urllib.parse import quote
 
 import httpx
 
-from treadle.data_dir import DataDir, told_to_people
-from treadle.environment import Secrets, runner_environment, service_environment
-from treadle.nats_server import NatsAccess, NatsServer, given_server, wait_until_ready, why_it_ended
-from treadle.ports import LOOPBACK, ReservedPort
-from treadle.private_files import make_private_dir, secret_in
-from treadle.processes import end_leftovers
-from treadle.store_watch import watch_store
-from treadle.suite_error import SuiteError
-from treadle.suite_info import SuiteInfo, SuiteOptions, http_settings
-from treadle.supervisor import Child, Supervisor
+from shared.bus import DISPATCHER, GATEWAY, PLANNER, RUNNER, SERVICES
+from treadle.supervision.data_dir import DataDir, told_to_people
+from treadle.supervision.database import is_migrated
+from treadle.supervision.environment import Secrets, runner_environment, service_environment
+from treadle.supervision.nats_server import NatsAccess, NatsServer, given_server, wait_until_ready, why_it_ended
+from treadle.supervision.ports import LOOPBACK, ReservedPort
+from treadle.supervision.private_files import make_private_dir
+from treadle.supervision.processes import end_leftovers
+from treadle.supervision.store_watch import watch_store
+from treadle.supervision.suite_error import SuiteError
+from treadle.supervision.suite_info import SuiteInfo, SuiteOptions, http_settings
+from treadle.supervision.supervisor import Child, Supervisor
 
 _NATS = "nats-server"
 _READY_WITHIN_S = 60.0
@@ -71,7 +75,7 @@ class _Suite:
         self._told_to_stop = False
         self._port = ReservedPort(options.gateway_port)
         held.callback(self._port.release)
-        secret_in(data_dir.token)
+        data_dir.make_secrets()
         self._url = f"http://{LOOPBACK}:{self._port.number}"
 
     async def run(self, on_ready: Callable[[SuiteInfo], None]) -> None:
@@ -97,14 +101,18 @@ class _Suite:
         self._running.cancel()
 
     async def _work(self, supervisor: Supervisor, on_ready: Callable[[SuiteInfo], None]) -> None:
+        # It takes long, so it begins first; nothing but the gateway waits for it.
+        migration = asyncio.create_task(self._migrate(supervisor))
         nats = await self._nats(supervisor)
-        env = self._service_env(nats)
-        supervisor.start([self._service("planner", env), self._service("dispatcher", env), self._gateway(env)])
-        supervisor.start([self._runner(number, nats) for number in range(1, self._options.runners + 1)])
+        services = [self._service(name, self._service_env(nats[name])) for name in (PLANNER, DISPATCHER)]
+        supervisor.start(services)
+        await migration
+        supervisor.start([self._gateway(nats[GATEWAY])])
+        supervisor.start([self._runner(number, nats[RUNNER]) for number in range(1, self._options.runners + 1)])
         async with httpx.AsyncClient(**http_settings(self._url, self._dir)) as http:
             await self._gateway_answers(http, supervisor)
             supervisor.settled()
-            info = self._info(nats)
+            info = self._info(nats[GATEWAY])
             info.store(self._dir)
             on_ready(info)
             async with asyncio.TaskGroup() as watches:
@@ -124,19 +132,19 @@ class _Suite:
             has_claude_key=self._secrets.anthropic_api_key is not None,
         )
 
-    async def _nats(self, supervisor: Supervisor) -> NatsAccess:
-        """Starts the embedded server, or finds that the given one answers."""
+    async def _nats(self, supervisor: Supervisor) -> dict[str, NatsAccess]:
+        """Starts the embedded server, or finds that the given one answers: how each service gets in."""
         if self._options.nats_url is not None:
             access = given_server(self._options.nats_url, self._dir.nats_password)
             await wait_until_ready(access, _GIVEN_NATS_WITHIN_S)
-            return access
+            return dict.fromkeys(SERVICES, access)
         server = NatsServer(self._dir.nats)
         self._held.callback(server.release_port)
         env = service_environment(os.environ)
         log = self._dir.log(_NATS)
         supervisor.start([Child(_NATS, server.argv, env, log, self._dir.path, explain=why_it_ended)])
         await wait_until_ready(server.access, _READY_WITHIN_S)
-        return server.access
+        return {name: server.access_of(name) for name in SERVICES}
 
     def _service_env(self, nats: NatsAccess) -> dict[str, str]:
         return service_environment(os.environ) | nats.environment() | {"TREADLE_DATA": str(self._dir.path)}
@@ -146,16 +154,28 @@ class _Suite:
         argv = self._options.programs.get(name) or [sys.executable, "-P", "-m", f"services.{name}"]
         return Child(name, argv, env, self._dir.log(name), self._dir.path, **more)
 
-    def _gateway(self, env: dict[str, str]) -> Child:
-        return self._service(
-            "gateway",
-            env
-            | {
-                "TREADLE_GATEWAY_HOST": LOOPBACK,
-                "TREADLE_GATEWAY_PORT": str(self._port.number),
-                "TREADLE_GATEWAY_TOKEN_FILE": str(self._dir.token),
-            },
-        )
+    def _gateway(self, nats: NatsAccess) -> Child:
+        settings = {
+            "TREADLE_GATEWAY_HOST": LOOPBACK,
+            "TREADLE_GATEWAY_PORT": str(self._port.number),
+            "TREADLE_GATEWAY_TOKEN_FILE": str(self._dir.token),
+            "TREADLE_GATEWAY_SECRET_FILE": str(self._dir.secret),
+            "TREADLE_GATEWAY_KEYRING_FILE": str(self._dir.keyring),
+            "TREADLE_LOCAL_REPOSITORIES": "1",
+        }
+        return self._service("gateway", self._service_env(nats) | self._database() | settings)
+
+    async def _migrate(self, supervisor: Supervisor) -> None:
+        """Brings the database to this version's tables."""
+        if is_migrated(self._dir.database):
+            return
+        env = service_environment(os.environ) | self._database() | {"TREADLE_DATA": str(self._dir.path)}
+        gateway = self._service("gateway", env)
+        child = replace(gateway, name="the database's migration", argv=[*gateway.argv, "migrate"])
+        await supervisor.run_once(child)
+
+    def _database(self) -> dict[str, str]:
+        return {"TREADLE_DATABASE_URL": f"sqlite:///{quote(str(self._dir.database))}"}
 
     def _runner(self, number: int, nats: NatsAccess) -> Child:
         name, state = f"runner-{number}", make_private_dir(self._dir.runner(number))

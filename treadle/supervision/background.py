@@ -14,11 +14,11 @@ import sys
 
 import msgspec
 
-from treadle.data_dir import DataDir, told_to_people
-from treadle.environment import Secrets, runner_environment
-from treadle.log_files import last_useful_line, open_log
-from treadle.suite_error import DataDirHeld, SuiteError
-from treadle.suite_info import SuiteOptions
+from treadle.supervision.data_dir import DataDir, told_to_people
+from treadle.supervision.environment import Secrets, runner_environment
+from treadle.supervision.log_files import last_useful_line, open_log
+from treadle.supervision.suite_error import DataDirHeld, SuiteError
+from treadle.supervision.suite_info import SuiteOptions
 
 
 class Order(msgspec.Struct, frozen=True):
@@ -38,7 +38,7 @@ def start_in_background(
     path = data_dir.log("supervisor")
     with told_to_people(data_dir.path), open_log(path) as log:
         process = subprocess.Popen(
-            [sys.executable, "-P", "-m", "treadle.background_supervisor"],
+            [sys.executable, "-P", "-m", "treadle.supervision.background_supervisor"],
             env=runner_environment(os.environ),
             cwd=data_dir.path,
             stdin=subprocess.PIPE,

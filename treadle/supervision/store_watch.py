@@ -11,7 +11,7 @@ import asyncio
 from collections.abc import Callable
 from pathlib import Path
 
-from treadle.data_dir import DataDir
+from treadle.supervision.data_dir import DataDir
 
 _LOOK_EVERY_S = 1.0
 _SIGNS = ("critical write error", "no space left on device", "disk quota exceeded", "resource limits exceeded")

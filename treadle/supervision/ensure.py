@@ -13,11 +13,11 @@ from pathlib import Path
 from types import TracebackType
 from typing import IO, TypeVar
 
-from treadle.background import start_in_background
-from treadle.data_dir import DataDir
-from treadle.environment import Secrets
-from treadle.suite_error import DataDirHeld, SuiteError
-from treadle.suite_info import SuiteInfo, SuiteOptions, running_suite
+from treadle.supervision.background import start_in_background
+from treadle.supervision.data_dir import DataDir
+from treadle.supervision.environment import Secrets
+from treadle.supervision.suite_error import DataDirHeld, SuiteError
+from treadle.supervision.suite_info import SuiteInfo, SuiteOptions, running_suite
 
 T = TypeVar("T")
 

@@ -6,7 +6,7 @@ import os
 from pathlib import Path
 from typing import BinaryIO
 
-from treadle.private_files import PRIVATE_FILE_MODE
+from treadle.supervision.private_files import PRIVATE_FILE_MODE
 
 SIZE_MAX_BYTES = 8 << 20
 _TAIL_BYTES = 16 << 10

@@ -1,4 +1,4 @@
-"""The other side of `treadle.background`: the process that supervises a suite in the background."""
+"""The other side of `treadle.supervision.background`: the process that supervises a suite in the background."""
 
 from __future__ import annotations
 
@@ -10,10 +10,10 @@ from datetime import UTC, datetime
 import msgspec
 
 from shared.memory import hide_memory
-from treadle.background import Order, Report
-from treadle.suite import run_supervisor
-from treadle.suite_error import DataDirHeld, SuiteError
-from treadle.suite_info import SuiteInfo
+from treadle.supervision.background import Order, Report
+from treadle.supervision.suite import run_supervisor
+from treadle.supervision.suite_error import DataDirHeld, SuiteError
+from treadle.supervision.suite_info import SuiteInfo
 
 _BAD_INPUT = 2
 

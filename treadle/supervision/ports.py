@@ -6,7 +6,7 @@ import errno
 import socket
 import sys
 
-from treadle.suite_error import SuiteError
+from treadle.supervision.suite_error import SuiteError
 
 LOOPBACK = "127.0.0.1"
 

@@ -18,14 +18,26 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import IO
 
-from treadle.private_files import PRIVATE_DIR_MODE, PRIVATE_FILE_MODE, make_private_dir, write_private
-from treadle.suite_error import DataDirHeld, SuiteError
+from treadle.supervision.keyring_file import make_keyring
+from treadle.supervision.private_files import (
+    PRIVATE_DIR_MODE,
+    PRIVATE_FILE_MODE,
+    make_private_dir,
+    secret_in,
+    write_private,
+)
+from treadle.supervision.suite_error import DataDirHeld, SuiteError
 
 FORMAT = "1"
 FREE_MIN_BYTES = 64 << 20
 _PROBE_S = 0.2
 _DIRS = ("logs", "nats", "runners", "mirrors", "work")
-_FILES = ("VERSION", "lock", "clients.lock", "nats.password", "gateway.token", "suite.json", "children.json")
+_DATABASE = "treadle.sqlite"
+_FILES = (
+    *("VERSION", "lock", "clients.lock", "suite.json", "children.json"),
+    *("nats.password", "gateway.token", "gateway.secret", "keyring.json"),
+    *(f"{_DATABASE}{suffix}" for suffix in ("", "-wal", "-shm", "-journal", ".rebuild")),
+)
 
 
 @dataclass(frozen=True)
@@ -55,6 +67,27 @@ class DataDir:
     @property
     def token(self) -> Path:
         return self.path / "gateway.token"
+
+    @property
+    def secret(self) -> Path:
+        """What the gateway signs sessions with."""
+        return self.path / "gateway.secret"
+
+    @property
+    def keyring(self) -> Path:
+        """The keys that stored credentials are encrypted with."""
+        return self.path / "keyring.json"
+
+    @property
+    def database(self) -> Path:
+        return self.path / _DATABASE
+
+    @property
+    def private_files(self) -> list[Path]:
+        """Those of the files that hold secrets, or what only their owner may see, which exist."""
+        names = ("nats.password", "gateway.token", "gateway.secret", "keyring.json")
+        found = [self.path / name for name in names] + sorted(self.path.glob(f"{_DATABASE}*"))
+        return [path for path in found + sorted(self.nats.glob("*.password")) if path.exists()]
 
     @property
     def suite_file(self) -> Path:
@@ -92,6 +125,14 @@ class DataDir:
             self.check_format()
             for name in _DIRS:
                 make_private_dir(self.path / name)
+
+    def make_secrets(self) -> None:
+        """Makes what is missing of the gateway's own files; a directory of the former version has only the token."""
+        secret_in(self.token)
+        secret_in(self.secret)
+        make_keyring(self.keyring)
+        # SQLite gives the files beside a database the mode that it has itself.
+        os.close(os.open(self.database, os.O_WRONLY | os.O_CREAT, PRIVATE_FILE_MODE))
 
     def format(self) -> str | None:
         """The data format that the directory says it has; None when it has none yet."""

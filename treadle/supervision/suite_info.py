@@ -7,8 +7,8 @@ from typing import Any
 import httpx
 import msgspec
 
-from treadle.data_dir import DataDir
-from treadle.private_files import write_private
+from treadle.supervision.data_dir import DataDir
+from treadle.supervision.private_files import write_private
 
 _HTTP_TIMEOUT_S = 2.0
 

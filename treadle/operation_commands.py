@@ -1,0 +1,155 @@
+"""Subcommands for whoever runs Treadle: projects, runners, the credentials' keys, the projection."""
+
+from __future__ import annotations
+
+import sys
+import time
+from collections.abc import Callable
+
+import click
+import msgspec
+
+from treadle.api import ApiError, Gateway, Resource
+from treadle.instance import Instance
+from treadle.plain_text import one_line
+from treadle.run import ATTENTION, say
+from treadle.supervision.data_dir import told_to_people
+from treadle.supervision.keyring_file import add_key
+
+LOOK_EVERY_S = 0.3
+LINE_EVERY_S = 5.0
+GIVEN_UP_AFTER_S = 5.0
+"""A rebuild that is not to be seen for so long has failed: its first moments don't show it either."""
+
+json_option = click.option("--json", "as_json", is_flag=True, help="JSON instead of words.")
+
+
+@click.command()
+@json_option
+@click.pass_obj
+def projects(instance: Instance, as_json: bool) -> None:
+    """Lists the projects."""
+    _list(instance, "/projects", "no projects yet: `treadle run` makes one", _project_line, as_json=as_json)
+
+
+@click.command()
+@json_option
+@click.pass_obj
+def runners(instance: Instance, as_json: bool) -> None:
+    """Lists the runners that are there, and what they have to do."""
+    _list(instance, "/runners", "no runner is there", _runner_line, as_json=as_json)
+
+
+@click.group()
+def keys() -> None:
+    """The keys that stored credentials are encrypted with."""
+
+
+@keys.command()
+@click.pass_obj
+def rotate(instance: Instance) -> None:
+    """Makes a new key, and encrypts all stored credentials anew with it.
+
+    The key that was used until now stays in the keyring until the next rotation; older ones that nothing is encrypted
+    with any more go.
+    """
+    data_dir = instance.own("keys rotate")
+    with instance.reach() as reached, told_to_people(data_dir.path):
+        gateway = reached.gateway()
+        known = gateway.get("/keys", Resource)["keys"]
+        made = add_key(data_dir.keyring, {key["id"] for key in known if not key["credentials"]})
+        done = gateway.post("/keys/reencrypt")
+    say(f"key {made} is the current one: {done['reencrypted']} credentials were encrypted anew")
+    for stays in done["unreadable"]:
+        say(f"the {stays['kind']} credential of {stays['holder_id']} can't be opened: {stays['reason']}")
+    if done["unreadable"] or done["current_key"] != made:
+        sys.exit(ATTENTION)
+
+
+@click.group()
+def projection() -> None:
+    """The tables that lists of plans and tasks are read from."""
+
+
+@projection.command()
+@click.pass_obj
+def rebuild(instance: Instance) -> None:
+    """Makes the tables anew from the event log; until that is done the old ones answer."""
+    with instance.reach() as reached:
+        gateway = reached.gateway()
+        before = gateway.get("/projection", Resource)
+        try:
+            gateway.post("/projection/rebuild")
+        except ApiError as error:
+            if error.code != "rebuilding":
+                raise
+            say("a rebuild is at work already")
+        _follow_rebuild(gateway, before["generation"])
+
+
+def _follow_rebuild(gateway: Gateway, former_generation: int) -> None:
+    """Shows how far the rebuild is until its tables are the ones that are read. Raises `ApiError` where it failed."""
+    progress, idle_since_s = _Progress(), time.monotonic()
+    while True:
+        stands = gateway.get("/projection", Resource)
+        if stands["generation"] != former_generation:
+            progress.end()
+            say(f"rebuilt: {stands['position']} of {stands['log_end']} events are in the new tables")
+            return
+        if stands["rebuilding"]:
+            idle_since_s = time.monotonic()
+            progress.show(stands["rebuilding"]["position"], stands["log_end"])
+        elif time.monotonic() - idle_since_s > GIVEN_UP_AFTER_S:
+            progress.end()
+            raise ApiError(
+                500, "rebuild_failed", "the rebuild has ended and changed nothing: the gateway's log tells why"
+            )
+        time.sleep(LOOK_EVERY_S)
+
+
+class _Progress:
+    """A line that is drawn over on a terminal; elsewhere a new line now and then."""
+
+    def __init__(self) -> None:
+        self._drawn_over = sys.stderr.isatty()
+        self._shown_s = -LINE_EVERY_S
+
+    def show(self, done: int, of: int) -> None:
+        text = f"{done} of {of} events ({100 * done // max(of, 1)} %)"
+        if self._drawn_over:
+            sys.stderr.write(f"\x1b[2K\r{text}")
+            sys.stderr.flush()
+        elif time.monotonic() - self._shown_s >= LINE_EVERY_S:
+            self._shown_s = time.monotonic()
+            say(text)
+
+    def end(self) -> None:
+        if self._drawn_over:
+            say("")
+
+
+def _list(instance: Instance, path: str, if_none: str, line: Callable[[Resource], str], *, as_json: bool) -> None:
+    with instance.reach() as reached:
+        found = list(reached.gateway().pages(path))
+    if as_json:
+        click.echo(msgspec.json.encode(found).decode())
+    elif not found:
+        say(if_none)
+    for one in [] if as_json else found:
+        click.echo(line(one))
+
+
+def _runner_line(runner: Resource) -> str:
+    leases = ", ".join(f"{lease['plan']}/{lease['task']}" for lease in runner["leases"])
+    pools = ", ".join(runner["pools"])
+    at_work = f": {leases}" if leases else ""
+    return one_line(f"{runner['runner']}  {runner['busy']} of {runner['slots']} slots busy  ({pools}){at_work}")
+
+
+def _project_line(project: Resource) -> str:
+    return (
+        f"{project['id']}  {project['mode']:<6}  {one_line(project['name'], 60)}  {one_line(project['code_repo_url'])}"
+    )
+
+
+operation_commands: tuple[click.Command, ...] = (projects, runners, keys, projection)

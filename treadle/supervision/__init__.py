@@ -1,0 +1,1 @@
+"""The one-machine supervisor: a data directory, and the processes that run on it."""
