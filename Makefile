@@ -8,10 +8,10 @@ LOCK := $(BIN)/uv pip compile --quiet --universal --python-version 3.11 --genera
 	$(foreach name,shared planner dispatcher runner gateway,--no-emit-package treadle-$(name)) --no-emit-package treadle
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test check lock bench soak clean
+.PHONY: help setup demo test check lock secrets bench bench-api soak clean
 
 help: ## Show what can be made
-	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "make %-8s %s\n", $$1, $$2 }' $(firstword $(MAKEFILE_LIST))
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "make %-9s %s\n", $$1, $$2 }' $(firstword $(MAKEFILE_LIST))
 
 setup: $(VENV)/set-up ## Make .venv with treadle and the tools in it; the second time there is nothing to do
 
@@ -30,6 +30,12 @@ check: setup ## Look at the code: ruff, mypy --strict, import-linter
 lock: setup ## Choose the versions of all dependencies anew (requirements*.lock)
 	$(LOCK) --upgrade requirements.in --output-file requirements.lock
 	$(LOCK) --upgrade requirements.in --group dev --constraints requirements.lock --output-file requirements-dev.lock
+
+secrets: setup ## Make the secrets that compose.yaml mounts, and keep those that are there; NEW_KEY=1 adds an encryption key
+	$(BIN)/python deploy/make_secrets.py $(if $(NEW_KEY),new-key)
+
+bench-api: setup ## Measure the gateway beside a bare handler and a bare append
+	$(BIN)/python -m bench api
 
 bench: setup ## Measure the figures that README states
 	$(BIN)/python -m bench

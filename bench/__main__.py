@@ -10,7 +10,7 @@ import tempfile
 from collections.abc import Awaitable, Callable, Mapping
 from pathlib import Path
 
-from bench import hop, overhead, scale, throughput
+from bench import api, hop, overhead, scale, throughput
 from bench.figures import Figure
 
 FIGURES: Mapping[str, Callable[[Path, int], Awaitable[Figure]]] = {
@@ -18,6 +18,7 @@ FIGURES: Mapping[str, Callable[[Path, int], Awaitable[Figure]]] = {
     "scale": scale.measure,
     "throughput": throughput.measure,
     "overhead": overhead.measure,
+    "api": api.measure,
 }
 
 

@@ -15,8 +15,8 @@ import msgspec
 
 from bench.figures import Figure, Goal, Series, ratio
 from shared.spec import DEFAULT_MODEL
-from treadle.log_files import open_log
-from treadle.processes import die_with_parent
+from treadle.supervision.log_files import open_log
+from treadle.supervision.processes import die_with_parent
 
 AT_ONCE = 2
 TURN_S = 1.0

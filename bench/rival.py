@@ -13,8 +13,8 @@ from types import TracebackType
 from typing import Self
 
 from bench.shapes import Shape
-from treadle.log_files import open_log
-from treadle.processes import die_with_parent
+from treadle.supervision.log_files import open_log
+from treadle.supervision.processes import die_with_parent
 
 HERE = Path(__file__).resolve().parent
 ENVIRONMENT = HERE.parent / ".venv-bench"

@@ -26,9 +26,9 @@ from shared.streams import EVENTS, declare_streams
 from shared.subjects import PLAN, entity_filter, plan_filter
 from shared.transact import to_plan
 from tests.nats_process import NatsServer
-from treadle.environment import service_environment
-from treadle.log_files import open_log
-from treadle.processes import die_with_parent
+from treadle.supervision.environment import service_environment
+from treadle.supervision.log_files import open_log
+from treadle.supervision.processes import die_with_parent
 
 ROOT = Path(__file__).resolve().parent.parent
 SLOTS = 64
