@@ -122,7 +122,7 @@ _SPOKEN: Mapping[str, _Spoken] = {
             subjects.MANY_EVENTS,
             subjects.MANY_TIMERS,
             *_follow(streams.EVENTS),
-            *_durable(streams.TIMERS, streams.TIMERS_CONSUMER),
+            *_follow(streams.TIMERS),
         ),
         _NO_END_OF_POOLS,
         (),

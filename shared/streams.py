@@ -37,7 +37,6 @@ TRANSCRIPTS_BYTES_MAX = 2 * 1024**3
 PRESENCE_EVERY_S = 10.0
 PRESENCE_AGE_MAX_S = 35.0
 """After so long a runner that says nothing is not shown any more."""
-TIMERS_CONSUMER = "dispatcher_timers"
 CONSUMERS_MAX = 10_000
 """The server's silent limit is 1,000 where none is set."""
 
@@ -127,23 +126,6 @@ async def declare_pool(js: JetStreamContext, pool: str) -> None:
             max_deliver=-1,
             max_ack_pending=-1,
             max_waiting=10_000,
-        ),
-    )
-
-
-async def declare_timers_consumer(js: JetStreamContext) -> None:
-    """Makes the consumer by which a dispatcher hears of timers that are due."""
-    await _declare_consumer(
-        js,
-        TIMERS,
-        ConsumerConfig(
-            durable_name=TIMERS_CONSUMER,
-            filter_subject=subjects.TIMERS_DUE,
-            deliver_policy=DeliverPolicy.ALL,
-            ack_policy=AckPolicy.EXPLICIT,
-            ack_wait=ACK_WAIT_S,
-            max_deliver=-1,
-            max_ack_pending=-1,
         ),
     )
 
