@@ -175,6 +175,8 @@ def _finalize(state: PlanState, command: c.Finalize) -> e.Event | None:
         raise c.Refused("there is no such plan")
     if state.status != "drafted":
         if command.candidate == state.chosen_name:
+            if command.digest and state.digest and command.digest != state.digest:
+                raise c.Changed(f"candidate {command.candidate} was finalized as another text than you saw")
             return None
         raise c.Refused(
             f"the plan is {state.status}, with candidate {state.chosen_name or 'none'}: the choice is final"

@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 from shared import commands as c
 from shared import events as e
 from shared.plan import ENDED, INITIAL, PlanState, decide, evolve
-from shared.spec import PlanSpec
+from shared.spec import PlanSpec, digest
 from tests.shared.strategies import SPECS, plan_commands, plan_events, plan_specs
 
 ORDER = ("absent", "drafted", "finalizing", "active", "paused", "cancelling", "cancelled", "completed")
@@ -128,3 +128,31 @@ def test_another_plan_under_a_known_candidates_name_is_refused() -> None:
 def test_a_plan_that_does_not_exist_says_so(command: c.PlanCommand) -> None:
     with pytest.raises(c.Refused, match="no such plan"):
         decide(INITIAL, command)
+
+
+def test_finalizing_again_with_the_digest_of_another_text_does_not_look_like_success() -> None:
+    draft = c.Draft(candidate="c1", spec=SPECS[0], repo_url="u", base_commit="b")
+    drafted = evolve(INITIAL, ok(decide(INITIAL, draft)))
+    finalizing = evolve(drafted, ok(decide(drafted, c.Finalize(candidate="c1", digest=digest(SPECS[0])))))
+    assert decide(finalizing, c.Finalize(candidate="c1")) is None
+    assert decide(finalizing, c.Finalize(candidate="c1", digest=digest(SPECS[0]))) is None
+    with pytest.raises(c.Changed):
+        decide(finalizing, c.Finalize(candidate="c1", digest=digest(SPECS[1])))
+
+
+def test_a_candidate_is_replaced_only_by_whoever_saw_what_it_is_now() -> None:
+    first = c.Draft(candidate="c1", spec=SPECS[0], repo_url="u", base_commit="b", project="p")
+    drafted = evolve(INITIAL, ok(decide(INITIAL, first)))
+    anew = msgspec.structs.replace(first, spec=SPECS[1], replaces=digest(SPECS[0]))
+    with pytest.raises(c.Changed):
+        decide(drafted, msgspec.structs.replace(anew, replaces="of something else"))
+    with pytest.raises(c.Refused, match="another project"):
+        decide(drafted, msgspec.structs.replace(anew, project="q"))
+    replaced = evolve(drafted, ok(decide(drafted, anew)))
+    assert replaced.candidates["c1"].spec == SPECS[1]
+    assert decide(replaced, anew) is None
+
+
+def ok(event: e.Event | None) -> e.Event:
+    assert event is not None
+    return event
