@@ -8,6 +8,19 @@ SUMMARIES_MAX_CHARS = 32_000
 """A join of five hundred must not spend the agent's context on news."""
 
 
+HOW_AN_AGENT_WORKS = (
+    "## How to work\n\n"
+    "The current directory is a git worktree of your own, which holds the work of all the tasks before this one. "
+    "Change files in it only. You need not commit: what you leave there is committed for you. "
+    "End with a short summary of what you did, for those who do the next tasks."
+)
+HOW_A_PERSON_WORKS = (
+    "## How to work\n\n"
+    "This is a manual task: nobody prepares a worktree for you, and nothing is committed for you. Work where you like, "
+    "say when you begin (dispatch the task), and mark it complete with a note when it is done."
+)
+
+
 def build_prompt(board: Board, code: str) -> str:
     """The prompt of a ready task; empty for `_deliver`, which has no agent."""
     chosen = board.plan.chosen
@@ -24,13 +37,9 @@ def build_prompt(board: Board, code: str) -> str:
         parts.append(f"## What to deliver\n\n{spec.expected_output}")
     if earlier := _earlier(board, code):
         parts.append("## What the tasks before this one report\n\n" + earlier)
-    parts.append(
-        "## How to work\n\n"
-        "The current directory is a git worktree of your own, which holds the work of all the tasks before this one. "
-        "Change files in it only. You need not commit: what you leave there is committed for you. "
-        "End with a short summary of what you did, for those who do the next tasks."
-    )
-    if spec.verify:
+    agent = board.tasks[code].agent
+    parts.append(HOW_A_PERSON_WORKS if agent is not None and not agent.is_auto else HOW_AN_AGENT_WORKS)
+    if spec.verify and (agent is None or agent.is_auto):
         commands = "\n".join(f"- `{command}`" for command in spec.verify)
         parts.append(f"Afterwards each of these commands must succeed in the worktree:\n{commands}")
     return "\n\n".join(parts) + "\n"
