@@ -10,7 +10,6 @@ from typing import Any
 
 from litestar import Litestar, Router
 from litestar.openapi.config import OpenAPIConfig
-from litestar.openapi.plugins import JsonRenderPlugin
 from litestar.openapi.spec import Components, SecurityScheme
 
 from services.gateway.accounts.access import Authentication
@@ -23,7 +22,9 @@ from services.gateway.credentials.routes import keys_router
 from services.gateway.database.engine import Database
 from services.gateway.database.migrate import check_migrated
 from services.gateway.idempotency import BODY_MAX_BYTES, Idempotency
+from services.gateway.openapi import SchemaPage
 from services.gateway.operations import Measuring, Metrics, operations_router, raise_open_files_limit
+from services.gateway.options import Options
 from services.gateway.plans.routes import plans_router
 from services.gateway.plans.stream import stream_router
 from services.gateway.plans.tasks import tasks_router
@@ -35,6 +36,7 @@ from services.gateway.projection.rebuild import Rebuilder
 from services.gateway.projects.deletion import Deletions
 from services.gateway.projects.routes import projects_router
 from services.gateway.settings import Settings
+from services.gateway.strict_body import StrictRequest
 from shared.bus import make_broker
 from shared.jetstream import JetStreamStore
 from shared.streams import declare_streams
@@ -60,7 +62,7 @@ def make_app(settings: Settings) -> Litestar:
             nc = await broker.connect()
             held.push_async_callback(broker.stop)
             await declare_streams(nc.jetstream())
-            store, keyring = JetStreamStore(nc), Keyring(settings.keyring_file)
+            store, keyring = JetStreamStore(nc, settings.bus.log_key), Keyring(settings.keyring_file)
             find_end = partial(log_end, nc)
             live = LivePlans(store, find_end)
             projector = Projector(store, db, find_end)
@@ -105,13 +107,14 @@ def make_app(settings: Settings) -> Litestar:
     return Litestar(
         route_handlers=[Router(path="/api", route_handlers=routers)],
         lifespan=[lifespan],
-        middleware=[Measuring(), Authentication, Idempotency()],
+        middleware=[Measuring(), Options(), Authentication, Idempotency()],
+        request_class=StrictRequest,
         openapi_config=OpenAPIConfig(
             title="Treadle",
             version="0.1.0",
             path="/schema",
             use_handler_docstrings=True,
-            render_plugins=[JsonRenderPlugin(path=["/openapi.json", "/"])],
+            render_plugins=[SchemaPage()],
             components=Components(security_schemes={"bearer": BEARER}),
             security=[{"bearer": []}],
         ),

@@ -5,8 +5,17 @@ ETags are strong: `"<version>"` of a row, `"<seq>"` of a task, `"<digest>"` of a
 
 import re
 
+from litestar.datastructures import ResponseHeader
+
 from services.gateway.problems import ProblemError
 
+ETAG = ResponseHeader(
+    name="ETag",
+    documentation_only=True,
+    required=True,
+    description="What an `If-Match` must say for this to be changed.",
+)
+"""For the `response_headers` of a route that answers one."""
 _TAGS = re.compile(r'\s*(?:W/)?"[\x21\x23-\x7e\x80-\xff]*"\s*(?:,\s*(?:W/)?"[\x21\x23-\x7e\x80-\xff]*"\s*)*')
 _STRONG = re.compile(r'(?<!W/)"([\x21\x23-\x7e\x80-\xff]*)"')
 

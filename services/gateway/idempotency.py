@@ -29,7 +29,7 @@ from services.gateway.accounts.access import Caller
 from services.gateway.credentials.keyring import CredentialUnreadable, Keyring
 from services.gateway.database.engine import Database
 from services.gateway.database.tables import IdempotentAnswer
-from services.gateway.problems import RETRY_AFTER_S, ProblemError
+from services.gateway.problems import RETRY_AFTER_S, Problem, ProblemError
 from shared.clock import new_id, new_plan_id, utc_now
 from shared.spec import PLAN_MAX_BYTES
 
@@ -38,9 +38,26 @@ KEPT = timedelta(hours=24)
 LOST_AFTER = timedelta(seconds=60)
 """A claim without an answer is taken to be a dead gateway's then; no request may be at work for so long."""
 BODY_MAX_BYTES = 2 * PLAN_MAX_BYTES
-_KEY = re.compile(r"[\x21-\x7e]{1,255}")
-_NOT_FINAL = frozenset({401, 408, 425, 429})
+ANSWER_MAX_BYTES = 64 * 1024
+"""A larger answer is not kept, so the request may be repeated: an import may be refused in megabytes."""
+KEY_PATTERN = "[\x21-\x7e]{1,255}"
+_KEY = re.compile(KEY_PATTERN)
+NOT_FINAL = frozenset({401, 408, 425, 429})
+"""Answers to a request that may be repeated with another outcome, as those from 500 on."""
 _NOT_KEPT_HEADERS = frozenset({b"date", b"server", b"set-cookie"})
+
+IN_PROGRESS = Problem(
+    status=409,
+    code="in_progress",
+    title="Still at work",
+    detail=f"the first request with this key is still being carried out; try again in {RETRY_AFTER_S} s",
+)
+KEY_REUSED = Problem(
+    status=422,
+    code="idempotency_key_reused",
+    title="This key was used before",
+    detail="this key was sent with another request before: a key is for one request",
+)
 
 
 class Ids:
@@ -170,7 +187,7 @@ class Claims:
             row = await session.get_one(IdempotentAnswer, (self._user_id, self._key), with_for_update=True)
             claim = self.decrypted(row)
             if not hmac.compare_digest(row.fingerprint, _fingerprint(claim, content)):
-                raise _reused("this key was sent with another request before: a key is for one request")
+                raise _reused(KEY_REUSED.detail)
             if claim.answer is None:
                 _refuse_working(claim, row.started_at, now)
                 claim = claim.begun()
@@ -227,14 +244,15 @@ class _Heard:
 
 def _refuse_working(claim: Claim, since: datetime, now: datetime) -> None:
     if claim.at_work and now - since <= LOST_AFTER:
-        detail = f"the first request with this key is still being carried out; try again in {RETRY_AFTER_S} s"
         headers = {"Retry-After": str(RETRY_AFTER_S)}
-        raise ProblemError(409, "in_progress", "Still at work", detail, headers=headers)
+        raise ProblemError(IN_PROGRESS.status, IN_PROGRESS.code, IN_PROGRESS.title, IN_PROGRESS.detail, headers=headers)
 
 
 def _is_final(answer: _Answer | None) -> bool:
-    """Whether a repetition would change nothing: what was refused for the moment is worth another try."""
-    return answer is not None and answer.status < 500 and answer.status not in _NOT_FINAL
+    """Whether it is kept: a repetition would change nothing. What was refused for the moment is worth another try."""
+    if answer is None or len(answer.body) > ANSWER_MAX_BYTES:
+        return False
+    return answer.status < 500 and answer.status not in NOT_FINAL
 
 
 async def _replay(answer: _Answer, send: Send) -> None:
@@ -277,4 +295,4 @@ def _fingerprint(claim: Claim, content: bytes) -> str:
 
 
 def _reused(detail: str) -> ProblemError:
-    return ProblemError(422, "idempotency_key_reused", "This key was used before", detail)
+    return ProblemError(KEY_REUSED.status, KEY_REUSED.code, KEY_REUSED.title, detail)

@@ -32,6 +32,9 @@ LIMIT_MAX = 200
 CURSOR_MAX_CHARS = 4096
 SORT_MAX_CHARS = 64
 
+Flag = Annotated[str | None, QueryParameter(pattern=r"^(true|false)(?!\n)$", description="`true` or `false`.")]
+"""A filter by yes or no. Not a `bool | None`, which Litestar would read `null` as, and `1`."""
+
 T = TypeVar("T")
 R = TypeVar("R")
 Rs = TypeVarTuple("Rs")

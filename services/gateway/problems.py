@@ -55,6 +55,11 @@ class Problem(msgspec.Struct, kw_only=True, omit_defaults=True):
     """Only with `bad_request`: what is wrong where, as far as that is known."""
 
 
+BODY_TOO_LARGE = Problem(
+    status=413, code="body_too_large", title="The body is too large", detail="Request Entity Too Large"
+)
+
+
 class ProblemError(Exception):
     """Raised by a route to answer with a problem; `headers` go with it."""
 
@@ -89,10 +94,10 @@ def forbidden(detail: str) -> ProblemError:
     return ProblemError(403, "forbidden", "Forbidden", detail)
 
 
-def bad_request(field: str, message: str) -> ProblemError:
-    """A field of the body that has the right type and a value that can't be."""
+def bad_request(field: str, message: str, source: str = "body") -> ProblemError:
+    """A field that has the right type and a value that can't be."""
     error = ProblemError(400, "bad_request", "Bad request", f"{field}: {message}")
-    error.problem.fields = (FieldFault(field=field, source="body", message=message),)
+    error.problem.fields = (FieldFault(field=field, source=source, message=message),)
     return error
 
 
@@ -140,7 +145,7 @@ def _usual() -> dict[int, Problem]:
         problem(404, "not_found", "Not found", nothing),
         problem(409, "refused", "Not possible now", "the plan is completed: nothing of it can be paused"),
         problem(412, "changed", "It has changed", "it is at version 4 now: read it again, then decide again"),
-        problem(413, "http_413", "Refused", "the body is too large"),
+        BODY_TOO_LARGE,
         invalid,
         problem(428, "precondition_required", "If-Match is missing", "send the ETag that you read as If-Match"),
         problem(429, "too_many_logins", "Too many failed logins", "try again in 840 s"),
@@ -240,6 +245,8 @@ def on_http_error(_: Request[Any, Any, Any], error: HTTPException) -> Response[P
         401: ("unauthorized", "Unauthorized"),
         403: ("forbidden", "Forbidden"),
         404: ("not_found", "Not found"),
+        405: ("method_not_allowed", "The path has no such method"),
+        413: (BODY_TOO_LARGE.code, BODY_TOO_LARGE.title),
     }
     code, title = titles.get(error.status_code, (f"http_{error.status_code}", "Refused"))
     fields = _field_faults(error.extra) if error.status_code == 400 else ()

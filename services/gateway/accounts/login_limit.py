@@ -1,4 +1,7 @@
-"""How often a login may fail: so often per name and per address within a window, whatever gateway is asked.
+"""How often a login may fail within a window, whatever gateway is asked: per name and address, per name, per address.
+
+A name is locked for one address after a few failures from there, so that a stranger elsewhere can't lock its owner out
+with those. Over all addresses it may fail more often: that is for guesses from many of them.
 
 An attempt is counted before the password is looked at, in the transaction that checks the count, so that many at once
 get no further than one after another. Names count whether or not there is such an account: a lock tells nothing.
@@ -17,7 +20,8 @@ from services.gateway.database.engine import Database
 from services.gateway.database.tables import LoginFailures
 from services.gateway.problems import ProblemError
 
-PER_NAME = 5
+PER_NAME_AND_ADDRESS = 5
+PER_NAME = 50
 PER_ADDRESS = 20
 WINDOW = timedelta(minutes=15)
 
@@ -25,10 +29,14 @@ WINDOW = timedelta(minutes=15)
 async def count_attempt(db: Database, name: str, address: str, now: datetime) -> None:
     """Counts an attempt as failed, until `forgive`. Raises `ProblemError` 429 `too_many_logins` for one too many.
 
-    `address` is the socket's: what a header says of it, whoever sends the header may choose.
+    `address` is the socket's, or what a proxy says of it that the settings trust: any other header's sender may choose.
     """
     insert = sqlite.insert if db.is_sqlite else postgresql.insert
-    limits = {_address_key(address): PER_ADDRESS, _name_key(name): PER_NAME}
+    limits = {
+        _address_key(address): PER_ADDRESS,
+        _name_key(name): PER_NAME,
+        _pair_key(name, address): PER_NAME_AND_ADDRESS,
+    }
     new = insert(LoginFailures).values(
         # In one order everywhere, so that two attempts never wait for each other.
         [{"key": key, "count": 1, "window_ends_at": now + WINDOW} for key in sorted(limits)]
@@ -49,13 +57,14 @@ async def count_attempt(db: Database, name: str, address: str, now: datetime) ->
 
 
 async def forgive(session: AsyncSession, name: str, address: str, now: datetime) -> None:
-    """The attempt was a success: the name is free again, the address has one failure less. Forgets what is over."""
-    await session.execute(
-        update(LoginFailures)
-        .where(LoginFailures.key == _address_key(address), LoginFailures.count > 0)
-        .values(count=LoginFailures.count - 1)
-    )
-    await session.execute(delete(LoginFailures).where(LoginFailures.key == _name_key(name)))
+    """The attempt was a success: the name is free again from there; else it was no failure. Forgets what is over."""
+    for key in sorted((_address_key(address), _name_key(name))):  # in the order in which they are counted
+        await session.execute(
+            update(LoginFailures)
+            .where(LoginFailures.key == key, LoginFailures.count > 0)
+            .values(count=LoginFailures.count - 1)
+        )
+    await session.execute(delete(LoginFailures).where(LoginFailures.key == _pair_key(name, address)))
     # Never waits for an attempt that is being counted, which may wait for this transaction.
     over = select(LoginFailures.key).where(LoginFailures.window_ends_at <= now).with_for_update(skip_locked=True)
     await session.execute(delete(LoginFailures).where(LoginFailures.key.in_(over)))
@@ -71,6 +80,10 @@ def _too_many(wait: timedelta) -> ProblemError:
 def _name_key(name: str) -> str:
     """Hashed: people type passwords into the wrong field, and a key has a length."""
     return f"name:{sha256(name.encode()).hexdigest()}"
+
+
+def _pair_key(name: str, address: str) -> str:
+    return f"pair:{sha256(name.encode()).hexdigest()} {_address_key(address)}"
 
 
 def _address_key(address: str) -> str:

@@ -7,7 +7,7 @@ import msgspec
 from litestar import Request, Router, delete, get, post
 from litestar.datastructures import State
 from litestar.di import NamedDependency, Provide
-from litestar.params import FromPath
+from litestar.params import FromPath, JSONBody
 from sqlalchemy import select, update
 
 from services.gateway.accounts import audit, login_limit, tokens
@@ -85,10 +85,11 @@ class TokenShown(TokenView, frozen=True, kw_only=True):
 
 
 @post("/login", status_code=200, responses=documented(400, 401, 429))
-async def log_in(data: Login, request: Request[Any, Any, Any], state: State) -> SessionView:
+async def log_in(data: JSONBody[Login], request: Request[Any, Any, Any], state: State) -> SessionView:
     """Opens a session of twelve hours.
 
-    In a quarter of an hour five logins may fail with one name, and twenty from one address.
+    In a quarter of an hour five logins may fail with one name from one address, twenty from one address, and fifty
+    with one name.
     """
     now, name, address = utc_now(), data.name.lower(), _address(request)
     await login_limit.count_attempt(state.db, name, address, now)
@@ -115,7 +116,9 @@ async def me(request: Request[Caller, Any, Any], state: State) -> UserView:
 
 
 @post("/password", status_code=200, responses=documented(400, 401, _WRONG_PASSWORD, 429))
-async def change_password(data: PasswordChange, request: Request[Caller, Any, Any], state: State) -> SessionView:
+async def change_password(
+    data: JSONBody[PasswordChange], request: Request[Caller, Any, Any], state: State
+) -> SessionView:
     """Changes one's own password. All sessions end; the answer is a new one. API tokens stay."""
     now, name, address = utc_now(), request.user.name, _address(request)
     await login_limit.count_attempt(state.db, name, address, now)
@@ -147,7 +150,7 @@ async def list_tokens(
 
 
 @post("/tokens", responses=documented(400, 401, _TOO_MANY_TOKENS))
-async def create_token(data: NewToken, request: Request[Caller, Any, Any], state: State) -> TokenShown:
+async def create_token(data: JSONBody[NewToken], request: Request[Caller, Any, Any], state: State) -> TokenShown:
     """Makes an API token. The answer alone shows it."""
     now, token = utc_now(), tokens.make_token()
     if data.expires_at is not None and data.expires_at.tzinfo is None:

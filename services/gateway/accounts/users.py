@@ -7,7 +7,7 @@ import msgspec
 from litestar import Request, Router, get, patch, post
 from litestar.datastructures import State
 from litestar.di import NamedDependency, Provide
-from litestar.params import FromPath
+from litestar.params import FromPath, JSONBody, QueryParameter
 from sqlalchemy import func, select
 from sqlalchemy.exc import IntegrityError
 from sqlalchemy.ext.asyncio import AsyncSession
@@ -18,7 +18,7 @@ from services.gateway.accounts.first_accounts import LOCAL
 from services.gateway.accounts.passwords import NewPassword
 from services.gateway.database.tables import Role, User
 from services.gateway.idempotency import ids_of
-from services.gateway.paging import Asked, Order, Page, asked_page
+from services.gateway.paging import Asked, Flag, Order, Page, asked_page
 from services.gateway.problems import Problem, ProblemError, documented, not_found
 from shared.clock import utc_now
 
@@ -79,22 +79,22 @@ def user_view(user: User) -> UserView:
 async def list_users(
     state: State,
     asked: NamedDependency[Asked],
-    role: Role | None = None,
-    is_frozen: bool | None = None,
+    role: Annotated[str | None, QueryParameter(pattern=r"^(admin|user)(?!\n)$")] = None,
+    is_frozen: Flag = None,
 ) -> Page[UserView]:
     """All accounts, by name."""
     query = select(User)
     if role is not None:
         query = query.where(User.role == role)
     if is_frozen is not None:
-        query = query.where(User.is_frozen.is_(is_frozen))
+        query = query.where(User.is_frozen.is_(is_frozen == "true"))
     async with state.db.read() as session:
         rows, next_ = await _ORDER.fetch(session, query, asked)
     return Page([user_view(row) for row in rows], next_)
 
 
 @post("/", responses=documented(400, 401, 403, _NAME_TAKEN))
-async def create_user(data: NewUser, request: Request[Caller, Any, Any], state: State) -> UserView:
+async def create_user(data: JSONBody[NewUser], request: Request[Caller, Any, Any], state: State) -> UserView:
     """Makes an account."""
     if data.name == LOCAL:
         raise _name_taken(data.name)  # the machine's token would open it
@@ -131,7 +131,7 @@ async def read_user(user_id: FromPath[str], state: State) -> UserView:
 
 @patch("/{user_id:str}", responses=documented(400, 401, 403, 404, _LAST_ADMIN))
 async def change_user(
-    user_id: FromPath[str], data: UserChanges, request: Request[Caller, Any, Any], state: State
+    user_id: FromPath[str], data: JSONBody[UserChanges], request: Request[Caller, Any, Any], state: State
 ) -> UserView:
     """Changes an account's role, freezes or unfreezes it, or sets its password.
 

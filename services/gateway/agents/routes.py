@@ -1,12 +1,12 @@
 """Routes of agents, and the router of everything about agents."""
 
 from datetime import datetime
-from typing import Annotated, Any
+from typing import Any
 
 from litestar import Request, Response, Router, delete, get, patch, post
 from litestar.datastructures import State
 from litestar.di import NamedDependency, Provide
-from litestar.params import FromPath, QueryParameter
+from litestar.params import FromPath, JSONBody
 from sqlalchemy import select
 from sqlalchemy.ext.asyncio import AsyncSession
 
@@ -28,10 +28,10 @@ from services.gateway.agents.in_use import open_plan_with
 from services.gateway.agents.lookup import admins_among, find_agent, flush_named, locked_agent, type_for_agent
 from services.gateway.agents.type_routes import TYPE_ROUTES, IfMatch, TextFilter
 from services.gateway.agents.visibility import check_may_change, in_use, seen_by, taken
-from services.gateway.conditions import check_if_match, etag
+from services.gateway.conditions import ETAG, check_if_match, etag
 from services.gateway.database.tables import Agent, AgentType, Project, ProjectAgent
 from services.gateway.idempotency import ids_of
-from services.gateway.paging import Asked, Order, Page, asked_page
+from services.gateway.paging import Asked, Flag, Order, Page, asked_page
 from services.gateway.patch import given
 from services.gateway.problems import Problem, ProblemError, bad_request, documented
 from shared.clock import utc_now
@@ -57,20 +57,24 @@ async def list_agents(
     asked: NamedDependency[Asked],
     agent_type_id: TextFilter = None,
     slug: TextFilter = None,
-    is_active: Annotated[bool | None, QueryParameter()] = None,
+    is_active: Flag = None,
 ) -> Page[AgentView]:
     """One's own agents and the public ones; an admin's list has all of them."""
     query = select(Agent).where(seen_by(request.user, Agent))
-    for column, wanted in ((Agent.agent_type_id, agent_type_id), (Agent.slug, slug), (Agent.is_active, is_active)):
+    for column, wanted in ((Agent.agent_type_id, agent_type_id), (Agent.slug, slug)):
         if wanted is not None:
             query = query.where(column == wanted)
+    if is_active is not None:
+        query = query.where(Agent.is_active.is_(is_active == "true"))
     async with state.db.read() as session:
         rows, next_ = await AGENTS.fetch(session, query, asked)
         return Page(await _views(session, rows, utc_now()), next_)
 
 
-@post("/agents", status_code=201, responses=documented(400, 401, _TAKEN))
-async def create_agent(data: NewAgent, state: State, request: Request[Caller, Any, Any]) -> Response[AgentView]:
+@post("/agents", status_code=201, response_headers=[ETAG], responses=documented(400, 401, _TAKEN))
+async def create_agent(
+    data: JSONBody[NewAgent], state: State, request: Request[Caller, Any, Any]
+) -> Response[AgentView]:
     """Makes an agent of one's own type or of a public one. An admin's is public."""
     caller, now, agent_id = request.user, utc_now(), ids_of(request).new_id()
     row = Agent(
@@ -98,16 +102,20 @@ async def create_agent(data: NewAgent, state: State, request: Request[Caller, An
         return await _answer(session, made_before or row, now, 201)
 
 
-@get("/agents/{agent:str}", responses=documented(401, 404))
+@get("/agents/{agent:str}", response_headers=[ETAG], responses=documented(401, 404))
 async def read_agent(agent: FromPath[str], state: State, request: Request[Caller, Any, Any]) -> Response[AgentView]:
     """One agent."""
     async with state.db.read() as session:
         return await _answer(session, await find_agent(session, request.user, agent), utc_now(), 200)
 
 
-@patch("/agents/{agent:str}", responses=documented(400, 401, 403, 404, _TAKEN, 412))
+@patch("/agents/{agent:str}", response_headers=[ETAG], responses=documented(400, 401, 403, 404, _TAKEN, 412))
 async def change_agent(
-    agent: FromPath[str], data: AgentChanges, state: State, request: Request[Caller, Any, Any], if_match: IfMatch = None
+    agent: FromPath[str],
+    data: JSONBody[AgentChanges],
+    state: State,
+    request: Request[Caller, Any, Any],
+    if_match: IfMatch = None,
 ) -> Response[AgentView]:
     """Changes what is given. Plans that were finalized before keep the model and the command that they had."""
     caller, now, changes = request.user, utc_now(), given(data)
@@ -148,9 +156,14 @@ async def delete_agent(
         await audit.record(session, caller.actor, "agent.deleted", row.id, {"name": row.name, "slug": row.slug}, now)
 
 
-@post("/agents/{agent:str}/availability", status_code=200, responses=documented(400, 401, 403, 404, _NO_WINDOW))
+@post(
+    "/agents/{agent:str}/availability",
+    status_code=200,
+    response_headers=[ETAG],
+    responses=documented(400, 401, 403, 404, _NO_WINDOW),
+)
 async def report_limit(
-    agent: FromPath[str], data: LimitReport, state: State, request: Request[Caller, Any, Any]
+    agent: FromPath[str], data: JSONBody[LimitReport], state: State, request: Request[Caller, Any, Any]
 ) -> Response[AgentView]:
     """Notes that a subscription's limit was hit and when it resets, or that the agent is available again."""
     caller, now = request.user, utc_now()

@@ -5,12 +5,12 @@ from typing import Annotated, Any
 
 import msgspec
 from litestar import Request, Response, Router, get, post, put
-from litestar.datastructures import State
-from litestar.params import FromPath, HeaderParameter, QueryParameter
+from litestar.datastructures import ResponseHeader, State
+from litestar.params import FromPath, HeaderParameter, JSONBody, QueryParameter
 
 from services.gateway.accounts.access import Caller
 from services.gateway.agents.roster import roster
-from services.gateway.conditions import check_if_match, etag, wanted_if_match
+from services.gateway.conditions import ETAG, check_if_match, etag, wanted_if_match
 from services.gateway.database.tables import Mode, Project
 from services.gateway.idempotency import ids_of
 from services.gateway.plans.commands import REFUSED
@@ -43,6 +43,12 @@ WHICH_CANDIDATE = Problem(
     code="bad_request",
     title="Bad request",
     detail="candidate: the plan has candidates 1, 2: name one",
+)
+NEW_ETAG = ResponseHeader(
+    name="ETag", documentation_only=True, description="Of the new text; not sent where another one is there already."
+)
+SHOWN_CANDIDATE = ResponseHeader(
+    name="Treadle-Candidate", documentation_only=True, required=True, description="Which candidate it is."
 )
 CandidateName = Annotated[
     str | None, QueryParameter(max_length=64, description="Its name; needed where the plan has several.")
@@ -90,7 +96,7 @@ class CandidatesPage(msgspec.Struct, frozen=True):
     responses=documented(400, 401, 404, REFUSED, BEING_DELETED, PLAN_TOO_LARGE, 422, BAD_COMMIT),
 )
 async def import_plan(
-    project: FromPath[str], data: NewPlan, state: State, request: Request[Caller, Any, Any]
+    project: FromPath[str], data: JSONBody[NewPlan], state: State, request: Request[Caller, Any, Any]
 ) -> Imported:
     """Makes a plan of a file, with this as its first candidate. Answers 422 with every fault at once."""
     ids = ids_of(request)
@@ -110,7 +116,7 @@ async def import_plan(
     responses=documented(400, 401, 404, REFUSED, BEING_DELETED, PLAN_TOO_LARGE, 422, BAD_COMMIT),
 )
 async def add_candidate(
-    plan: FromPath[str], data: NewCandidate, state: State, request: Request[Caller, Any, Any]
+    plan: FromPath[str], data: JSONBody[NewCandidate], state: State, request: Request[Caller, Any, Any]
 ) -> Imported:
     """Adds a candidate under the next number, while none is chosen."""
     await find_plan(state, request.user, plan)
@@ -145,7 +151,9 @@ async def list_candidates(plan: FromPath[str], state: State, request: Request[Ca
     return CandidatesPage(items, known.chosen_name or None)
 
 
-@get("/plans/{plan:str}/spec", responses=documented(WHICH_CANDIDATE, 401, 404))
+@get(
+    "/plans/{plan:str}/spec", response_headers=[ETAG, SHOWN_CANDIDATE], responses=documented(WHICH_CANDIDATE, 401, 404)
+)
 async def read_spec(
     plan: FromPath[str], state: State, request: Request[Caller, Any, Any], candidate: CandidateName = None
 ) -> Response[PlanSpec]:
@@ -165,11 +173,12 @@ async def read_spec(
 @put(
     "/plans/{plan:str}/spec",
     status_code=200,
+    response_headers=[NEW_ETAG],
     responses=documented(400, 401, 404, REFUSED, BEING_DELETED, 412, PLAN_TOO_LARGE, 422, BAD_COMMIT, 428),
 )
 async def replace_spec(
     plan: FromPath[str],
-    data: NewCandidate,
+    data: JSONBody[NewCandidate],
     state: State,
     request: Request[Caller, Any, Any],
     candidate: CandidateName = None,

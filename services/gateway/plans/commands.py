@@ -32,6 +32,11 @@ class Note(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     note: Annotated[str, msgspec.Meta(max_length=2_000)] = ""
 
 
+def note_of(body: Note | None) -> str:
+    """A request without a body is one without a note."""
+    return body.note if body is not None else ""
+
+
 class Accepted(msgspec.Struct, frozen=True):
     """A command was carried out. `changed` is False where it had been before.
 

@@ -6,13 +6,13 @@ import msgspec
 from litestar import Request, Response, Router, get, post
 from litestar.datastructures import State
 from litestar.di import NamedDependency, Provide
-from litestar.params import FromPath, QueryParameter
+from litestar.params import FromPath, JSONBody, QueryParameter
 
 from services.gateway.accounts.access import Caller
-from services.gateway.conditions import etag
+from services.gateway.conditions import ETAG, etag
 from services.gateway.paging import Asked, Page, asked_page
 from services.gateway.plans.candidates import candidates_router
-from services.gateway.plans.commands import REFUSED, Accepted, Note, command_plan
+from services.gateway.plans.commands import REFUSED, Accepted, Note, command_plan, note_of
 from services.gateway.plans.finalize import AGENT_UNUSABLE, PLAN_IN_PROGRESS, Choice, finalize
 from services.gateway.plans.lookup import find_plan, reading_plan
 from services.gateway.problems import documented
@@ -68,7 +68,7 @@ async def list_project_plans(
         return json_answer(await reads.list_plans(session, request.user, filters, asked))
 
 
-@get("/plans/{plan:str}", responses=documented(400, 401, 404))
+@get("/plans/{plan:str}", response_headers=[ETAG], responses=documented(400, 401, 404))
 async def read_plan(
     plan: FromPath[str], state: State, request: Request[Caller, Any, Any], min_seq: MinSeq = 0
 ) -> Response[PlanView]:
@@ -83,7 +83,7 @@ async def read_plan(
     responses=documented(400, 401, 404, REFUSED, PLAN_IN_PROGRESS, AGENT_UNUSABLE, BEING_DELETED, 412),
 )
 async def finalize_plan(
-    plan: FromPath[str], data: Choice, state: State, request: Request[Caller, Any, Any]
+    plan: FromPath[str], data: JSONBody[Choice], state: State, request: Request[Caller, Any, Any]
 ) -> Accepted:
     """Chooses a candidate, with the project's settings as they are now: from here on the plan runs."""
     await find_plan(state, request.user, plan)
@@ -91,15 +91,17 @@ async def finalize_plan(
 
 
 @post("/plans/{plan:str}/pause", status_code=202, responses=documented(400, 401, 404, REFUSED))
-async def pause_plan(plan: FromPath[str], data: Note, state: State, request: Request[Caller, Any, Any]) -> Accepted:
+async def pause_plan(
+    plan: FromPath[str], state: State, request: Request[Caller, Any, Any], data: JSONBody[Note | None] = None
+) -> Accepted:
     """Starts nothing new; what runs goes on."""
     await find_plan(state, request.user, plan)
-    return await command_plan(state, request.user, plan, c.Pause(reason=data.note))
+    return await command_plan(state, request.user, plan, c.Pause(reason=note_of(data)))
 
 
 @post("/plans/{plan:str}/resume", status_code=202, responses=documented(400, 401, 404, REFUSED))
 async def resume_plan(
-    plan: FromPath[str], state: State, request: Request[Caller, Any, Any], data: Resumption | None = None
+    plan: FromPath[str], state: State, request: Request[Caller, Any, Any], data: JSONBody[Resumption | None] = None
 ) -> Accepted:
     """Starts tasks again, with another budget if need be."""
     await find_plan(state, request.user, plan)
@@ -108,10 +110,12 @@ async def resume_plan(
 
 
 @post("/plans/{plan:str}/cancel", status_code=202, responses=documented(400, 401, 404, REFUSED))
-async def cancel_plan(plan: FromPath[str], data: Note, state: State, request: Request[Caller, Any, Any]) -> Accepted:
+async def cancel_plan(
+    plan: FromPath[str], state: State, request: Request[Caller, Any, Any], data: JSONBody[Note | None] = None
+) -> Accepted:
     """Ends the plan: nothing starts any more, what runs is stopped."""
     await find_plan(state, request.user, plan)
-    return await command_plan(state, request.user, plan, c.CancelPlan(reason=data.note))
+    return await command_plan(state, request.user, plan, c.CancelPlan(reason=note_of(data)))
 
 
 plans_router = Router(

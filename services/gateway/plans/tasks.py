@@ -6,14 +6,14 @@ import msgspec
 from litestar import Request, Response, Router, get, patch, post
 from litestar.datastructures import State
 from litestar.di import NamedDependency, Provide
-from litestar.params import FromPath, HeaderParameter, QueryParameter
+from litestar.params import FromPath, HeaderParameter, JSONBody, QueryParameter
 
 from services.gateway.accounts.access import Caller
 from services.gateway.agents.roster import roster
-from services.gateway.conditions import check_if_match, etag, wanted_if_match
+from services.gateway.conditions import ETAG, check_if_match, etag, wanted_if_match
 from services.gateway.database.tables import Mode, Project
 from services.gateway.paging import Asked, Page
-from services.gateway.plans.commands import REFUSED, Accepted, Note, command_task
+from services.gateway.plans.commands import REFUSED, Accepted, Note, command_task, note_of
 from services.gateway.plans.lookup import find_task, promptly, reading_plan
 from services.gateway.plans.planner_client import check_edit
 from services.gateway.problems import Problem, ProblemError, documented
@@ -101,7 +101,7 @@ async def list_tasks(
         return json_answer(await reads.list_tasks(session, row, filters, asked))
 
 
-@get("/plans/{plan:str}/tasks/{code:str}", responses=documented(400, 401, 404))
+@get("/plans/{plan:str}/tasks/{code:str}", response_headers=[ETAG], responses=documented(400, 401, 404))
 async def read_task(
     plan: FromPath[str], code: FromPath[str], state: State, request: Request[Caller, Any, Any], min_seq: MinSeq = 0
 ) -> Response[TaskView]:
@@ -132,12 +132,15 @@ async def read_prompt(
 
 
 @patch(
-    "/plans/{plan:str}/tasks/{code:str}", status_code=202, responses=documented(400, 401, 404, REFUSED, 412, 422, 428)
+    "/plans/{plan:str}/tasks/{code:str}",
+    status_code=202,
+    response_headers=[ETAG],
+    responses=documented(400, 401, 404, REFUSED, 412, 422, 428),
 )
 async def change_task(
     plan: FromPath[str],
     code: FromPath[str],
-    data: TaskChanges,
+    data: JSONBody[TaskChanges],
     state: State,
     request: Request[Caller, Any, Any],
     if_match: IfMatch = None,
@@ -174,7 +177,11 @@ async def change_task(
     responses=documented(400, 401, 404, NOT_READIED, REFUSED, 412),
 )
 async def dispatch_task(
-    plan: FromPath[str], code: FromPath[str], data: Note, state: State, request: Request[Caller, Any, Any]
+    plan: FromPath[str],
+    code: FromPath[str],
+    state: State,
+    request: Request[Caller, Any, Any],
+    data: JSONBody[Note | None] = None,
 ) -> Accepted:
     """Hands a manual task out that is readied: its person has the prompt, and begins."""
     fold = await find_task(state, request.user, plan, code)
@@ -198,7 +205,11 @@ async def dispatch_task(
 
 @post("/plans/{plan:str}/tasks/{code:str}/redispatch", status_code=202, responses=documented(400, 401, 404, REFUSED))
 async def redispatch_task(
-    plan: FromPath[str], code: FromPath[str], data: Note, state: State, request: Request[Caller, Any, Any]
+    plan: FromPath[str],
+    code: FromPath[str],
+    state: State,
+    request: Request[Caller, Any, Any],
+    data: JSONBody[Note | None] = None,
 ) -> Accepted:
     """Asks for another attempt."""
     fold = await find_task(state, request.user, plan, code)
@@ -207,34 +218,46 @@ async def redispatch_task(
         raise c.Refused(
             f"the plan is {status}: none of its tasks runs any more; import it as a new plan to do it again"
         )
-    return await command_task(state, request.user, fold, code, c.Redispatch(note=data.note))
+    return await command_task(state, request.user, fold, code, c.Redispatch(note=note_of(data)))
 
 
 @post("/plans/{plan:str}/tasks/{code:str}/abandon", status_code=202, responses=documented(400, 401, 404, REFUSED))
 async def abandon_task(
-    plan: FromPath[str], code: FromPath[str], data: Note, state: State, request: Request[Caller, Any, Any]
+    plan: FromPath[str],
+    code: FromPath[str],
+    state: State,
+    request: Request[Caller, Any, Any],
+    data: JSONBody[Note | None] = None,
 ) -> Accepted:
     """Gives the task up: its successors don't wait for it."""
     fold = await find_task(state, request.user, plan, code)
-    return await command_task(state, request.user, fold, code, c.Abandon(note=data.note))
+    return await command_task(state, request.user, fold, code, c.Abandon(note=note_of(data)))
 
 
 @post("/plans/{plan:str}/tasks/{code:str}/complete", status_code=202, responses=documented(400, 401, 404, REFUSED))
 async def complete_task(
-    plan: FromPath[str], code: FromPath[str], data: Note, state: State, request: Request[Caller, Any, Any]
+    plan: FromPath[str],
+    code: FromPath[str],
+    state: State,
+    request: Request[Caller, Any, Any],
+    data: JSONBody[Note | None] = None,
 ) -> Accepted:
     """Takes a person's word that the task is done."""
     fold = await find_task(state, request.user, plan, code)
-    return await command_task(state, request.user, fold, code, c.MarkComplete(note=data.note))
+    return await command_task(state, request.user, fold, code, c.MarkComplete(note=note_of(data)))
 
 
 @post("/plans/{plan:str}/tasks/{code:str}/cancel", status_code=202, responses=documented(400, 401, 404, REFUSED))
 async def cancel_task(
-    plan: FromPath[str], code: FromPath[str], data: Note, state: State, request: Request[Caller, Any, Any]
+    plan: FromPath[str],
+    code: FromPath[str],
+    state: State,
+    request: Request[Caller, Any, Any],
+    data: JSONBody[Note | None] = None,
 ) -> Accepted:
     """Stops the task; it then needs attention."""
     fold = await find_task(state, request.user, plan, code)
-    command = c.CancelTask(phase=fold.board.plan.phase, reason=data.note or "cancelled by a person")
+    command = c.CancelTask(phase=fold.board.plan.phase, reason=note_of(data) or "cancelled by a person")
     return await command_task(state, request.user, fold, code, command)
 
 

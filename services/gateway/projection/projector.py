@@ -69,6 +69,10 @@ class Projector:
                 await self._follow()
             log.warning("the projection in the database went back: going on from where it is")
 
+    async def log_end(self) -> int:
+        """The sequence of the log's newest event. Raises `StoreUnavailable`."""
+        return await self._find_end()
+
     async def at_least(self, seq: int, timeout_s: float) -> None:
         """Waits until the database has that event. Raises TimeoutError."""
         self._waiting += 1

@@ -16,7 +16,7 @@ from sqlalchemy.ext.asyncio import AsyncSession
 from services.gateway.accounts.access import Caller
 from services.gateway.database.tables import PlanRow, Project, ProjectionHead, TaskRow
 from services.gateway.paging import CURSOR_MAX_CHARS, SORT_MAX_CHARS, Asked, Order
-from services.gateway.problems import RETRY_AFTER_S, ProblemError, not_found
+from services.gateway.problems import RETRY_AFTER_S, ProblemError, bad_request, not_found
 from services.gateway.projection.live import LivePlans
 from services.gateway.projection.projector import Projector
 from shared.spec import DELIVER, TASK_CODE
@@ -73,10 +73,15 @@ async def asked_tasks(
 
 
 async def fresh(state: State, min_seq: int) -> None:
-    """Waits until the projection has that event. Raises `ProblemError` 503 `not_fresh`."""
+    """Waits until the projection has that event.
+
+    Raises `ProblemError` 503 `not_fresh`, and 400 for an event that the log does not have.
+    """
     projector: Projector = state.projector
     if projector.position >= min_seq:
         return
+    if min_seq > (end := await projector.log_end()):
+        raise bad_request("min_seq", f"the log ends at event {end}: no event {min_seq} to wait for", source="query")
     try:
         await projector.at_least(min_seq, FRESH_TIMEOUT_S)
     except TimeoutError as error:

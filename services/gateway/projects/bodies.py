@@ -40,17 +40,17 @@ PlanningMode = Literal["balanced", "quality", "cost_effective", "speed"]
 
 def _bounds(**schema: object) -> msgspec.Meta:
     """Bounds that `/schema` tells and `faults_of` checks: a decoder would name only the first fault."""
-    return msgspec.Meta(extra_json_schema={"extra": schema})
+    return msgspec.Meta(extra_json_schema=schema)
 
 
-Name = Annotated[str, _bounds(min_length=1, max_length=NAME_MAX_CHARS)]
-RepoUrl = Annotated[str, _bounds(min_length=1, max_length=ADDRESS_MAX_CHARS)]
-Dir = Annotated[str, _bounds(min_length=1, max_length=OUTPUT_PATH_MAX_CHARS)]
+Name = Annotated[str, _bounds(minLength=1, maxLength=NAME_MAX_CHARS)]
+RepoUrl = Annotated[str, _bounds(minLength=1, maxLength=ADDRESS_MAX_CHARS)]
+Dir = Annotated[str, _bounds(minLength=1, maxLength=OUTPUT_PATH_MAX_CHARS)]
 Minutes = Annotated[float, _bounds(minimum=TIMEOUT_MIN_MINUTES, maximum=TIMEOUT_MAX_MINUTES)]
 Parallel = Annotated[int, _bounds(minimum=1, maximum=MAX_PARALLEL_MAX)]
 Budget = Annotated[float, _bounds(minimum=BUDGET_MIN_USD, maximum=PLAN_BUDGET_MAX_USD)]
-Commands = Annotated[list[str], _bounds(max_items=COMMANDS_MAX)]
-AgentIds = Annotated[list[str], _bounds(max_items=AGENTS_MAX)]
+Commands = Annotated[list[str], _bounds(maxItems=COMMANDS_MAX)]
+AgentIds = Annotated[list[str], _bounds(maxItems=AGENTS_MAX)]
 Unset = msgspec.UnsetType
 UNSET = msgspec.UNSET
 
@@ -103,6 +103,8 @@ class ProjectChanges(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_f
     setup: Commands | Unset | None = UNSET
     env_allow: Commands | Unset | None = UNSET
     allow_concurrent_plans: bool | Unset = UNSET
+    clear_credentials: bool = False
+    """Says that repositories on another host may remove the git credentials that are stored."""
 
 
 class ProjectView(msgspec.Struct, frozen=True, kw_only=True):

@@ -6,16 +6,17 @@ import msgspec
 from litestar import Request, Response, Router, delete, get, patch, post, put
 from litestar.datastructures import State
 from litestar.di import NamedDependency, Provide
-from litestar.params import FromPath, HeaderParameter, QueryParameter
+from litestar.params import FromPath, HeaderParameter, JSONBody, QueryParameter
 from sqlalchemy import select
 from sqlalchemy.ext.asyncio import AsyncSession
 
 from services.gateway.accounts import audit
 from services.gateway.accounts.access import Caller
 from services.gateway.agents.connection_test import NO_RUNNER, try_out
-from services.gateway.conditions import check_if_match, etag
+from services.gateway.conditions import ETAG, check_if_match, etag
 from services.gateway.credentials import stored
 from services.gateway.credentials.keyring import CredentialUnreadable
+from services.gateway.credentials.origins import origin
 from services.gateway.database.tables import Project
 from services.gateway.idempotency import ids_of
 from services.gateway.paging import Asked, Order, Page, asked_page
@@ -50,6 +51,13 @@ _UNREADABLE = Problem(
     detail="the git secret of 5f0c5e5e9f6b4d3e8a1b2c3d is encrypted with key 'k1', which the gateway's keyring does "
     "not hold: put that key back into its file, or set the secret anew",
 )
+_WOULD_CLEAR = Problem(
+    status=409,
+    code="would_clear_credentials",
+    title="Its git credentials would be removed",
+    detail="the git credentials that are stored belong to the repositories' present scheme, host and port: send "
+    "clear_credentials true with the new address to remove them, then set them anew",
+)
 
 
 @get("/projects", dependencies={"asked": Provide(asked_page)}, responses=documented(400, 401))
@@ -67,9 +75,9 @@ async def list_projects(
     return Page([view(row, agents[row.id], hints.get(row.id)) for row in rows], next_)
 
 
-@post("/projects", status_code=201, responses=documented(400, 401, WRONG_MODE))
+@post("/projects", status_code=201, response_headers=[ETAG], responses=documented(400, 401, WRONG_MODE))
 async def create_project(
-    data: NewProject, state: State, request: Request[Caller, Any, Any]
+    data: JSONBody[NewProject], state: State, request: Request[Caller, Any, Any]
 ) -> Response[ProjectDetails]:
     """Makes a project. Every fault is named at once."""
     caller, now, project_id = request.user, utc_now(), ids_of(request).new_id()
@@ -86,7 +94,7 @@ async def create_project(
         return await _answer(session, state, project, 201)
 
 
-@get("/projects/{project:str}", responses=documented(401, 404))
+@get("/projects/{project:str}", response_headers=[ETAG], responses=documented(401, 404))
 async def read_project(
     project: FromPath[str], state: State, request: Request[Caller, Any, Any]
 ) -> Response[ProjectDetails]:
@@ -95,24 +103,37 @@ async def read_project(
         return await _answer(session, state, await find_project(session, request.user, project), 200)
 
 
-@patch("/projects/{project:str}", responses=documented(400, 401, 404, WRONG_MODE, BEING_DELETED, 412))
+@patch(
+    "/projects/{project:str}",
+    response_headers=[ETAG],
+    responses=documented(400, 401, 404, WRONG_MODE, BEING_DELETED, _WOULD_CLEAR, 412),
+)
 async def change_project(
     project: FromPath[str],
-    data: ProjectChanges,
+    data: JSONBody[ProjectChanges],
     state: State,
     request: Request[Caller, Any, Any],
     if_match: IfMatch = None,
 ) -> Response[ProjectDetails]:
-    """Changes what is given. Plans that are finalized keep the settings that they were finalized with."""
+    """Changes what is given. Plans that are finalized keep the settings that they were finalized with.
+
+    Git credentials stay where they are sent to: a repository at another scheme, host or port needs
+    `clear_credentials`, and then credentials of its own.
+    """
     caller, now = request.user, utc_now()
-    wanted = checked(cleared(given(data)), local_repositories=state.settings.local_repositories)
+    changes = given(data)
+    may_clear = changes.pop("clear_credentials")
+    wanted = checked(cleared(changes), local_repositories=state.settings.local_repositories)
     agent_ids = wanted.pop("agent_ids", None)
     async with state.db.write() as session:
         row = await find_open_project(session, caller, project, lock=True)
         check_if_match(if_match, row.version)
         fields = [field for field, value in wanted.items() if value != getattr(row, field)]
+        known = {origin(url) for url in repositories.repo_urls(row)}
         for field in fields:
             setattr(row, field, wanted[field])
+        if not known.issuperset(map(origin, repositories.repo_urls(row))):
+            await _leave_credentials_behind(session, row, caller, may_clear=may_clear)
         if agent_ids is not None:
             if set(agent_ids) != set((await agent_ids_of(session, [row.id]))[row.id]):
                 fields.append("agent_ids")
@@ -124,6 +145,13 @@ async def change_project(
             await session.flush()
             await audit.record(session, caller.actor, "project.changed", row.id, {"fields": fields}, now)
         return await _answer(session, state, row, 200)
+
+
+async def _leave_credentials_behind(session: AsyncSession, row: Project, caller: Caller, *, may_clear: bool) -> None:
+    """A repository has moved to where the credentials were never sent to."""
+    if not may_clear and await stored.has(session, "git", row.id):
+        raise ProblemError(_WOULD_CLEAR.status, _WOULD_CLEAR.code, _WOULD_CLEAR.title, _WOULD_CLEAR.detail)
+    await stored.clear(session, "git", row.id, caller.actor, utc_now())
 
 
 @delete("/projects/{project:str}", status_code=202, responses=documented(400, 401, 404, 412))
@@ -144,10 +172,10 @@ async def delete_project(
 
 @put("/projects/{project:str}/git-credentials", status_code=204, responses=documented(400, 401, 404, BEING_DELETED))
 async def set_git_credentials(
-    project: FromPath[str], data: NewGitCredentials, state: State, request: Request[Caller, Any, Any]
+    project: FromPath[str], data: JSONBody[NewGitCredentials], state: State, request: Request[Caller, Any, Any]
 ) -> None:
     """Puts these credentials in place of those before. They are stored encrypted and never shown."""
-    credentials = repositories.checked(data)
+    credentials = await repositories.checked(data)
     async with state.db.write() as session:
         row = await find_open_project(session, request.user, project, lock=True)
         await stored.set_git_credentials(session, state.keyring, row.id, credentials, request.user.actor, utc_now())

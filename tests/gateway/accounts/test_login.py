@@ -121,7 +121,7 @@ async def test_new_password_wants_the_old_one_and_a_good_one(gateway: GatewayPro
         assert (await client.get("/api/auth/me")).status_code == 200
 
 
-async def test_sixth_failure_of_a_name_is_told_to_wait_even_with_the_right_password(gateway: GatewayProcess) -> None:
+async def test_sixth_failure_of_a_name_from_one_address_is_told_to_wait_even_with_the_right_password(gateway: GatewayProcess) -> None:
     gateway.as_user("hammered")
     for name, right in (("hammered", password_of("hammered")), ("does-not-exist", "any password will do")):
         async with gateway.client(transport=address("127.0.0.3")) as client:
@@ -155,6 +155,26 @@ async def test_twenty_first_failure_of_an_address_is_told_to_wait_whatever_its_h
         assert (await log_in(client, "admin", gateway.admin_password)).status_code == 200
 
 
+async def test_behind_a_trusted_proxy_each_client_has_an_address_of_its_own(own_gateway: GatewayProcess) -> None:
+    own_gateway.stop()
+    own_gateway.environment["TREADLE_TRUSTED_PROXIES"] = "127.0.0.7, 192.0.2.0/24"
+    own_gateway.start()
+    async with own_gateway.client(transport=address("127.0.0.7")) as proxy:
+        guesser, ann = {"X-Forwarded-For": "203.0.113.1"}, {"X-Forwarded-For": "203.0.113.9, 203.0.113.2"}
+        for number in range(21):
+            body = {"name": f"guess-{number}", "password": "a wrong password"}
+            answer = await proxy.post("/api/auth/login", json=body, headers=guesser)
+        assert_problem(answer, 429, "too_many_logins")
+        right = {"name": "admin", "password": own_gateway.admin_password}
+        assert_problem(await proxy.post("/api/auth/login", json=right, headers=guesser), 429, "too_many_logins")
+        assert (await proxy.post("/api/auth/login", json=right, headers=ann)).status_code == 200
+    async with own_gateway.client(transport=address("127.0.0.8")) as nobody:
+        for number in range(21):
+            nobody.headers["X-Forwarded-For"] = f"203.0.113.{number + 10}"
+            answer = await log_in(nobody, f"guess-{number}", "a wrong password")
+        assert_problem(answer, 429, "too_many_logins")
+
+
 async def test_malformed_bodies_say_what_is_wrong_where(gateway: GatewayProcess) -> None:
     async with gateway.anonymous() as client:
         unknown = await client.post("/api/auth/login", json={"name": "a", "password": "b", "remember": True})
@@ -167,4 +187,4 @@ async def test_malformed_bodies_say_what_is_wrong_where(gateway: GatewayProcess)
             assert_problem(answer, 400, "bad_request")
         assert_problem(await client.get("/api/nothing-here"), 404, "not_found")
         refused = await client.put("/api/auth/login", json={})
-        assert_problem(refused, 405, "http_405")
+        assert_problem(refused, 405, "method_not_allowed")

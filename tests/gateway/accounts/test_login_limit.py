@@ -8,7 +8,14 @@ from datetime import timedelta
 import pytest
 from sqlalchemy import func, select
 
-from services.gateway.accounts.login_limit import PER_ADDRESS, PER_NAME, WINDOW, count_attempt, forgive
+from services.gateway.accounts.login_limit import (
+    PER_ADDRESS,
+    PER_NAME,
+    PER_NAME_AND_ADDRESS,
+    WINDOW,
+    count_attempt,
+    forgive,
+)
 from services.gateway.database.engine import Database
 from services.gateway.database.tables import LoginFailures
 from services.gateway.problems import ProblemError
@@ -30,8 +37,30 @@ async def attempts(db: Database, count: int, name: str = "ann", address: str = "
 
 
 async def test_many_attempts_at_once_get_no_further_than_one_after_another(db: Database) -> None:
-    assert await attempts(db, 12) == PER_NAME
+    assert await attempts(db, 12) == PER_NAME_AND_ADDRESS
     assert await attempts(db, 1) == 0
+
+
+async def test_a_stranger_elsewhere_does_not_lock_a_name_out(db: Database) -> None:
+    assert await attempts(db, 12, address="192.0.2.66") == PER_NAME_AND_ADDRESS
+    assert await attempts(db, 1) == 1
+
+
+async def test_guesses_from_many_addresses_lock_a_name_everywhere(db: Database) -> None:
+    addresses = PER_NAME // PER_NAME_AND_ADDRESS
+    through = [await attempts(db, PER_NAME_AND_ADDRESS, address=f"198.51.100.{n}") for n in range(addresses + 1)]
+    assert through == [PER_NAME_AND_ADDRESS] * addresses + [0]
+    assert await attempts(db, 1, name="bob", address="198.51.100.0") == 1
+
+
+async def test_success_leaves_the_names_failures_elsewhere(db: Database) -> None:
+    for n in range(PER_NAME // PER_NAME_AND_ADDRESS):
+        await attempts(db, PER_NAME_AND_ADDRESS - (n == 0), address=f"198.51.100.{n}")
+    for _ in range(3):
+        assert await attempts(db, 1) == 1
+        async with db.write() as session:
+            await forgive(session, "ann", "192.0.2.1", NOW)
+    assert await attempts(db, 2) == 1
 
 
 async def test_addresses_are_counted_over_all_names(db: Database) -> None:
@@ -41,7 +70,7 @@ async def test_addresses_are_counted_over_all_names(db: Database) -> None:
 
 
 async def test_refused_attempt_of_a_locked_name_does_not_count_against_its_address(db: Database) -> None:
-    for _ in range(PER_NAME + PER_ADDRESS):
+    for _ in range(PER_NAME_AND_ADDRESS + PER_ADDRESS):
         await attempts(db, 1)
     assert await attempts(db, 1, name="bob") == 1
 
@@ -57,7 +86,7 @@ async def test_one_address_of_ipv6_counts_for_its_network_and_a_mapped_one_for_i
 
 
 async def test_window_ends_a_quarter_of_an_hour_after_the_first_failure(db: Database) -> None:
-    await attempts(db, PER_NAME)
+    await attempts(db, PER_NAME_AND_ADDRESS)
     with pytest.raises(ProblemError) as refused:
         await count_attempt(db, "ann", "192.0.2.1", NOW + timedelta(minutes=14, seconds=30))
     assert refused.value.headers == {"Retry-After": "30"}
@@ -81,4 +110,4 @@ async def test_what_is_over_is_forgotten_with_the_next_success(db: Database) -> 
     async with db.write() as session:
         await forgive(session, "ann", "192.0.2.1", later)
         left = await session.scalar(select(func.count()).select_from(LoginFailures))
-    assert left == 1, "the address's own row, with no failure"
+    assert left == 2, "the address's and the name's own rows, with no failure"

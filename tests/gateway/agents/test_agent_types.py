@@ -249,3 +249,28 @@ async def test_every_change_is_in_the_audit_log_without_a_secret(gateway: Gatewa
         ]
         assert {entry["actor"] for entry in entries} == {"user:ann"}
         assert entries[3]["details"] == {"fields": ["models", "api_key"]}
+
+
+async def test_a_key_does_not_follow_its_type_to_another_place(gateway: GatewayProcess) -> None:
+    async with gateway.as_user("ann") as ann, gateway.as_admin() as admin:
+        made_type = await made(ann, api_key=KEY, api_base_url="https://a.example.com/v1")
+        path = f"/api/agent-types/{made_type['id']}"
+        moves: list[dict[str, object]] = [
+            {"api_base_url": "https://b.example.com/v1"},
+            {"api_base_url": "https://a.example.com:8443/v1"},
+            {"api_base_url": None},
+            {"sdk_type": "command", "command": ["true"]},
+        ]
+        for client in (ann, admin):
+            for move in moves:
+                refused = await client.patch(path, json=move)
+                assert (refused.status_code, refused.json()["code"]) == (409, "would_clear_credentials"), move
+        assert (await ann.get(path)).json() == made_type
+        near = await changed(ann, made_type["id"], api_base_url="https://A.example.com:443/v2")
+        assert near["has_api_key"] is True
+        anew = await changed(ann, made_type["id"], api_base_url="https://b.example.com", api_key=KEY)
+        assert anew["has_api_key"] is True
+        assert (await changed(ann, made_type["id"], clear_credentials=True))["has_api_key"] is True
+        bare = await changed(ann, made_type["id"], api_base_url="https://c.example.com", clear_credentials=True)
+        assert (bare["api_base_url"], bare["has_api_key"]) == ("https://c.example.com", False)
+        assert (await changed(ann, made_type["id"], api_base_url="https://d.example.com"))["has_api_key"] is False

@@ -29,6 +29,7 @@ class SseClient:
     def __init__(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         self._reader = reader
         self._writer = writer
+        self._body = b""
 
     @classmethod
     async def open(cls, base_url: str, path: str, token: str, headers: dict[str, str] | None = None) -> Self:
@@ -37,14 +38,14 @@ class SseClient:
         assert address.hostname and address.port
         reader, writer = await asyncio.open_connection(address.hostname, address.port, limit=8 * 1024**2)
         client = cls(reader, writer)
-        # HTTP/1.0: the body comes as it is, without chunks' lengths in between.
-        lines = [f"GET {path} HTTP/1.0", f"Host: {address.netloc}", f"Authorization: Bearer {token}"]
+        lines = [f"GET {path} HTTP/1.1", f"Host: {address.netloc}", f"Authorization: Bearer {token}"]
         lines += [f"{name}: {value}" for name, value in (headers or {}).items()]
         writer.write(("\r\n".join(lines) + "\r\n\r\n").encode())
         async with asyncio.timeout(DEADLINE_S):
             head = (await reader.readuntil(b"\r\n\r\n")).decode()
         assert head.split()[1] == "200", head + (await reader.read()).decode()
         assert "text/event-stream" in head
+        assert "transfer-encoding: chunked" in head.lower()
         return client
 
     async def __aenter__(self) -> Self:
@@ -58,13 +59,22 @@ class SseClient:
         while True:
             try:
                 async with asyncio.timeout(DEADLINE_S):
-                    block = (await self._reader.readuntil(b"\n\n")).decode()
+                    block = await self._block()
             except (asyncio.IncompleteReadError, ConnectionError) as error:
                 raise Ended from error
             fields = dict(line.split(": ", 1) for line in block.strip().split("\n") if not line.startswith(":"))
             if fields:
                 id_ = int(fields["id"]) if "id" in fields else None
                 return Event(fields["event"], msgspec.json.decode(fields["data"]), id_)
+
+    async def _block(self) -> str:
+        while b"\n\n" not in self._body:
+            size = int((await self._reader.readuntil(b"\r\n")), 16)
+            if size == 0:
+                raise Ended
+            self._body += (await self._reader.readexactly(size + 2))[:-2]
+        block, _, self._body = self._body.partition(b"\n\n")
+        return block.decode()
 
     async def until(self, name: str) -> list[Event]:
         """Every message up to the first of that name."""

@@ -9,14 +9,16 @@ from contextlib import asynccontextmanager
 import msgspec
 import pytest
 
-from services.gateway.plans.stream import plan_messages
+from services.gateway.direct_get import EventsRead
+from services.gateway.plans.sse import UNAVAILABLE_NOW, ending_in_words
+from services.gateway.plans.stream import ReadEvents, plan_messages
 from services.gateway.projection.folds import Folds, read_fold
 from services.gateway.projection.live import LISTENER_BYTES_MAX, FellBehind, Listener, LivePlans, Told
-from services.gateway.projection.views import PlanFold
+from services.gateway.projection.views import TASK_BYTES, PlanFold
 from shared import commands as c
 from shared.clock import new_plan_id
 from shared.events import Event
-from shared.store import MemoryStore, Meta, Recorded
+from shared.store import MemoryStore, Meta, Recorded, StoreUnavailable
 from shared.transact import to_plan, to_task
 from tests.gateway.projection.histories import (
     ANN,
@@ -124,7 +126,7 @@ async def test_no_fold_is_made_at_the_start_and_none_for_plans_that_nobody_looks
 
 def test_folds_that_were_not_used_for_long_are_dropped_but_for_pinned_ones() -> None:
     [first, *_] = [record for _, record in simulated(0)]
-    folds = Folds(is_pinned=lambda plan: plan == "p0", weight_max=5)
+    folds = Folds(is_pinned=lambda plan: plan == "p0", weight_max_bytes=5 * TASK_BYTES)
     for name in ("p0", "p1", "p2", "p3"):
         folds.keep(PlanFold(name, first))
     folds.get("p1")
@@ -149,8 +151,107 @@ class AnyReader:
     async def watched(self, _: object) -> AsyncIterator[None]:
         yield
 
+    ask_in_s = DEADLINE_S
+
     async def may_read_on(self) -> bool:
         return True
+
+
+class SuspectReader(AnyReader):
+    """To be asked about at once, and then not to be told anything more."""
+
+    ask_in_s = 0.0
+
+    async def may_read_on(self) -> bool:
+        return False
+
+
+def reading(store: MemoryStore) -> ReadEvents:
+    async def read(plan: str, *, after: int, limit: int) -> EventsRead:
+        records = await store.read(plan, after=after, limit=limit)
+        return EventsRead(records, records[-1].seq if len(records) == limit else None)
+
+    return read
+
+
+async def test_whether_a_reader_may_read_on_is_asked_although_there_is_always_something_to_tell() -> None:
+    store = MemoryStore()
+    plan = await submit(store, spec_of({"A": ()}))
+    async with live_plans(store) as live:
+        reader = AnyReader()
+        messages = plan_messages(live, reading(store), reader, plan, after=0)  # type: ignore[arg-type] # same shape
+        shown = b""
+        while b"event: live" not in shown:
+            shown += await anext(messages)
+        paused = await to_plan(store, plan, c.Pause(), ANN)
+        assert b"event: log" in await anext(messages)
+        [told] = live._listeners[plan]
+        told.give(Told("log", b"{}", paused.seq + 1))
+        reader.ask_in_s = SuspectReader.ask_in_s
+        reader.may_read_on = SuspectReader().may_read_on  # type: ignore[method-assign] # somebody froze it meanwhile
+        with pytest.raises(StopAsyncIteration):
+            await anext(messages)
+
+
+async def test_a_long_history_is_not_told_to_its_end_to_who_may_not_read_on() -> None:
+    store = MemoryStore()
+    plan = await submit(store, spec_of({"A": ()}))
+    async with live_plans(store) as live:
+        messages = plan_messages(live, reading(store), SuspectReader(), plan, after=0)  # type: ignore[arg-type] # same
+        assert len([chunk async for chunk in messages]) == 1
+
+
+async def test_a_stream_ends_in_words_where_the_log_goes_away() -> None:
+    store = MemoryStore()
+    plan = await submit(store, spec_of({"A": ()}))
+
+    async def read(plan: str, *, after: int, limit: int) -> EventsRead:
+        if after:
+            raise StoreUnavailable("no answer")
+        return EventsRead(await store.read(plan, limit=1), 1)
+
+    async with live_plans(store) as live:
+        messages = plan_messages(live, read, AnyReader(), plan, after=0)  # type: ignore[arg-type] # same shape
+        chunks = [chunk async for chunk in ending_in_words(messages)]
+    assert chunks[0].startswith(b"id: 1\nevent: log\n")
+    assert chunks[1:] == [UNAVAILABLE_NOW]
+    assert live.listeners == 0
+
+
+async def test_what_a_fold_weighs_are_the_texts_that_it_keeps() -> None:
+    store = MemoryStore()
+    plan = new_plan_id()
+    text = "x" * 1024**2
+    weights: list[int] = []
+    for candidate in ("1", "2", "3"):
+        spec = spec_of({"A": ()}, name=f"plan {candidate}")
+        spec = msgspec.structs.replace(spec, tasks=(msgspec.structs.replace(spec.tasks[0], description=text),))
+        draft = c.Draft(candidate=candidate, spec=spec, repo_url="https://example.org/r.git", base_commit="base")
+        await to_plan(store, plan, draft, ANN)
+        fold = await read_fold(store, plan)
+        assert fold is not None
+        weights.append(fold.weight_bytes)
+    assert [round(weight / len(text)) for weight in weights] == [1, 2, 3]
+    await to_plan(store, plan, c.Finalize(candidate="2"), ANN)
+    assert fold is not None
+    for record in await store.read(plan):
+        fold.apply(record)
+    assert round(fold.weight_bytes / len(text)) == 2  # the chosen text, and its tasks' share of it
+    assert list(fold._texts) == ["2"], "the texts of the others are forgotten"
+
+
+async def test_a_heavy_fold_drives_out_as_many_as_it_weighs() -> None:
+    store = MemoryStore()
+    folds = Folds(weight_max_bytes=1024**2)
+    plans = [await submit(store, spec_of({"A": ()})) for _ in range(3)]
+    spec = spec_of({"A": ()})
+    heavy = msgspec.structs.replace(spec.tasks[0], description="x" * (1024**2 - 1000))
+    plans.append(await submit(store, msgspec.structs.replace(spec, tasks=(heavy,))))
+    for plan in plans:
+        fold = await read_fold(store, plan)
+        assert fold is not None
+        folds.keep(fold)
+        assert len(folds) == (1 if plan == plans[3] else plans.index(plan) + 1)
 
 
 async def test_a_stream_never_ends_its_history_after_what_it_shows_as_the_present() -> None:
@@ -163,7 +264,7 @@ async def test_a_stream_never_ends_its_history_after_what_it_shows_as_the_presen
         assert fold is not None
         newest = max(record.seq for _, record in log if record.plan == plan)
         store._log = list(log[:newest])  # stored, but the tail is not woken
-        messages = plan_messages(live, store, AnyReader(), plan, after=0)  # type: ignore[arg-type] # of the same shape
+        messages = plan_messages(live, reading(store), AnyReader(), plan, after=0)  # type: ignore[arg-type] # same shape
         shown = b""
         async with asyncio.timeout(DEADLINE_S):
             while f"id: {newest}\n".encode() not in shown:
@@ -174,7 +275,7 @@ async def test_a_stream_never_ends_its_history_after_what_it_shows_as_the_presen
         ids = [int(line[4:]) for line in shown.decode().split("\n") if line.startswith("id: ")]
         [view] = [part for part in shown.decode().split("\n\n") if part.startswith("event: plan")]
         assert msgspec.json.decode(view.split("data: ")[1])["seq"] >= max(ids)
-        await messages.aclose()  # type: ignore[attr-defined] # it is a generator
+        await messages.aclose()
 
 
 async def test_nothing_is_known_of_a_plan_without_events() -> None:

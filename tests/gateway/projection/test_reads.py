@@ -198,11 +198,15 @@ async def test_a_read_waits_until_it_has_the_wanted_event(db: Database, monkeypa
                 await fresh(state, seq)
                 async with db.read() as session:
                     assert (await reads.find_plan(session, ADMIN, plan)).seq >= seq
-        monkeypatch.setattr(reads, "FRESH_TIMEOUT_S", 0.1)
         with pytest.raises(ProblemError) as refused:
             await fresh(state, seq + 1)
-        assert (refused.value.problem.status, refused.value.problem.code) == (503, "not_fresh")
-        assert refused.value.headers == {"Retry-After": "2"}
+        assert (refused.value.problem.status, refused.value.problem.code) == (400, "bad_request")
+    seq = (await to_plan(store, plan, c.Pause(), ANN)).seq  # nothing follows the log any more
+    monkeypatch.setattr(reads, "FRESH_TIMEOUT_S", 0.1)
+    with pytest.raises(ProblemError) as late:
+        await fresh(state, seq)
+    assert (late.value.problem.status, late.value.problem.code) == (503, "not_fresh")
+    assert late.value.headers == {"Retry-After": "2"}
 
 
 async def test_a_plans_tasks_are_the_same_from_memory_and_from_the_database(db: Database) -> None:

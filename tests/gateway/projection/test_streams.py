@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import resource
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import Iterator
 from contextlib import AsyncExitStack, contextmanager
 
 import psutil
@@ -14,7 +14,6 @@ from shared import commands as c
 from shared.bus import BusSettings, connect
 from shared.clock import new_id, new_plan_id
 from shared.jetstream import JetStreamStore
-from shared.streams import declare_streams
 from shared.subjects import transcript
 from shared.transact import to_plan, to_task
 from tests.gateway.gateway_process import GatewayProcess
@@ -24,14 +23,6 @@ from tests.nats_process import NatsServer
 
 CLIENTS = 1_000
 MEMORY_PER_CLIENT_MAX = 128 * 1024
-
-
-@pytest.fixture
-async def store(nats_url: NatsServer) -> AsyncIterator[JetStreamStore]:
-    nc = await connect(BusSettings(nats_url.url, nats_url.user, nats_url.password), "test")
-    await declare_streams(nc.jetstream())
-    yield JetStreamStore(nc)
-    await nc.close()
 
 
 async def project_of(gateway: GatewayProcess, user: str) -> str:
