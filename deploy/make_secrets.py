@@ -29,7 +29,7 @@ STORE_MAX_BYTES = 1 << 50
 def make_secrets(root: Path, group: int, *, new_key: bool = False) -> None:
     """Makes `secrets/` below `root`, and sets TREADLE_SECRETS_GID in its `.env`. Raises OSError."""
     secrets = make_private_dir(root / "secrets")
-    for name in ("admin_password", "session_secret", "database_password"):
+    for name in ("admin_password", "session_secret", "database_password", "log_key"):
         secret_in(secrets / name)
     passwords = {user: secret_in(secrets / f"nats_{user}_password") for user in USERS}
     _replace(secrets / "nats.conf", json.dumps(nats_config(passwords), indent=1))

@@ -20,6 +20,7 @@ SERVICES = (GATEWAY, PLANNER, DISPATCHER, RUNNER)
 OPERATOR = "operator"
 """May do everything: for the supervisor and for people with the `nats` program. No service uses it."""
 USERS = (*SERVICES, OPERATOR)
+LOG_KEY_MIN_CHARS = 32
 _DENIED = "permissions violation"
 
 
@@ -29,19 +30,34 @@ class BusSettings(msgspec.Struct, frozen=True):
     url: str
     user: str | None = None
     password: str | None = None
+    log_key: bytes | None = None
+    """What makes the codes of those events that only gateway, planner and dispatcher may write (`shared.authentic`)."""
+
+    def __repr__(self) -> str:
+        return f"BusSettings({self.url}, {self.user})"
 
 
 def bus_settings_from_environment() -> BusSettings:
-    """Reads `TREADLE_NATS_URL`, `TREADLE_NATS_USER` and `TREADLE_NATS_PASSWORD_FILE`.
+    """Reads `TREADLE_NATS_URL`, `TREADLE_NATS_USER`, `TREADLE_NATS_PASSWORD_FILE` and `TREADLE_LOG_KEY_FILE`.
 
-    The password comes from a file, so that no environment and no argument list shows it.
+    What is secret comes from files, so that no environment and no argument list shows it. Raises OSError, and
+    ValueError for a key that is too short.
     """
     password_file = os.environ.get("TREADLE_NATS_PASSWORD_FILE")
+    key_file = os.environ.get("TREADLE_LOG_KEY_FILE")
     return BusSettings(
         url=os.environ.get("TREADLE_NATS_URL", "nats://127.0.0.1:4222"),
         user=os.environ.get("TREADLE_NATS_USER"),
         password=Path(password_file).read_text().strip() if password_file else None,
+        log_key=_log_key(Path(key_file)) if key_file else None,
     )
+
+
+def _log_key(path: Path) -> bytes:
+    key = path.read_bytes().strip()
+    if len(key) < LOG_KEY_MIN_CHARS:
+        raise ValueError(f"{path} holds no key of at least {LOG_KEY_MIN_CHARS} random characters")
+    return key
 
 
 def inbox_prefix(user: str | None) -> str:

@@ -2,12 +2,15 @@
 
 Reading goes through JetStream only (direct gets and consumers): a plain subscriber also hears publishes that the
 stream refused, and would show events that never happened.
+
+With a key (`shared.authentic`) events that were not written by its holders are left out, wherever the log is read.
 """
 
 import contextlib
 import logging
 from collections.abc import AsyncIterator, Mapping
 from datetime import UTC, datetime, timedelta
+from functools import partial
 
 import msgspec
 from nats.aio.client import Client
@@ -16,11 +19,13 @@ from nats.errors import Error as NatsError
 from nats.errors import MaxPayloadError
 from nats.js.errors import APIError
 
+from shared.authentic import EXPECTED, MAC, Guard, mac
 from shared.events import Event, encode
 from shared.store import Batch, Conflict, EventTooLarge, Meta, Recorded, StoreUnavailable, recorded
 from shared.streams import EVENTS
 from shared.subjects import MANY_EVENTS, entity_filter, event_subject, parse_event_subject, plan_filter
 from shared.tail import follow_messages
+from shared.transact import patiently
 
 log = logging.getLogger("treadle.log")
 
@@ -33,26 +38,43 @@ PAGE_MESSAGES = 500
 WALK_MAX_EVENTS = 100
 """Of one entity; a longer history is quicker found by a search, a hundred times as many events at a time."""
 
+FORGED_MAX = 16
+"""How often an append goes round what others put in its way meanwhile."""
+
 _EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
 _ACK_TOKENS_WITHOUT_DOMAIN = 9
-_EXPECTED = "Nats-Expected-Last-Subject-Sequence"
 _DIRECT_GET = f"$JS.API.DIRECT.GET.{EVENTS}"
 
 
 class JetStreamStore:
     """See `shared.store.EventStore`."""
 
-    def __init__(self, nc: Client) -> None:
+    def __init__(self, nc: Client, key: bytes | None = None) -> None:
+        """`key`: of those who may speak for plans; None where one can't tell, and every event is believed."""
         self._nc = nc
         self._js = nc.jetstream(timeout=APPEND_TIMEOUT_S)
+        self._key = key
 
     async def append(self, plan: str, entity: str, event: Event, meta: Meta, *, expected: int) -> int:
-        """See `EventStore.append`."""
-        headers = _headers(event, meta)
-        headers[_EXPECTED] = str(expected)
-        headers[f"{_EXPECTED}-Subject"] = entity_filter(plan, entity)
+        """See `EventStore.append`. `expected` leaves out what is not ours, as reads do; the server counts it."""
+        for _ in range(FORGED_MAX):
+            try:
+                return await self._append(plan, entity, event, meta, expected)
+            except Conflict:
+                newest = await self._newest_of_others(entity_filter(plan, entity), expected)
+                if newest is None:
+                    raise
+                expected = newest
+        raise Conflict(f"{plan} {entity}: somebody stores messages there that are no events")
+
+    async def _append(self, plan: str, entity: str, event: Event, meta: Meta, expected: int) -> int:
+        subject, body, headers = event_subject(plan, entity, event), encode(event), _headers(event, meta)
+        headers[EXPECTED] = str(expected)
+        headers[f"{EXPECTED}-Subject"] = entity_filter(plan, entity)
+        if self._key is not None:
+            headers[MAC] = mac(self._key, subject, headers, body)
         try:
-            ack = await self._js.publish(event_subject(plan, entity, event), encode(event), headers=headers)
+            ack = await self._js.publish(subject, body, headers=headers)
         except APIError as error:
             if error.err_code == WRONG_LAST_SEQUENCE:
                 raise Conflict(f"{plan} {entity}: {error.description}") from error
@@ -63,18 +85,35 @@ class JetStreamStore:
             raise StoreUnavailable(f"NATS did not answer an append to {plan} {entity}: {error!r}") from error
         return ack.seq
 
+    async def _newest_of_others(self, subject: str, after: int) -> int | None:
+        """The newest message of an entity where nothing after `after` is ours; None where something is, or nothing."""
+        newest, guard = after, self._guard(after)
+        while guard is not None and (message := await self._get({"seq": newest + 1, "next_by_subj": subject})):
+            stored = _stored(message)
+            if await _ours(guard, stored):
+                return None
+            newest = stored.seq
+        return newest if newest > after else None
+
     async def read(
         self, plan: str, entity: str | None = None, *, after: int = 0, limit: int | None = None
     ) -> list[Recorded]:
         """See `EventStore.read`."""
-        if entity is not None and (events := await self._walk_back(plan, entity, after)) is not None:
+        if entity is None:
+            return await self._scan(plan_filter(plan), after, limit)
+        if self._key is not None:
+            return await self._walk(entity_filter(plan, entity), after, limit)
+        if (events := await self._walk_back(plan, entity, after)) is not None:
             return events[:limit]
-        return await self._scan(entity_filter(plan, entity) if entity else plan_filter(plan), after, limit)
+        return await self._scan(entity_filter(plan, entity), after, limit)
 
     async def last_seq(self, plan: str, entity: str) -> int:
         """See `EventStore.last_seq`."""
+        if self._key is not None:
+            events = await self.read(plan, entity)
+            return events[-1].seq if events else 0
         newest = await self._get({"last_by_subj": entity_filter(plan, entity)})
-        return _sequence(newest) if newest else 0
+        return _stored(newest).seq if newest else 0
 
     async def _walk_back(self, plan: str, entity: str, after: int) -> list[Recorded] | None:
         """An entity's events by way of their conditions: each was stored with the sequence of the one before it.
@@ -84,26 +123,47 @@ class JetStreamStore:
         """
         found: list[Recorded] = []
         message = await self._get({"last_by_subj": entity_filter(plan, entity)})
-        while message is not None and _sequence(message) > after:
+        while message is not None and (stored := _stored(message)).seq > after:
             if len(found) == WALK_MAX_EVENTS:
                 return None
-            found.append(_read_direct(message))
-            previous = (message.headers or {}).get(_EXPECTED)
+            found.append(_recorded(stored))
+            previous = stored.headers.get(EXPECTED)
             if previous is None:
                 return None
             message = await self._get({"seq": int(previous)}) if int(previous) > after else None
         return found[::-1]
 
+    async def _walk(self, subject: str, after: int, limit: int | None) -> list[Recorded]:
+        """An entity's events in their order, one at a time: no header that others wrote says where to go."""
+        guard, start, found = self._guard(after), after, list[Recorded]()
+        for _ in range(WALK_MAX_EVENTS):
+            if limit is not None and len(found) >= limit:
+                return found
+            message = await self._get({"seq": after + 1, "next_by_subj": subject})
+            if message is None:
+                return found
+            stored = _stored(message)
+            found += await _ours(guard, stored)
+            after = stored.seq
+        return await self._scan(subject, start, limit)
+
     async def _scan(self, subject: str, after: int, limit: int | None) -> list[Recorded]:
         """The events of a subject with wildcards, in the log's order."""
-        events: list[Recorded] = []
-        more = True
+        guard, events, more = self._guard(after), list[Recorded](), True
         while more and (limit is None or len(events) < limit):
             size = PAGE_MESSAGES if limit is None else min(PAGE_MESSAGES, limit - len(events))
             page, more = await self._get_batch({"seq": after + 1, "batch": size, "next_by_subj": subject})
-            events += page
+            for stored in page:
+                events += await _ours(guard, stored)
             after = page[-1].seq if page else after
         return events
+
+    def _guard(self, after: int, *, sees_all: bool = True) -> Guard | None:
+        return Guard(self._key, self._find_next, after=after, sees_all=sees_all) if self._key is not None else None
+
+    async def _find_next(self, subject: str, after: int) -> int:
+        message = await self._get({"seq": after + 1, "next_by_subj": subject})
+        return _stored(message).seq if message else 0
 
     async def _get(self, request: dict[str, object]) -> Msg | None:
         """One message, or None where there is none."""
@@ -112,35 +172,43 @@ class JetStreamStore:
         except (NatsError, OSError, TimeoutError) as error:
             raise StoreUnavailable(f"NATS did not answer a read: {error!r}") from error
         headers = message.headers or {}
-        if headers.get("Status") == "404":
+        status = _status(headers)
+        if status == "404":
             return None
-        if "Status" in headers:
+        if status:
             raise StoreUnavailable(_refused_read(headers))
         return message
 
     async def follow(self, *, after: int = 0, filters: tuple[str, ...] = ()) -> AsyncIterator[Batch]:
         """See `EventStore.follow`."""
+        guard = self._guard(after, sees_all=not filters)
         async for arrived in follow_messages(self._nc, EVENTS, after=after, filters=filters or (MANY_EVENTS,)):
-            yield Batch(tuple(filter(None, map(_readable, arrived.messages))), arrived.caught_up)
+            if guard is None:
+                yield Batch(tuple(filter(None, map(_readable, arrived.messages))), arrived.caught_up)
+                continue
+            events: list[Recorded] = []
+            for message in arrived.messages:
+                events += await patiently(partial(_ours, guard, _delivered(message)))
+            yield Batch(tuple(events), arrived.caught_up)
 
-    async def _get_batch(self, request: dict[str, object]) -> tuple[list[Recorded], bool]:
+    async def _get_batch(self, request: dict[str, object]) -> tuple[list["_Stored"], bool]:
         """One batched direct get: its messages, and whether more are there."""
         inbox = self._nc.new_inbox()
         subscription = await self._nc.subscribe(inbox)
-        page: list[Recorded] = []
+        page: list[_Stored] = []
         try:
             await self._nc.publish(_DIRECT_GET, msgspec.json.encode(request), reply=inbox)
             while True:
                 message = await subscription.next_msg(timeout=READ_TIMEOUT_S)
                 headers = message.headers or {}
-                status = headers.get("Status", "")
+                status = _status(headers)
                 if status == "204":  # the end of a batch
                     return page, int(headers.get("Nats-Num-Pending", 0)) > 0
                 if status == "404":
                     return page, False
                 if status:
                     raise StoreUnavailable(_refused_read(headers))
-                page.append(_read_direct(message))
+                page.append(_stored(message))
         except (NatsError, OSError, TimeoutError) as error:
             raise StoreUnavailable(f"NATS did not answer a read: {error!r}") from error
         finally:
@@ -195,32 +263,49 @@ def _readable(message: Msg) -> Recorded | None:
 
 def read_message(message: Msg) -> Recorded:
     """The event in a message that a consumer of the log delivered."""
+    return _recorded(_delivered(message))
+
+
+class _Stored(msgspec.Struct, frozen=True):
+    """A message as the log has it."""
+
+    seq: int
+    time: datetime
+    subject: str
+    headers: dict[str, str]
+    body: bytes
+
+
+def _delivered(message: Msg) -> _Stored:
+    """One that came from a consumer."""
+    seq = message.metadata.sequence.stream
+    return _Stored(seq, _delivered_time(message), message.subject, message.headers or {}, message.data)
+
+
+def _stored(message: Msg) -> _Stored:
+    """One that was got directly."""
     headers = message.headers or {}
-    metadata = message.metadata
-    return recorded(
-        metadata.sequence.stream,
-        _delivered_time(message),
-        parse_event_subject(message.subject),
-        _version(headers),
-        message.data,
-        _meta(headers),
-    )
+    time = _server_time(headers["Nats-Time-Stamp"])
+    return _Stored(int(headers["Nats-Sequence"]), time, headers["Nats-Subject"], headers, message.data)
 
 
-def _sequence(message: Msg) -> int:
-    return int((message.headers or {})["Nats-Sequence"])
+def _status(headers: Mapping[str, str]) -> str:
+    """The server's word about a read; empty for a message, whose own headers may say anything."""
+    return "" if "Nats-Sequence" in headers else headers.get("Status", "")
 
 
-def _read_direct(message: Msg) -> Recorded:
-    headers = message.headers or {}
-    return recorded(
-        _sequence(message),
-        _server_time(headers["Nats-Time-Stamp"]),
-        parse_event_subject(headers["Nats-Subject"]),
-        _version(headers),
-        message.data,
-        _meta(headers),
-    )
+def _recorded(stored: _Stored) -> Recorded:
+    """Raises `ValueError` for what is on no event's subject."""
+    address, version = parse_event_subject(stored.subject), _version(stored.headers)
+    return recorded(stored.seq, stored.time, address, version, stored.body, _meta(stored.headers))
+
+
+async def _ours(guard: Guard | None, stored: _Stored) -> list[Recorded]:
+    """The event, or nothing where it is not ours: that must change nothing, and stop nobody."""
+    if guard is not None and (fault := await guard.fault(stored.seq, stored.subject, stored.headers, stored.body)):
+        log.error("sequence %d of the log is skipped: %s", stored.seq, fault)
+        return []
+    return [_recorded(stored)]
 
 
 def _delivered_time(message: Msg) -> datetime:

@@ -5,6 +5,9 @@ What it rests on:
 - Credentials are asked for by runners and answered by gateways; nobody else may do either.
 - A runner, which works beside hostile code, may tell how a lease went. It may neither dispatch nor speak for a plan:
   whose credentials a lease gets is read from the dispatch.
+- A server does not look at these permissions when it sends an answer, so a reply can reach any subject. What must not
+  be believed from just anybody says by itself who wrote it (`shared.authentic`).
+- The pools' consumers are everybody's: only the operator and dispatchers make or change them.
 
 A wildcard stands for a whole token in NATS, so a consumer's name can be listed but not matched by its beginning.
 """
@@ -62,14 +65,25 @@ def _follow(stream: str) -> tuple[str, ...]:
     )
 
 
-def _durable(stream: str, *names: str) -> tuple[str, ...]:
-    """To make these durable consumers, to pull from them, and to acknowledge."""
+def _made(stream: str, *names: str) -> tuple[str, ...]:
+    """To make these durable consumers, and to change them."""
     return tuple(
         subject
         for name in names
         for subject in (
             f"$JS.API.CONSUMER.DURABLE.CREATE.{stream}.{name}",
+            f"$JS.API.CONSUMER.CREATE.{stream}.{name}",
             f"$JS.API.CONSUMER.CREATE.{stream}.{name}.>",
+        )
+    )
+
+
+def _pulled(stream: str, *names: str) -> tuple[str, ...]:
+    """To pull from these durable consumers, and to acknowledge."""
+    return tuple(
+        subject
+        for name in names
+        for subject in (
             f"$JS.API.CONSUMER.INFO.{stream}.{name}",
             f"$JS.API.CONSUMER.MSG.NEXT.{stream}.{name}",
             f"$JS.ACK.{stream}.{name}.>",
@@ -86,6 +100,7 @@ _EVERYBODY = (
 )
 _POOL_CONSUMERS = tuple(streams.pool_consumer_name(pool) for pool in POOLS)
 _NO_END_OF_POOLS = tuple(f"$JS.API.CONSUMER.DELETE.{streams.EVENTS}.{name}" for name in _POOL_CONSUMERS)
+_NO_CHANGE_OF_POOLS = (*_NO_END_OF_POOLS, *_made(streams.EVENTS, *_POOL_CONSUMERS))
 
 _Spoken = tuple[tuple[str, ...], tuple[str, ...], tuple[str, ...]]
 _SPOKEN: Mapping[str, _Spoken] = {
@@ -104,7 +119,7 @@ _SPOKEN: Mapping[str, _Spoken] = {
             *_follow(streams.PROJECTS),
             *_follow(streams.RUNNERS_STREAM),
         ),
-        _NO_END_OF_POOLS,
+        _NO_CHANGE_OF_POOLS,
         (
             subjects.CREDENTIALS,
             subjects.ACCOUNT_CHANGES,
@@ -114,7 +129,7 @@ _SPOKEN: Mapping[str, _Spoken] = {
     ),
     PLANNER: (
         (subjects.MANY_PLAN_EVENTS,),
-        (),
+        _NO_CHANGE_OF_POOLS,
         (subjects.PLANNER_IMPORT, subjects.PLANNER_EDIT),
     ),
     DISPATCHER: (
@@ -123,6 +138,7 @@ _SPOKEN: Mapping[str, _Spoken] = {
             subjects.MANY_TIMERS,
             *_follow(streams.EVENTS),
             *_follow(streams.TIMERS),
+            *_made(streams.EVENTS, *_POOL_CONSUMERS),
         ),
         _NO_END_OF_POOLS,
         (),
@@ -135,10 +151,10 @@ _SPOKEN: Mapping[str, _Spoken] = {
             subjects.EVERY_RUNNER_HOLDS,
             f"$KV.{streams.RUNNERS}.*",
             *_follow(streams.EVENTS),
-            *_durable(streams.EVENTS, *_POOL_CONSUMERS),
+            *_pulled(streams.EVENTS, *_POOL_CONSUMERS),
             *_follow(streams.PROJECTS),
         ),
-        (subjects.MANY_PLAN_EVENTS, *_NO_END_OF_POOLS),
+        (subjects.MANY_PLAN_EVENTS, *_NO_CHANGE_OF_POOLS),
         (subjects.MANY_RUNNER_REQUESTS,),
     ),
 }

@@ -46,7 +46,13 @@ _PAGE_WORDS = frozenset(
         "wiki",
     }
 )
-_PRIVATE_SUFFIXES = ("localhost", "local", "localdomain", "internal", "intranet", "lan", "home", "corp", "home.arpa")
+_PRIVATE_SUFFIXES = (
+    *("localhost", "local", "localdomain", "internal", "intranet", "intra", "private", "corp"),
+    *("lan", "home", "home.arpa", "fritz.box", "svc", "consul", "test"),
+)
+"""Also as a host's whole name. Clusters end in `.svc` or in `.local`."""
+_PUBLIC_TOP = re.compile(r"[a-z]{2,}|xn--[a-z0-9-]+")
+"""How a public name ends. Containers find each other by names such as `nats.my_net`, `nats.my-net`, `nats.net0`."""
 _METADATA_NAMES = frozenset({"metadata.packet.net", "metadata.platformequinix.com", "metadata.tencentyun.com"})
 """Clouds answer with credentials there. Most of their names end in `.internal`."""
 _ALSO_PRIVATE = (
@@ -56,7 +62,12 @@ _ALSO_PRIVATE = (
     IPv6Network("fec0::/10"),  # site-local: deprecated, not gone
 )
 """What Python's list of special addresses does not hold."""
-_NAT64 = IPv6Network("64:ff9b::/96")
+_HOLDS_IPV4 = (
+    IPv6Network("64:ff9b::/96"),  # NAT64
+    IPv6Network("::ffff:0:0:0/96"),  # IPv4-translated
+    IPv6Network("::/96"),  # IPv4-compatible: deprecated
+)
+"""Whose last 32 bits are the address that is meant; Python knows of the other forms."""
 
 
 class BadRepoUrl(ValueError):
@@ -178,7 +189,9 @@ def _refuse_page(scheme: str, host: str, netloc: str, path: str, shown: str) -> 
             end = min(end, at)
     if end < len(parts):
         repository = "/".join(parts[:end])
-        raise BadRepoUrl(f"{shown} is a web page, not a repository: write https://{netloc}/{repository}.git")
+        # Groups may be nested and have any name: an address that ends in .git is always taken as it is.
+        other = "" if host in _TWO_PART_HOSTS else f", or {path.removeprefix('/')}.git if that is the repository"
+        raise BadRepoUrl(f"{shown} is a web page, not a repository: write https://{netloc}/{repository}.git{other}")
 
 
 def _check_host(host: str, shown: str, *, allow_private_hosts: bool) -> None:
@@ -192,7 +205,13 @@ def _check_host(host: str, shown: str, *, allow_private_hosts: bool) -> None:
             private = _is_private_ipv4(name, shown)
         else:
             suffixes = tuple(f".{suffix}" for suffix in _PRIVATE_SUFFIXES)
-            private = "." not in name or name in _METADATA_NAMES or name.endswith(suffixes)
+            private = (
+                "." not in name
+                or "_" in name  # no name of the public web has one
+                or not _PUBLIC_TOP.fullmatch(name.rpartition(".")[2])
+                or name in _METADATA_NAMES
+                or f".{name}".endswith(suffixes)
+            )
     if private and not allow_private_hosts:
         raise BadRepoUrl(f"{shown} is on a private host, which is not allowed here: write the address of a public one")
 
@@ -219,7 +238,7 @@ def _is_private_ipv6(host: str, shown: str) -> bool:
         return True
     inner: list[IPv4Address] = [a for a in (address.ipv4_mapped, address.sixtofour) if a is not None]
     inner += address.teredo or ()
-    if address in _NAT64 or int(address) < 2**32:
+    if any(address in network for network in _HOLDS_IPV4):
         inner.append(IPv4Address(int(address) & 0xFFFFFFFF))
     return _is_private(address) or any(_is_private(a) for a in inner)
 

@@ -126,7 +126,7 @@ class PlanSpec(Spec, frozen=True, kw_only=True):
     agents: dict[str, AgentSpec]
     goal: str = ""
     max_parallel: int | None = None
-    """Tasks dispatched at once; None: the project's, else `MAX_PARALLEL`."""
+    """Tasks dispatched at once; None: `MAX_PARALLEL`. The project may allow less."""
     budget_usd: float | None = None
     """The most that the whole plan may cost; None: the project's, else no limit."""
     setup: tuple[str, ...] = ()
@@ -140,7 +140,7 @@ class PlanSettings(Spec, frozen=True, kw_only=True):
 
     task_timeout_minutes: float = TIMEOUT_MINUTES
     max_parallel: int | None = None
-    """The plan may ask for less; None: for what it likes."""
+    """No plan of the project has more at once; None: no bound."""
     budget_usd: float | None = None
     """The plan may ask for less."""
     setup: tuple[str, ...] = ()
@@ -153,12 +153,12 @@ def settled(spec: PlanSpec, settings: PlanSettings) -> PlanSpec:
     """The plan with everything filled in that it leaves to its project."""
     timeout = settings.task_timeout_minutes
     tasks = (t if t.timeout_minutes else msgspec.structs.replace(t, timeout_minutes=timeout) for t in spec.tasks)
-    wishes = [wish for wish in (spec.max_parallel, settings.max_parallel) if wish is not None]
+    bounds = [bound for bound in (spec.max_parallel or MAX_PARALLEL, settings.max_parallel) if bound is not None]
     budgets = [budget for budget in (spec.budget_usd, settings.budget_usd) if budget is not None]
     return msgspec.structs.replace(
         spec,
         tasks=tuple(tasks),
-        max_parallel=min(wishes, default=MAX_PARALLEL),
+        max_parallel=min(bounds),
         budget_usd=min(budgets, default=None),
         setup=(*settings.setup, *spec.setup),
         env_allow=tuple(dict.fromkeys((*settings.env_allow, *spec.env_allow))),

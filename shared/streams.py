@@ -4,6 +4,10 @@
 on an existing stream, but for the settings that Treadle's correctness rests on.
 """
 
+import asyncio
+from time import monotonic
+from typing import get_args
+
 from nats.js import JetStreamContext
 from nats.js.api import (
     AckPolicy,
@@ -18,6 +22,7 @@ from nats.js.api import (
 from nats.js.errors import NotFoundError
 
 from shared import subjects
+from shared.spec import SdkType
 
 EVENTS = "TREADLE_EVENTS"
 TRANSCRIPTS = "TREADLE_TRANSCRIPTS"
@@ -34,9 +39,12 @@ HEARTBEAT_S = 10.0
 
 TRANSCRIPTS_AGE_MAX_S = 14 * 24 * 3600.0
 TRANSCRIPTS_BYTES_MAX = 2 * 1024**3
+RUNNER_POOLS = (*get_args(SdkType), subjects.DELIVER_POOL)
+"""What runners take; a manual dispatch is for people."""
 PRESENCE_EVERY_S = 10.0
 PRESENCE_AGE_MAX_S = 35.0
 """After so long a runner that says nothing is not shown any more."""
+POOL_LOOK_EVERY_S = 0.1
 CONSUMERS_MAX = 10_000
 """The server's silent limit is 1,000 where none is set."""
 
@@ -128,6 +136,22 @@ async def declare_pool(js: JetStreamContext, pool: str) -> None:
             max_waiting=10_000,
         ),
     )
+
+
+async def await_pool(js: JetStreamContext, pool: str, patience_s: float) -> None:
+    """Waits until somebody who may has made the pool's consumer. Raises TimeoutError."""
+    deadline_s, name = monotonic() + patience_s, pool_consumer_name(pool)
+    while True:
+        try:
+            await js.consumer_info(EVENTS, name)
+            return
+        except NotFoundError:
+            if monotonic() > deadline_s:
+                raise TimeoutError(
+                    f"the log has no consumer {name}: a dispatcher makes it at its start, and so does "
+                    "`python -m services.gateway streams` as operator"
+                ) from None
+        await asyncio.sleep(POOL_LOOK_EVERY_S)
 
 
 async def _declare_consumer(js: JetStreamContext, stream: str, config: ConsumerConfig) -> None:

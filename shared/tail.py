@@ -143,7 +143,8 @@ class _Puller:
     def _is_event(self, message: Msg) -> bool:
         """Tells events from the server's words about our requests, and keeps count of both."""
         headers = message.headers or {}
-        status = headers.get("Status")
+        # A stored message may have a header of that name; but only a stored one is to be acknowledged.
+        status = None if message.reply.startswith("$JS.ACK.") else headers.get("Status")
         if status is None:
             if message.metadata.sequence.consumer != self._next_consumer_seq:
                 raise _Gone

@@ -31,10 +31,12 @@ Resource = dict[str, Any]
 class ApiError(Exception):
     """The gateway refused; the text is its own, for people."""
 
-    def __init__(self, status: int, code: str, detail: str) -> None:
+    def __init__(self, status: int, code: str, detail: str, faults: tuple[str, ...] = ()) -> None:
         super().__init__(plain(detail))
         self.status = status
         self.code = code
+        self.faults = faults
+        """Everything that is wrong with a plan, each with its place; only with `invalid_plan`."""
 
 
 class Address(msgspec.Struct, frozen=True):
@@ -116,6 +118,7 @@ def checked(answer: httpx.Response) -> httpx.Response:
     answer.read()
     try:
         problem = msgspec.json.decode(answer.content)
-        raise ApiError(answer.status_code, str(problem["code"]), str(problem["detail"]))
-    except (msgspec.DecodeError, KeyError, TypeError) as error:
+        faults = tuple(str(fault["message"]) for fault in problem.get("faults", ()))
+        raise ApiError(answer.status_code, str(problem["code"]), str(problem["detail"]), faults)
+    except (msgspec.DecodeError, KeyError, TypeError, AttributeError) as error:
         raise ApiError(answer.status_code, "unknown", f"the gateway answered {answer.status_code}") from error

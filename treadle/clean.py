@@ -114,14 +114,18 @@ def _scratch(paths: Sequence[Path], live: set[tuple[str, str, int]]) -> list[Ite
 
 
 def _mirrors(data_dir: Path, paths: Sequence[Path], plans: dict[str, Plan]) -> list[Item]:
-    open_urls = [p["repo_url"] for p in plans.values() if p["status"] not in ("completed", "cancelled")]
-    used = {mirror_of(data_dir, url).path for url in open_urls}
+    open_plans = [p for p in plans.values() if p["status"] not in ("completed", "cancelled")]
+    used = {_mirror(data_dir, plan).path for plan in open_plans}
     left = [path for path in paths if path.resolve() not in used]
-    urls = {mirror_of(data_dir, plan["repo_url"]).path: plan["repo_url"] for plan in plans.values()}
+    urls = {_mirror(data_dir, plan).path: plan["repo_url"] for plan in plans.values()}
     reason = "no open plan uses it; it is fetched again when needed"
     return [
         Item("mirror", str(urls.get(p.resolve(), p.name)), size_bytes(p), reason, False, _tree_remover(p)) for p in left
     ]
+
+
+def _mirror(data_dir: Path, plan: Plan) -> Mirror:
+    return mirror_of(data_dir, plan["repo_url"], plan["project"])
 
 
 def _tree_remover(path: Path) -> Callable[[], object]:
@@ -136,7 +140,7 @@ def _refs(data_dir: Path, plans: dict[str, Plan], now: datetime) -> list[Item]:
             days=REFS_KEPT_DAYS
         ):
             continue
-        mirror = mirror_of(data_dir, view["repo_url"])
+        mirror = _mirror(data_dir, view)
         if not mirror.path.exists() or not _has_refs(mirror, plan):
             continue
         reason = f"the plan ended {(now.astimezone(UTC) - ended).days} days ago; its branch stays"

@@ -10,18 +10,18 @@ import sys
 import tempfile
 import time
 from collections.abc import Iterator
-from importlib.resources import files
+from importlib.resources import as_file, files
 from pathlib import Path
 
 import git
 
 from services.planner.estimate import estimate
-from services.planner.parse import read_plan
 from treadle import repository
 from treadle.api import Resource
 from treadle.instance import Instance
 from treadle.lines import money
 from treadle.plain_text import plain
+from treadle.plan_file import read_plan_file
 from treadle.run import say, submit, watch_plan
 from treadle.supervision.data_dir import DataDir
 from treadle.supervision.ensure import stop_suite
@@ -35,13 +35,14 @@ SCRIPTED_MODEL_WITHIN_S = 20.0
 def demo(*, as_json: bool) -> int:
     """Runs the demo and shows the branch that came out; returns the exit status of the plan."""
     data = files("treadle") / "demo_data"
-    spec = read_plan(data.joinpath("plan.yaml").read_bytes())
+    with as_file(data.joinpath("plan.yaml")) as path:
+        file = read_plan_file(path)
     place = Path(tempfile.mkdtemp(prefix="treadle-demo-"))
     repo = _make_repository(place / "repository")
     with contextlib.ExitStack() as held:
         keys = Secrets.of(os.environ)
         if keys.anthropic_api_key:
-            most = money(estimate(spec).most_usd)
+            most = money(estimate(file.alone()).most_usd)
             say(
                 f"the real model: this costs at most {most} (Ctrl-C stops it; without ANTHROPIC_API_KEY it is scripted)"
             )
@@ -56,7 +57,7 @@ def demo(*, as_json: bool) -> int:
         say(f"in {place}: starting NATS, planner, dispatcher, gateway and a runner\n")
         with instance.reach(options) as reached:
             held.callback(stop_suite, data_dir)
-            plan = submit(reached.gateway(), spec, repository.choose(str(repo.working_dir)))
+            plan = submit(reached.gateway(), file, repository.choose(str(repo.working_dir)))
             status = watch_plan(plan, reached, instance, options, as_json=as_json)
             view = reached.gateway().get(f"/plans/{plan}", Resource)
     if status == 0:

@@ -22,7 +22,8 @@ from treadle.bad_input import BadInput
 from treadle.instance import Instance
 from treadle.operation_commands import operation_commands
 from treadle.plan_commands import plan_commands
-from treadle.run import ATTENTION, BAD_INPUT, INTERRUPTED, describe, read_plan_file, run_plan, say
+from treadle.plan_file import describe, read_plan_file
+from treadle.run import ATTENTION, BAD_INPUT, INTERRUPTED, run_plan, say
 from treadle.supervision.ensure import stop_suite
 from treadle.supervision.environment import Secrets
 from treadle.supervision.suite_error import SuiteError
@@ -127,11 +128,13 @@ def run(
 ) -> None:
     """Runs a plan on a repository, to its end.
 
+    With --project the plan can use the agents of that project.
+
     Exit status: 0 completed, 1 something needs attention, 2 bad input, 130 interrupted.
     """
-    spec = read_plan_file(plan_file)
+    file = read_plan_file(plan_file)
     chosen = repository.choose(repo, allow_local=instance.elsewhere is None)
-    sys.exit(run_plan(spec, chosen, instance, options, project=project, as_json=as_json, detach=detach))
+    sys.exit(run_plan(file, chosen, instance, options, project=project, as_json=as_json, detach=detach))
 
 
 @main.command()
@@ -142,7 +145,7 @@ def validate(plan_file: Path, as_json: bool) -> None:
 
     Exit status: 0 valid, 2 not; every fault is named.
     """
-    spec = read_plan_file(plan_file)
+    spec = read_plan_file(plan_file).alone()
     told = estimate(spec)
     click.echo(msgspec.json.encode(told).decode() if as_json else describe(spec, told))
 

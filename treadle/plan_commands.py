@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import contextlib
+import math
 import sys
 from collections.abc import Callable, Iterator
 from datetime import UTC, datetime
-from typing import Any
+from functools import wraps
+from typing import Any, TypeVar, cast
 
 import click
 import httpx
@@ -15,17 +18,19 @@ from rich.console import Console
 
 from services.runner.merge import diff as diff_commits
 from services.runner.mirror import mirror_of
+from shared.spec import BUDGET_MIN_USD, PLAN_BUDGET_MAX_USD
 from shared.subjects import PLAN_ID
-from treadle.api import CONNECT_TIMEOUT_S, ApiError, Gateway, checked
+from treadle.api import CONNECT_TIMEOUT_S, Address, ApiError, Gateway, checked
 from treadle.bad_input import BadInput
 from treadle.clean import find_items, size_words, total
 from treadle.instance import Instance
 from treadle.lines import standing_line
 from treadle.plain_text import one_line, plain
-from treadle.run import watch_plan
+from treadle.run import say, watch_plan
 from treadle.supervision.suite_info import SuiteOptions
 from treadle.table import render
 
+F = TypeVar("F", bound=Callable[..., Any])
 Plan = dict[str, Any]
 
 OVER = ("completed", "cancelled", "abandoned", "needs_attention")
@@ -35,19 +40,41 @@ PIPED_WIDTH = 200
 TRANSCRIPT_ENTRIES = 500
 """Asked for at once."""
 
-plan_argument = click.argument("plan", required=False)
 plan_option = click.option("--plan", help="The plan: its id, or the beginning of it [the newest plan].")
 json_option = click.option("--json", "as_json", is_flag=True, help="JSON instead of words.")
+note_option = click.option("--note", default="", help="Why; kept with the event.")
 
 _HELP = {
     "pause": "Start nothing new; what runs goes on.",
-    "resume": "Start tasks again.",
+    "resume": "Start tasks again, with a larger budget if the old one is spent.",
     "cancel": "End a plan: nothing starts any more, and what runs is stopped.",
     "task redispatch": "Ask for another attempt of a task.",
     "task abandon": "Give a task up: the tasks after it go on without its work.",
     "task complete": "Say that a task is done. No work of its failed attempts comes onto the branch.",
     "task cancel": "Stop a task; it then needs attention.",
 }
+_WHICH_PLAN = "PLAN is an id or the beginning of one; left out, it is the newest plan."
+_PLAN_STANDS = {"active": "at work", "cancelling": "being cancelled"}
+_TASK_STANDS = {
+    "cancelling": "is being cancelled",
+    "needs_attention": "needs attention",
+    "readied": "is ready for its person",
+    "retry_wait": "waits for its next attempt",
+}
+
+
+def plan_argument(command: F) -> F:
+    """Takes the plan as an argument, or by `--plan` as the commands about tasks do."""
+
+    @click.argument("plan", required=False)
+    @click.option("--plan", "named", hidden=True)
+    @wraps(command)
+    def with_plan(*args: Any, plan: str | None, named: str | None, **more: Any) -> Any:
+        if plan is not None and named is not None:
+            raise BadInput("name the plan once: as an argument, or by --plan")
+        return command(*args, plan=named if plan is None else plan, **more)
+
+    return cast(F, with_plan)
 
 
 def find_plan(gateway: Gateway, wanted: str | None) -> Plan:
@@ -111,6 +138,10 @@ def status(instance: Instance, plan: str | None, as_json: bool) -> None:
     with console.capture() as captured:
         console.print(table)
     click.echo("\n".join(line.rstrip() for line in captured.get().splitlines()))
+    if found["reason"] and found["status"] in ("paused", "cancelling", "cancelled"):
+        click.echo(
+            f"\nplan {found['plan']} is {_PLAN_STANDS.get(found['status'], found['status'])}: {plain(found['reason'])}"
+        )
     for task in tasks:
         if task["status"] == "needs_attention":
             click.echo(f"\n{task['code']}: {plain(task['message'])}")
@@ -128,25 +159,53 @@ def watch(instance: Instance, plan: str | None, as_json: bool) -> None:
         sys.exit(watch_plan(found["plan"], reached, instance, options, as_json=as_json))
 
 
-def _plan_command(name: str, path: str, words: str, *, with_note: bool) -> click.Command:
-    def callback(instance: Instance, plan: str | None, note: str = "") -> None:
+def _say_plan(gateway: Gateway, plan: str, done: Plan, words: str) -> None:
+    """What has become of a plan by a command; one that changed nothing says how the plan stands."""
+    gateway.wait_for(plan, done["seq"])
+    if not done["changed"]:
+        status = gateway.get(f"/plans/{plan}", Plan)["status"]
+        words = f"is {_PLAN_STANDS.get(status, status)} already"
+    say(f"plan {plan}: {words}")
+
+
+def _with_note(name: str, words: str) -> click.Command:
+    def callback(instance: Instance, plan: str | None, note: str) -> None:
         with instance.reach() as reached:
             gateway = reached.gateway()
-            found = find_plan(gateway, plan)
-            done = gateway.post(f"/plans/{found['plan']}/{path}", {"note": note} if with_note else None)
-            gateway.wait_for(found["plan"], done["seq"])
-        click.echo(f"plan {found['plan']}: {words}" + ("" if done["changed"] else " (already)"), err=True)
+            found = find_plan(gateway, plan)["plan"]
+            _say_plan(gateway, found, gateway.post(f"/plans/{found}/{name}", {"note": note}), words)
 
     command: Callable[..., Any] = click.pass_obj(callback)
-    command.__doc__ = f"{_HELP[name]}\n\n    PLAN is an id or the beginning of one; left out, it is the newest plan."
-    if with_note:
-        command = click.option("--note", default="", help="Why; kept with the event.")(command)
-    return click.command(name)(plan_argument(command))
+    command.__doc__ = f"{_HELP[name]}\n\n    {_WHICH_PLAN}"
+    return click.command(name)(plan_argument(note_option(command)))
 
 
-pause = _plan_command("pause", "pause", "starts nothing new; what runs goes on", with_note=True)
-resume = _plan_command("resume", "resume", "starts tasks again", with_note=False)
-cancel = _plan_command("cancel", "cancel", "is being ended: what runs is stopped", with_note=True)
+pause = _with_note("pause", "starts nothing new; what runs goes on")
+cancel = _with_note("cancel", "is being ended: what runs is stopped")
+
+
+@click.command(help=f"{_HELP['resume']}\n\n{_WHICH_PLAN}")
+@plan_argument
+@click.option(
+    "--budget",
+    "budget_usd",
+    type=click.FloatRange(BUDGET_MIN_USD, PLAN_BUDGET_MAX_USD),
+    metavar="USD",
+    help="The plan's new budget, in all [it stays].",
+)
+@click.pass_obj
+def resume(instance: Instance, plan: str | None, budget_usd: float | None) -> None:
+    """See `_HELP`."""
+    if budget_usd is not None and math.isnan(budget_usd):
+        raise BadInput("--budget wants a number of US dollars")
+    with instance.reach() as reached:
+        gateway = reached.gateway()
+        found = find_plan(gateway, plan)["plan"]
+        # Without a budget nothing is sent, so that gateways that don't know of it are resumed too.
+        done = gateway.post(f"/plans/{found}/resume", None if budget_usd is None else {"budget_usd": budget_usd})
+        if budget_usd is not None and not done["changed"]:
+            raise BadInput(f"plan {found} is not paused, so its budget stays: `treadle pause {found}` first")
+        _say_plan(gateway, found, done, "starts tasks again")
 
 
 @click.group()
@@ -154,21 +213,38 @@ def task() -> None:
     """A person's word on one task."""
 
 
+@contextlib.contextmanager
+def _known_task(plan: str, code: str) -> Iterator[str]:
+    """The task's path. Raises `BadInput` for what is no task of the plan."""
+    # A task code on its way into a URL's path.
+    if not all(ch.isalnum() or ch in "_-" for ch in code) or not code.isascii() or not code:
+        raise BadInput(f"{one_line(code, 40)} is not a task code")
+    try:
+        yield f"/plans/{plan}/tasks/{code}"
+    except ApiError as error:
+        if error.status != 404:
+            raise
+        raise BadInput(f"plan {plan} has no task {code[:80]}: `treadle status {plan}` lists its tasks") from error
+
+
 def _task_command(name: str, words: str) -> click.Command:
     def callback(instance: Instance, code: str, plan: str | None, note: str) -> None:
         with instance.reach() as reached:
             gateway = reached.gateway()
-            found = find_plan(gateway, plan)
-            done = gateway.post(f"/plans/{found['plan']}/tasks/{_segment(code)}/{name}", {"note": note})
-            gateway.wait_for(found["plan"], done["seq"])
-        click.echo(
-            f"task {code} of plan {found['plan']}: {words}" + ("" if done["changed"] else " (already)"), err=True
-        )
+            found = find_plan(gateway, plan)["plan"]
+            with _known_task(found, code) as path:
+                done = gateway.post(f"{path}/{name}", {"note": note})
+                gateway.wait_for(found, done["seq"])
+                stands = words if done["changed"] else _stands_already(gateway.get(path, Plan)["status"])
+        say(f"task {code} of plan {found}: {stands}")
 
     command: Callable[..., Any] = click.pass_obj(callback)
     command.__doc__ = _HELP[f"task {name}"]
-    command = click.option("--note", default="", help="Why; kept with the event.")(plan_option(command))
-    return click.command(name)(click.argument("code", metavar="TASK")(command))
+    return click.command(name)(click.argument("code", metavar="TASK")(note_option(plan_option(command))))
+
+
+def _stands_already(status: str) -> str:
+    return f"{_TASK_STANDS.get(status, f'is {status}')} already"
 
 
 task.add_command(_task_command("redispatch", "another attempt was asked for"))
@@ -187,29 +263,29 @@ def logs(instance: Instance, code: str, plan: str | None, follow: bool, as_json:
     """Shows what a task's agents did."""
     with instance.reach() as reached:
         gateway = reached.gateway()
-        found = find_plan(gateway, plan)
-        path = f"/plans/{found['plan']}/tasks/{_segment(code)}/transcript"
-        if not follow:
-            for entry in _transcript(gateway, path):
+        with _known_task(find_plan(gateway, plan)["plan"], code) as path:
+            for entry in _followed(reached.address, path) if follow else _transcript(gateway, path):
                 _show_entry(entry, as_json)
-            return
-        timeout = httpx.Timeout(CONNECT_TIMEOUT_S, read=None)
-        with (
-            httpx.Client(**reached.address.http(), timeout=timeout) as http,
-            connect_sse(http, "GET", f"{path}/stream") as source,
-        ):
-            checked(source.response)
-            for message in source.iter_sse():
-                if message.event == "activity":
-                    _show_entry(msgspec.json.decode(message.data), as_json)
-                elif message.event == "live" and msgspec.json.decode(message.data)["status"] in OVER:
-                    return
+
+
+def _followed(address: Address, path: str) -> Iterator[Plan]:
+    timeout = httpx.Timeout(CONNECT_TIMEOUT_S, read=None)
+    with (
+        httpx.Client(**address.http(), timeout=timeout) as http,
+        connect_sse(http, "GET", f"{path}/transcript/stream") as source,
+    ):
+        checked(source.response)
+        for message in source.iter_sse():
+            if message.event == "activity":
+                yield msgspec.json.decode(message.data)
+            elif message.event == "live" and msgspec.json.decode(message.data)["status"] in OVER:
+                return
 
 
 def _transcript(gateway: Gateway, path: str) -> Iterator[Plan]:
     after: int | None = 0
     while after is not None:
-        page = gateway.get(path, Plan, after=after, limit=TRANSCRIPT_ENTRIES)
+        page = gateway.get(f"{path}/transcript", Plan, after=after, limit=TRANSCRIPT_ENTRIES)
         yield from page["items"]
         after = page["next_after"]
 
@@ -235,10 +311,11 @@ def diff(instance: Instance, code: str, plan: str | None, stat: bool) -> None:
     with instance.reach() as reached:
         gateway = reached.gateway()
         found = find_plan(gateway, plan)
-        view = gateway.get(f"/plans/{found['plan']}/tasks/{_segment(code)}", Plan)
+        with _known_task(found["plan"], code) as path:
+            view = gateway.get(path, Plan)
     if not view["commit"]:
         raise BadInput(f"task {code} has no commit: it is {view['status'].replace('_', ' ')}")
-    mirror = mirror_of(data_dir.path, found["repo_url"])
+    mirror = mirror_of(data_dir.path, found["repo_url"], found["project"])
     mirror.ensure(found["plan"], [view["base_commit"], view["commit"]])
     changes = diff_commits(mirror.path, view["base_commit"], view["commit"])
     click.echo(plain(changes.stat if stat else changes.patch), nl=False)
@@ -272,13 +349,6 @@ def clean(instance: Instance, yes: bool, unsaved: bool, as_json: bool) -> None:
         click.echo(
             f"{size_words(total(items))} in all; `treadle clean --yes` removes what holds no unsaved work", err=True
         )
-
-
-def _segment(code: str) -> str:
-    """A task code on its way into a URL's path."""
-    if not all(ch.isalnum() or ch in "_-" for ch in code) or not code.isascii() or not code:
-        raise ApiError(404, "not_found", f"{one_line(code, 40)} is not a task code")
-    return code
 
 
 plan_commands: tuple[click.Command, ...] = (ls, status, watch, pause, resume, cancel, task, logs, diff, clean)

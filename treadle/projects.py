@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from pathlib import PurePosixPath
 
+from shared.spec import MAX_PARALLEL_MAX
 from treadle.api import Gateway, Resource
 from treadle.bad_input import BadInput
 from treadle.plain_text import one_line
@@ -24,7 +25,13 @@ def project_for(gateway: Gateway, repo_url: str, wanted: str | None) -> str:
     if automatic:
         return str(automatic[0]["id"])
     # Two that begin at the same instant may make two; from then on both take the older one.
-    made = {"name": _name(repo_url), "mode": "auto", "code_repo_url": repo_url, "allow_concurrent_plans": True}
+    made = {
+        "name": _name(repo_url),
+        "mode": "auto",
+        "code_repo_url": repo_url,
+        "allow_concurrent_plans": True,
+        "max_parallel": MAX_PARALLEL_MAX,  # it is the plan that says how many
+    }
     return str(gateway.post("/projects", made)["id"])
 
 

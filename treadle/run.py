@@ -8,15 +8,13 @@ import os
 import sys
 from pathlib import Path
 
-from services.planner.estimate import Estimate, estimate
-from services.planner.faults import PlanFaults
-from services.planner.parse import read_plan
-from shared.spec import PlanSpec, encode_spec
-from treadle.api import Gateway
+from services.planner.estimate import estimate
+from treadle.api import ApiError, Gateway
 from treadle.bad_input import BadInput
 from treadle.instance import Instance, Reached
 from treadle.lines import money
 from treadle.plain_text import one_line, plain
+from treadle.plan_file import PlanFile, check_size
 from treadle.projects import project_for
 from treadle.repository import Chosen
 from treadle.supervision.data_dir import DataDir
@@ -28,50 +26,15 @@ COMPLETED, ATTENTION, BAD_INPUT, INTERRUPTED = 0, 1, 2, 130
 EXIT_STATUS: dict[Outcome, int] = {
     "completed": COMPLETED,
     "needs_attention": ATTENTION,
+    "paused": ATTENTION,
     "cancelled": ATTENTION,
     "detached": INTERRUPTED,
 }
-
-
-def read_plan_file(path: Path) -> PlanSpec:
-    """Reads and validates a plan file; `-` is standard input. Raises `BadInput` with every fault."""
-    shown = "standard input" if str(path) == "-" else str(path)
-    try:
-        text = sys.stdin.buffer.read() if str(path) == "-" else path.read_bytes()
-    except OSError as error:
-        raise BadInput(f"{shown} can't be read: {error.strerror}") from error
-    try:
-        return read_plan(text)
-    except PlanFaults as faults:
-        raise BadInput(f"{shown} is not a valid plan:\n{faults}") from faults
-
-
-def describe(spec: PlanSpec, told: Estimate) -> str:
-    """The order of work and the most it can cost, for people."""
-    lines = [f"“{one_line(spec.name)}”: {len(spec.tasks)} tasks, at most {spec.max_parallel} at once", ""]
-    names = {task.code: task for task in spec.tasks}
-    for number, layer in enumerate(told.layers, 1):
-        lines.append(f"step {number}:")
-        for code in layer[:50]:
-            task = names[code]
-            after = f"  after {', '.join(task.depends_on[:8])}" if task.depends_on else ""
-            lines.append(f"  {code:<12} {one_line(task.name, 50):<50} {one_line(task.assignee, 20)}{after}")
-        if len(layer) > 50:
-            lines.append(f"  … and {len(layer) - 50} more")
-    path = " → ".join(told.critical_path[:12]) + (" → …" if len(told.critical_path) > 12 else "")
-    lines += ["", f"longest chain: {path}"]
-    lines.append(f"at most {money(told.most_usd)} (each attempt's budget times its attempts; one answer may overshoot)")
-    lines.append(f"at most {told.most_minutes:g} minutes along the longest chain, if every task finds a free slot")
-    return "\n".join(lines)
-
-
-def uses_claude(spec: PlanSpec) -> bool:
-    """Whether any task needs a key."""
-    return any(spec.agents[task.assignee].sdk_type == "claude" for task in spec.tasks)
+REASON_MAX_CHARS = 2_000
 
 
 def run_plan(
-    spec: PlanSpec,
+    file: PlanFile,
     repo: Chosen,
     instance: Instance,
     options: SuiteOptions,
@@ -80,10 +43,16 @@ def run_plan(
     as_json: bool,
     detach: bool,
 ) -> int:
-    """Submits the plan and watches it to its end; returns the exit status. `project` is an id or a name."""
+    """Submits the plan and watches it to its end; returns the exit status. `project` is an id or a name.
+
+    A gateway elsewhere and a named project may have agents that only they know: there the gateway validates.
+    """
+    if instance.elsewhere is None and project is None:
+        file.alone()
+    check_size(file)
     for note in repo.notes:
         say(f"note: {note}")
-    wants_key = instance.elsewhere is None and uses_claude(spec)
+    wants_key = instance.elsewhere is None and file.uses_claude(of_declared=project is not None)
     if wants_key and not Secrets.of(os.environ).anthropic_api_key and not _suite_has_key(options):
         raise BadInput(
             "the plan has tasks for Claude, and there is no key: set ANTHROPIC_API_KEY and run this again "
@@ -95,18 +64,24 @@ def run_plan(
                 "the plan has tasks for Claude, but the running suite was started without a key: "
                 "stop it with `treadle down`, set ANTHROPIC_API_KEY and run this again"
             )
-        plan = submit(reached.gateway(), spec, repo, project)
-        say(f"plan {plan}: {len(spec.tasks)} tasks, at most {money(estimate(spec).most_usd)}; branch treadle/{plan}")
+        plan = submit(reached.gateway(), file, repo, project)
+        told = f"{len(file.spec.tasks)} tasks, at most {money(estimate(file.spec).most_usd)}; " if file.spec else ""
+        say(f"plan {plan}: {told}branch treadle/{plan}")
         if detach:
             say(f"it runs in the background: `treadle watch {plan}` shows it")
             return COMPLETED
         return watch_plan(plan, reached, instance, options, as_json=as_json)
 
 
-def submit(gateway: Gateway, spec: PlanSpec, repo: Chosen, project: str | None = None) -> str:
-    """Makes a plan of the spec and finalizes it; returns its id. Raises `BadInput` and `ApiError`."""
-    body = {"text": encode_spec(spec).decode(), "base_commit": repo.commit}
-    made = gateway.post(f"/projects/{project_for(gateway, repo.url, project)}/plans", body)
+def submit(gateway: Gateway, file: PlanFile, repo: Chosen, project: str | None = None) -> str:
+    """Makes a plan of the file's text and finalizes it; returns its id. Raises `BadInput` and `ApiError`."""
+    body = {"text": file.text, "base_commit": repo.commit}
+    try:
+        made = gateway.post(f"/projects/{project_for(gateway, repo.url, project)}/plans", body)
+    except ApiError as error:
+        if error.code != "invalid_plan" or not error.faults:
+            raise
+        raise BadInput(f"{file.shown} is not a valid plan:\n" + "\n".join(error.faults)) from error
     plan: str = made["plan"]
     done = gateway.post(f"/plans/{plan}/finalize", {"candidate": made["candidate"]})
     gateway.wait_for(plan, done["seq"])
@@ -133,6 +108,8 @@ def watch_plan(plan: str, reached: Reached, instance: Instance, options: SuiteOp
         current.close()
     if outcome == "needs_attention":
         say(_advice(plan))
+    elif outcome == "paused":
+        say(_advice_to_resume(plan, watched.plan["reason"]))
     elif outcome == "detached":
         say(f"detached: plan {plan} goes on; `treadle watch {plan}` takes it up again")
     return EXIT_STATUS[outcome]
@@ -185,6 +162,13 @@ def _advice(plan: str) -> str:
     return (
         f"plan {plan} can't go on by itself: `treadle status {plan}` tells why; then "
         f"`treadle task redispatch|complete|abandon TASK --plan {plan}`, and `treadle watch {plan}`"
+    )
+
+
+def _advice_to_resume(plan: str, reason: str) -> str:
+    return (
+        f"plan {plan} is paused and can't go on by itself: {one_line(reason, REASON_MAX_CHARS)}\n"
+        f"`treadle resume {plan}` goes on, with `--budget USD` if it is the budget; then `treadle watch {plan}`"
     )
 
 

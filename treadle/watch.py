@@ -31,8 +31,10 @@ DRAWS_PER_S = 8
 ROWS_AROUND = 6
 """Lines of the screen that are not tasks."""
 
-Outcome = Literal["completed", "cancelled", "needs_attention", "detached"]
-ENDS: tuple[str, ...] = ("completed", "cancelled", "needs_attention")
+Outcome = Literal["completed", "cancelled", "needs_attention", "paused", "detached"]
+ENDS: tuple[Outcome, ...] = ("completed", "cancelled", "needs_attention")
+DISPATCHER = "dispatcher"
+"""The actor of a pause that no person wished for: the plan's budget is spent, or there was a fault."""
 
 
 class View(Protocol):
@@ -64,6 +66,7 @@ class Watched:
         self.plan: dict[str, Any] = {}
         self.tasks: dict[str, dict[str, Any]] = {}
         self.actions: dict[str, str] = {}
+        self._paused_by = ""
 
     def take(self, message: ServerSentEvent, view: View) -> None:
         """Takes one message of the stream."""
@@ -71,6 +74,8 @@ class Watched:
         match message.event:
             case "log":
                 self.seq = body["seq"]
+                if body["task"] is None:
+                    self._paused_by = body["actor"] if body["type"] == "paused" else ""
                 view.event(body)
             case "plan":
                 self.plan = body
@@ -91,9 +96,14 @@ class Watched:
             self.actions[code] = activity["text"][-500:]
 
     @property
-    def ended(self) -> bool:
-        """Whether the plan is over, or can't go on without a person."""
-        return self.live and self.plan.get("standing") in ENDS
+    def outcome(self) -> Outcome | None:
+        """How the plan ended, or why it can't go on without a person; None as long as it may go on."""
+        if not self.live:
+            return None
+        standing = self.plan.get("standing")
+        if standing == "paused" and self._paused_by == DISPATCHER and not self.plan["is_busy"]:
+            return "paused"
+        return next((end for end in ENDS if end == standing), None)
 
 
 class _Stream:
@@ -214,9 +224,7 @@ async def watch(
             waiting.cancel()
             ticking.cancel()
             if reading.done():
-                reading.result()
-                outcome: Outcome = watched.plan["standing"]
-                return outcome
+                return reading.result()
             if interrupted.is_set():
                 interrupted.clear()
                 view.pause()
@@ -234,13 +242,13 @@ async def watch(
             loop.remove_signal_handler(number)
 
 
-async def _read(watched: Watched, reached: Reached, reach_again: Callable[[], Reached], view: View) -> None:
-    while not watched.ended:
+async def _read(watched: Watched, reached: Reached, reach_again: Callable[[], Reached], view: View) -> Outcome:
+    while True:
         try:
             async for message in _messages(watched, reached):
                 watched.take(message, view)
-                if watched.ended:
-                    return
+                if (outcome := watched.outcome) is not None:
+                    return outcome
         except (httpx.HTTPError, ApiError) as error:
             if isinstance(error, ApiError) and error.status < 500:
                 raise

@@ -28,7 +28,9 @@ def make_app(settings: BusSettings) -> FastStream:
     async def start() -> None:
         nc = await broker.connect()
         await streams.declare_streams(nc.jetstream())
-        dispatcher = Dispatcher(JetStreamStore(nc), Timers(nc), utc_now)
+        for pool in streams.RUNNER_POOLS:
+            await streams.declare_pool(nc.jetstream(), pool)
+        dispatcher = Dispatcher(JetStreamStore(nc, settings.log_key), Timers(nc), utc_now)
         # Those that were due before are made up for: at its start the dispatcher looks at everything that waits.
         heard = (await nc.jetstream().stream_info(streams.TIMERS)).state.last_seq
         for work in (dispatcher.run(), hear_timers(nc, dispatcher, heard)):

@@ -9,12 +9,10 @@ import logging
 import os
 import sys
 from collections.abc import Callable
-from typing import get_args
 
 from services.gateway.settings import database_from_environment, settings_from_environment
 from shared.bus import bus_settings_from_environment, connect
 from shared.memory import hide_memory
-from shared.spec import SdkType
 
 GRACE_S = 1
 """For requests that are being answered when the process is told to stop."""
@@ -51,7 +49,9 @@ def serve() -> int:
         log_config=None,
         access_log=False,
         server_header=False,
-        proxy_headers=False,  # else whoever asks from this machine chooses the address that logins are counted by
+        # Whose headers are believed chooses the address that logins are counted by: nobody's, unless the settings say.
+        proxy_headers=bool(settings.trusted_proxies),
+        forwarded_allow_ips=list(settings.trusted_proxies),
         timeout_graceful_shutdown=GRACE_S,
     )
     server = uvicorn.Server(config)
@@ -74,13 +74,13 @@ def run_streams() -> int:
 
 
 async def declare() -> None:
-    from shared.streams import declare_pool, declare_streams  # here: what only migrates need not load NATS
-    from shared.subjects import DELIVER_POOL
+    # Here: what only migrates need not load NATS.
+    from shared.streams import RUNNER_POOLS, declare_pool, declare_streams
 
     nc = await connect(bus_settings_from_environment(), "treadle-streams")
     try:
         await declare_streams(nc.jetstream())
-        for pool in (DELIVER_POOL, *get_args(SdkType)):
+        for pool in RUNNER_POOLS:
             await declare_pool(nc.jetstream(), pool)
     finally:
         await nc.close()

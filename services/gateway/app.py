@@ -3,6 +3,7 @@
 import asyncio
 import logging
 import signal
+from collections import Counter
 from collections.abc import AsyncIterator, Coroutine
 from contextlib import AsyncExitStack, asynccontextmanager, suppress
 from functools import partial
@@ -80,6 +81,7 @@ def make_app(settings: Settings) -> Litestar:
                     "rebuilder": rebuilder,
                     "metrics": Metrics(live, projector),
                     "deletions": deletions,
+                    "drafting": Counter[str](),
                 }
             )
             held.push_async_callback(rebuilder.stop)

@@ -8,7 +8,9 @@ from nats.aio.client import Client
 from nats.aio.msg import Msg
 from nats.errors import Error as NatsError
 
-from shared.store import StoreUnavailable
+from shared.store import EventStore, Recorded, StoreUnavailable
+from shared.streams import EVENTS
+from shared.subjects import plan_filter
 
 READ_TIMEOUT_S = 5.0
 BYTES_MAX = 4 * 1024**2
@@ -39,9 +41,11 @@ async def read_batch(nc: Client, stream: str, subjects: str, *, after: int, limi
             await nc.publish(f"$JS.API.DIRECT.GET.{stream}", msgspec.json.encode(wish), reply=inbox)
             while True:
                 message = await subscription.next_msg(timeout=READ_TIMEOUT_S)
-                status = (message.headers or {}).get("Status", "")
+                headers = message.headers or {}
+                # A stored message's own headers may say anything.
+                status = "" if "Nats-Sequence" in headers else headers.get("Status", "")
                 if status == "204":  # the end of a batch
-                    return found, bool(found) and int((message.headers or {}).get("Nats-Num-Pending", 0)) > 0
+                    return found, bool(found) and int(headers.get("Nats-Num-Pending", 0)) > 0
                 if status == "404":
                     return found, False
                 if status:
@@ -52,6 +56,29 @@ async def read_batch(nc: Client, stream: str, subjects: str, *, after: int, limi
                 await subscription.unsubscribe()
     except (NatsError, OSError, TimeoutError) as error:
         raise StoreUnavailable(f"NATS did not answer a read of {stream}: {error!r}") from error
+
+
+class EventsRead(msgspec.Struct, frozen=True):
+    """Some events of a plan."""
+
+    records: list[Recorded]
+    next_after: int | None
+    """Where the next ones begin; None at the end."""
+
+
+async def read_events(nc: Client, store: EventStore, plan: str, *, after: int, limit: int) -> EventsRead:
+    """The plan's first events behind a sequence, few enough to be held and sent at once: each can be megabytes.
+
+    A hundred such are more than NATS keeps for a connection. So one read, bounded in bytes, finds out how many there
+    are to be; what is shown comes from the store, which alone knows what is an event of ours. Raises
+    `StoreUnavailable`.
+    """
+    found, more = await read_batch(nc, EVENTS, plan_filter(plan), after=after, limit=limit)
+    if not found:
+        return EventsRead([], None)
+    end = found[-1].seq
+    records = await store.read(plan, after=after, limit=len(found))
+    return EventsRead([record for record in records if record.seq <= end], end if more else None)
 
 
 def _found(message: Msg) -> Found:

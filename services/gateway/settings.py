@@ -7,6 +7,8 @@
 `TREADLE_GATEWAY_SECRET_FILE`: signs sessions; needed unless the host is loopback
 `TREADLE_ADMIN_PASSWORD_FILE`: of the first account, `admin`, which is made where there is none yet
 `TREADLE_GATEWAY_TOKEN_FILE`: lets whoever can read it in as `local`, an admin; loopback only
+`TREADLE_TRUSTED_PROXIES`: addresses or networks, with commas, of those whose X-Forwarded-For names the client; without
+it, all who come through a proxy count as one address of which logins may fail
 `TREADLE_LOCAL_REPOSITORIES` (0): 1 allows paths of this machine and private hosts as repositories
 and those of `shared.bus`.
 """
@@ -41,6 +43,7 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True):
     admin_password: str | None = None
     local_token: str | None = None
     local_repositories: bool = False
+    trusted_proxies: tuple[str, ...] = ()
 
     def __repr__(self) -> str:
         return f"Settings({self.host}:{self.port})"
@@ -65,6 +68,7 @@ def settings_from_environment(environment: Mapping[str, str] = os.environ) -> Se
         admin_password=_admin_password(environment),
         local_token=strong_secret(Path(token_file)) if token_file else None,
         local_repositories=environment.get("TREADLE_LOCAL_REPOSITORIES", "0") == "1",
+        trusted_proxies=_trusted_proxies(environment),
     )
 
 
@@ -79,6 +83,19 @@ def _wanted(environment: Mapping[str, str], name: str) -> str:
     if not value:
         raise ValueError(f"{name} is not set")
     return value
+
+
+def _trusted_proxies(environment: Mapping[str, str]) -> tuple[str, ...]:
+    written = environment.get("TREADLE_TRUSTED_PROXIES", "")
+    proxies = tuple(proxy.strip() for proxy in written.split(",") if proxy.strip())
+    for proxy in proxies:
+        try:
+            network = ipaddress.ip_network(proxy)
+        except ValueError as error:
+            raise ValueError(f"TREADLE_TRUSTED_PROXIES: {error}") from error
+        if network.prefixlen == 0:
+            raise ValueError(f"TREADLE_TRUSTED_PROXIES: {proxy} is everybody: name your proxies")
+    return proxies
 
 
 def _session_secret(environment: Mapping[str, str], is_loopback: bool) -> str:

@@ -57,7 +57,8 @@ def make_app(settings: BusSettings) -> FastStream:
     @broker.subscriber(PLANNER_IMPORT, queue=QUEUE)
     async def hear_import(message: NatsMessage) -> bytes:
         request = msgspec.json.decode(message.body, type=ImportRequest)
-        return msgspec.json.encode(await import_plan(JetStreamStore(broker.connection), request))
+        store = JetStreamStore(broker.connection, settings.log_key)
+        return msgspec.json.encode(await import_plan(store, request))
 
     @broker.subscriber(PLANNER_EDIT, queue=QUEUE)
     async def hear_edit(message: NatsMessage) -> bytes:

@@ -11,6 +11,7 @@ from pathlib import Path
 import msgspec
 from faststream import FastStream
 from faststream.nats import NatsMessage
+from nats.aio.client import Client
 
 from services.runner.agents import AGENTS, open_runner
 from services.runner.connection_test import ConnectionTests
@@ -35,6 +36,8 @@ log = logging.getLogger("treadle.runner")
 STOP_WITHIN_S = 10.0
 """Less than a supervisor's patience."""
 GOODBYE_WITHIN_S = 1.0
+POOL_QUIETLY_WITHIN_S, POOL_WITHIN_S = 5.0, 120.0
+"""How long a dispatcher that starts beside us may take; after the second one we end, and are started again."""
 TESTS_AT_ONCE = 8
 
 
@@ -102,7 +105,7 @@ def make_app(bus: BusSettings, settings: RunnerSettings, executors: Mapping[str,
         nc = await broker.connect()
         await streams.declare_streams(nc.jetstream())
         for pool in executors:
-            await streams.declare_pool(nc.jetstream(), pool)
+            await wait_for_pool(nc, pool)
         journal = Journal(settings.directory / "leases")
         desk = CredentialDesk(nc, seal_key, private_dir)
         parts["runner"] = Runner(nc, settings.name, executors, settings.slots, journal, desk, utc_now)
@@ -125,6 +128,8 @@ def make_app(bus: BusSettings, settings: RunnerSettings, executors: Mapping[str,
 
     @app.on_shutdown
     async def stop() -> None:
+        if not tasks:  # told to while it waited for its pools
+            return
         parts["runner"].stop()
         tasks["deleted"].cancel()
         tasks["presence"].cancel()
@@ -138,6 +143,15 @@ def make_app(bus: BusSettings, settings: RunnerSettings, executors: Mapping[str,
         await asyncio.wait(tasks.values(), timeout=GOODBYE_WITHIN_S)
 
     return app
+
+
+async def wait_for_pool(nc: Client, pool: str) -> None:
+    """Until a dispatcher has made the pool's consumer, which a runner may not. Raises TimeoutError."""
+    try:
+        await streams.await_pool(nc.jetstream(), pool, POOL_QUIETLY_WITHIN_S)
+    except TimeoutError as missing:
+        log.warning("waiting: %s", missing)
+        await streams.await_pool(nc.jetstream(), pool, POOL_WITHIN_S)
 
 
 def read_secrets() -> Secrets:

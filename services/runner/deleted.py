@@ -92,10 +92,12 @@ def remove_project(data_dir: Path, deleted: ProjectDeleted) -> None:
             log.error("project %s was deleted with a plan that is none: %r", deleted.project, plan)
     for url in deleted.repo_urls:
         try:
-            mirror = mirror_of(data_dir, url)
+            # The one without a project may hold what this project's credentials brought, before each had its own.
+            mirrors = [mirror_of(data_dir, url, project) for project in (deleted.project, "")]
         except ValueError as error:
             log.error("project %s was deleted with a repository that is none: %s", deleted.project, error)
-        else:
+            continue
+        for mirror in mirrors:
             _remove_mirror(data_dir, mirror)
 
 

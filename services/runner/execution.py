@@ -89,7 +89,7 @@ class AgentExecutor:
         held = (w for key, w in self._workspaces.items() if (key.plan, key.task) == (plan, task))
         workspace = next(held, None)
         # On a redelivery there is no lease any more, and so there are no credentials.
-        mirror = workspace.mirror if workspace else mirror_of(self._data_dir, dispatch.repo_url)
+        mirror = workspace.mirror if workspace else mirror_of(self._data_dir, dispatch.repo_url, dispatch.project)
 
         def work() -> None:
             with in_use(mirror.path):
@@ -110,7 +110,7 @@ class AgentExecutor:
         held = self._in_use[key] = ExitStack()
 
         def work() -> Workspace:
-            mirror = mirror_of(self._data_dir, dispatch.repo_url, access)
+            mirror = mirror_of(self._data_dir, dispatch.repo_url, dispatch.project, access)
             held.enter_context(in_use(place_of_plan(self._data_dir, key.plan)))
             held.enter_context(in_use(mirror.path))
             base = prepare_base(mirror, key.plan, dispatch)
@@ -191,7 +191,7 @@ class DeliverExecutor:
         key, dispatch = lease.key, lease.dispatch
 
         def work(access: GitAccess | None) -> Completion:
-            mirror = mirror_of(self._data_dir, dispatch.repo_url, access)
+            mirror = mirror_of(self._data_dir, dispatch.repo_url, dispatch.project, access)
             with in_use(mirror.path):
                 delivered = deliver(mirror, key.plan, dispatch.base_commit, dispatch.heads)
             summary = f"branch {delivered.branch} is at {delivered.commit[:12]}"

@@ -53,6 +53,7 @@ _CONFIG = {
     "fetch.writeCommitGraph": "false",
     "submodule.recurse": "false",
     "protocol.ext.allow": "never",
+    "http.followRedirects": "false",  # an address was checked, where it leads to was not
     "http.lowSpeedLimit": "1000",
     "http.lowSpeedTime": "60",
 }

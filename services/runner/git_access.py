@@ -82,7 +82,6 @@ class GitAccess:
             config = (
                 ("credential.helper", ""),  # forgets all others, which would be told the token to keep it
                 ("credential.helper", f"!{shlex.join(helper)}"),
-                ("http.followRedirects", "false"),
                 ("http.sslVerify", "true"),
             )
             yield Presented(config=config, pass_fds=(gits.fileno(),))

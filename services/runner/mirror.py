@@ -1,4 +1,7 @@
-"""The runner's own copy of a code repository: one bare repository per address, to which objects are only ever added.
+"""The runner's own copy of a code repository: one bare repository per address and project, objects only ever added.
+
+A mirror says nothing of who may read it: what one project's credentials brought is there without the network for all
+who use the mirror. So projects never share one, but for a repository on this machine, which has no credentials.
 
 A commit is taken as present only when a marker says that all of it has arrived (`complete/`): a fetch that was killed
 may leave a commit without its files, and that must not count. Without a marker git itself looks, and fetches what is
@@ -188,11 +191,16 @@ class Mirror:
                 piece.unlink(missing_ok=True)
 
 
-def mirror_of(data_dir: Path, repo_url: str, access: Access | None = None) -> Mirror:
-    """The mirror of a repository, by its checked address; a local path must be absolute. Touches nothing yet."""
+def mirror_of(data_dir: Path, repo_url: str, project: str, access: Access | None = None) -> Mirror:
+    """A project's mirror of a repository, by its checked address; a local path must be absolute. Touches nothing yet.
+
+    `project` is empty for plans that are older than projects.
+    """
     if is_local_path(repo_url) and not os.path.isabs(repo_url):  # noqa: PTH117 - it is text, not yet a path
         raise ValueError(f"the path of a repository must be absolute: {repo_url!r}")
-    name = sha256(repo_url.encode()).hexdigest()[:24]
+    # No address has a line break in it, so that no address without a project is one with a project.
+    key = repo_url if is_local_path(repo_url) or not project else f"{repo_url}\n{project}"
+    name = sha256(key.encode()).hexdigest()[:24]
     return Mirror(data_dir.resolve() / "mirrors" / f"{name}.git", repo_url, access)
 
 

@@ -62,7 +62,7 @@ async def test_the_scripted_model_takes_its_own_key_only() -> None:
         (401, "authentication_error", f"invalid x-api-key {KEY}", "wrong_key"),
         (403, "permission_error", "not allowed", "wrong_key"),
         (404, "not_found_error", "model: x", "unknown_model"),
-        (404, "", "nothing here", "refused"),
+        (404, "other_error", "nothing here", "refused"),
         (400, "invalid_request_error", f"{DEFAULT_MODEL} is not a model", "unknown_model"),
         (400, "invalid_request_error", "credit balance is too low", "refused"),
         (429, "rate_limit_error", "slow down", "refused"),
@@ -84,7 +84,49 @@ async def test_a_page_in_place_of_an_answer_is_no_success() -> None:
     async with api(answer) as url:
         trial = await tried(url)
     assert trial.code == "refused"
-    assert "Sign in" in trial.message and len(trial.message) < 1000
+    assert "status 200, but not as the API does" in trial.message
+
+
+@pytest.mark.parametrize("status", [200, 400, 401, 403, 404, 429, 500])
+@pytest.mark.parametrize(
+    "body",
+    [
+        "AccessKeyId: inner-canary",
+        '{"AccessKeyId": "inner-canary"}',
+        '"inner-canary"',
+        '{"type": "error", "error": "inner-canary"}',
+        '{"type": "error", "error": {"code": "inner-canary"}}',
+        '{"error": {"type": "x", "message": "inner-canary"}}',
+        '{"type": "message", "content": "inner-canary"}',
+    ],
+)
+async def test_what_is_not_the_apis_own_error_is_never_shown(status: int, body: str) -> None:
+    async def answer(request: web.Request) -> web.StreamResponse:
+        return web.Response(text=body, status=status)
+
+    async with api(answer) as url:
+        trial = await tried(url)
+    assert "canary" not in trial.message
+    assert (str(status) in trial.message) == (trial.code != "ok") or status == 429
+
+
+async def test_what_speaks_no_http_is_not_quoted(unused_tcp_port: int) -> None:
+    async def speak(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        writer.write(b"SSH-2.0-inner-canary\r\n\r\n")
+        await writer.drain()
+        writer.close()
+
+    async with await asyncio.start_server(speak, "127.0.0.1", unused_tcp_port):
+        trial = await tried(f"http://127.0.0.1:{unused_tcp_port}")
+    assert trial.code == "no_route"
+    assert "canary" not in trial.message
+
+
+async def test_the_apis_words_are_cut_to_a_line() -> None:
+    async with api(refusing(500, "api_error", "far\ntoo\u202e long " * 100)) as url:
+        trial = await tried(url)
+    said = trial.message.partition("status 500: ")[2]
+    assert said.startswith("far too") and len(said) <= 200 and said.isprintable()
 
 
 async def test_a_redirect_does_not_take_the_key_along() -> None:

@@ -11,6 +11,7 @@ from typing import Any
 
 import pytest
 
+from shared.spec import MAX_PARALLEL_MAX
 from treadle.api import Address, ApiError, Gateway
 from treadle.bad_input import BadInput
 from treadle.instance import Instance
@@ -108,6 +109,15 @@ def test_project_is_made_where_there_is_none(stub: Stub) -> None:
     assert project_for(stub.gateway(), "git@host:team/loom.git", None) == "new"
     made = json.loads(stub.asked[1][3])
     assert (made["name"], made["mode"], made["allow_concurrent_plans"]) == ("loom", "auto", True)
+    assert made["max_parallel"] == MAX_PARALLEL_MAX, "a plan's own wish would be cut"
+
+
+def test_every_fault_of_a_plan_comes_with_the_refusal(stub: Stub) -> None:
+    faults = [{"message": f"task T{n}, assignee: unknown (line {n})", "task": f"T{n}"} for n in range(40)]
+    stub.answers = [(422, {"code": "invalid_plan", "detail": "the first of them", "faults": faults})]
+    with pytest.raises(ApiError) as error:
+        stub.gateway().post("/projects/p/plans")
+    assert error.value.faults == tuple(fault["message"] for fault in faults)
 
 
 def test_wanted_project_is_found_by_id_or_name_and_a_doubtful_name_is_refused(stub: Stub) -> None:

@@ -32,7 +32,7 @@ def repo(tmp_path: Path) -> git.Repo:
 def gateway(repo: git.Repo, status: str, *, ended_days: float = 0, running: tuple[str, int] | None = None) -> Gateway:
     """The answers of a gateway that knows one plan; HTTP itself is `tests/end_to_end`'s subject."""
     updated = (NOW - timedelta(days=ended_days)).isoformat()
-    view = {"plan": PLAN, "status": status, "repo_url": str(repo.working_dir), "updated_at": updated}
+    view = {"plan": PLAN, "project": "", "status": status, "repo_url": str(repo.working_dir), "updated_at": updated}
     tasks = [{"code": running[0], "lease": running[1], "status": "running"}] if running else []
 
     def answer(request: httpx.Request) -> httpx.Response:
@@ -46,7 +46,7 @@ def gateway(repo: git.Repo, status: str, *, ended_days: float = 0, running: tupl
 
 def workspace(data: Path, repo: git.Repo, task: str, lease: int) -> Workspace:
     base = repo.head.commit.hexsha
-    mirror = mirror_of(data, str(repo.working_dir))
+    mirror = mirror_of(data, str(repo.working_dir), "")
     mirror.ensure(PLAN, [base])
     made = create_workspace(data, mirror, PLAN, task, lease, base)
     (made.code / f"{task}.txt").write_text("work\n")
@@ -69,7 +69,7 @@ def test_unsaved_work_is_told_from_what_was_pushed_and_a_running_task_is_left_al
 
 def test_a_mirror_may_go_once_no_open_plan_uses_it(tmp_path: Path, repo: git.Repo) -> None:
     data = tmp_path / "data"
-    mirror_of(data, str(repo.working_dir)).ensure(PLAN, [repo.head.commit.hexsha])
+    mirror_of(data, str(repo.working_dir), "").ensure(PLAN, [repo.head.commit.hexsha])
     assert [i.kind for i in find_items(data, gateway(repo, "active"), NOW)] == []
     [item] = find_items(data, gateway(repo, "completed"), NOW)
     assert (item.kind, item.name) == ("mirror", str(repo.working_dir))

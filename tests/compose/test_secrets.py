@@ -24,7 +24,7 @@ def test_a_second_run_changes_nothing(tmp_path: Path) -> None:
     before = files(tmp_path)
     make_secrets(tmp_path, GROUP)
     assert files(tmp_path) == before
-    assert len(before) == 3 + len(USERS) + 3
+    assert len(before) == 4 + len(USERS) + 3
 
 
 def test_what_people_put_into_the_env_file_stays(tmp_path: Path) -> None:
@@ -45,7 +45,8 @@ def test_the_gateway_takes_its_secrets_and_no_two_are_alike(tmp_path: Path) -> N
     make_secrets(tmp_path, GROUP)
     secrets = tmp_path / "secrets"
     assert Keyring(secrets / "keyring/keyring.json").current == "k1"
-    names = ["admin_password", "session_secret", "database_password", *(f"nats_{user}_password" for user in USERS)]
+    made = ("admin_password", "session_secret", "database_password", "log_key")
+    names = [*made, *(f"nats_{user}_password" for user in USERS)]
     assert len({strong_secret(secrets / name) for name in names}) == len(names)
 
 

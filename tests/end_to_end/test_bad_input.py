@@ -145,7 +145,9 @@ def test_an_unknown_plan_or_task_is_named_in_every_command(suite: Suite, repo: P
     for arguments in unknown_plan:
         assert_refused(suite.command(*arguments), "pnosuchplan22", "treadle ls")
     for command in ABOUT_TASKS:
-        assert_refused(suite.command(*command.split(), "T9", "--plan", made), "T9")
+        done = suite.command(*command.split(), "T9", "--plan", made)
+        assert_refused(done, "T9", f"`treadle status {made}`")
+        assert "/api/" not in done.err
     for code in ("../x", "a b", "\x1b[2J"):
         for command in ("logs", "task cancel"):
             done = suite.command(*command.split(), code, "--plan", made)

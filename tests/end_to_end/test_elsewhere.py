@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.end_to_end.plans import Gate, files, plan, task, write
+from tests.end_to_end.plans import Gate, files, plan, shell, task, write
 from tests.end_to_end.suite import Ended, Suite, ended, until
 
 
@@ -67,6 +67,31 @@ def test_a_plan_runs_on_a_gateway_elsewhere_and_is_watched_from_here(
     assert "runner-1" in elsewhere.command("runners").out
     assert elsewhere.command("watch", made).status == 0
     assert not elsewhere.here.data.exists(), "a suite of our own was thought of"
+
+
+def test_a_gateway_elsewhere_knows_its_agents_and_tells_every_fault(
+    serving: Suite, elsewhere: Elsewhere, repo: Path, tmp_path: Path
+) -> None:
+    address, ssh = f"ssh://git@localhost{repo}", serving.environment["GIT_SSH_COMMAND"]
+    kind = serving.post("/agent-types", {"name": "script", **shell("echo x > x.txt")})["id"]
+    agent = serving.post("/agents", {"name": "Worker", "slug": "worker", "agent_type_id": kind})["id"]
+    body = {"name": "team", "mode": "auto", "code_repo_url": address, "agent_ids": [agent]}
+    serving.post("/projects", body)
+
+    def run(*assignees: str) -> Ended:
+        tasks = [
+            {"code": f"T{n}", "name": "N", "assignee": name, "description": "d"} for n, name in enumerate(assignees)
+        ]
+        path = write(tmp_path, {"name": "x", "tasks": tasks})
+        return elsewhere.command("run", path, "--repo", address, GIT_SSH_COMMAND=ssh)
+
+    done = run("worker")
+    assert done.status == 0, done.err
+    assert files(repo, serving.plans()[0]["branch"])["x.txt"] == "x"
+    refused = run("nobody", "worker", "nobody")
+    assert (refused.status, refused.out) == (2, "")
+    for code in ("T0", "T2"):
+        assert f'task {code}, assignee: "nobody"' in refused.err and "line 1" in refused.err
 
 
 def test_a_persons_word_reaches_a_plan_elsewhere(serving: Suite, elsewhere: Elsewhere, repo: Path, gate: Gate) -> None:

@@ -42,7 +42,8 @@ def test_a_paused_wide_plan_finishes_what_runs_starts_nothing_and_goes_on_when_r
     started = [e["task"] for e in suite.events(made) if e["type"] == "started"]
     assert len(started) == SLOTS
     assert view["reason"] == "lunch"
-    assert "already" in suite.command("pause", made).err
+    assert "is paused already" in suite.command("pause", "--plan", made).err
+    assert f"plan {made} is paused: lunch" in suite.command("status", "--plan", made).out
 
     assert suite.command("resume", made).status == 0
     suite.standing(made, "completed")
@@ -157,3 +158,46 @@ def test_what_a_person_may_not_say_is_refused_with_the_reason(
     gate.open()
     suite.standing(made, "completed")
     assert git(repo, "branch", "--list", f"treadle/{made}") != ""
+
+
+def test_a_plan_over_its_budget_ends_the_watching_with_the_reason_and_is_resumed_with_another(
+    suite: Suite, repo: Path
+) -> None:
+    # No budget here suffices for the task, so that no model is ever asked.
+    dear = {"code": "T2", "name": "Dear", "assignee": "dear", "description": "d", "budget_usd": 5, "depends_on": ["T1"]}
+    content = plan(task("T1", "true"), dear, budget_usd=1)
+    content["agents"]["dear"] = {"sdk_type": "claude"}
+    made = suite.submit(content, repo)
+    for budget_usd in (1, 2):
+        watching = suite.command("watch", made)
+        assert watching.status == 1
+        assert f"the plan's budget is {budget_usd} USD" in watching.err and "--budget" in watching.err
+        assert f"the plan's budget is {budget_usd} USD" in suite.command("status", made).out
+        resumed = suite.command("resume", made, "--budget", "2")
+        assert resumed.status == 0, resumed.err
+        suite.event(made, "paused", after=suite.event(made, "resumed", budget_usd=2)["seq"])
+    assert suite.command("resume", made, "--budget", "0").status == 2
+    assert suite.command("resume", made, "--budget", "nan").status == 2
+    assert suite.command("cancel", made).status == 0
+    suite.standing(made, "cancelled")
+
+
+def test_a_word_that_changes_nothing_is_answered_with_how_it_stands(suite: Suite, repo: Path) -> None:
+    done = suite.submit(plan(task("T1", "true")), repo)
+    suite.standing(done, "completed")
+    for word in ("complete", "cancel"):
+        said = suite.command("task", word, "T1", "--plan", done)
+        assert (said.status, said.err) == (0, f"task T1 of plan {done}: is completed already\n")
+    over = suite.submit(plan(task("T1", "exit 1")), repo)
+    suite.standing(over, "needs_attention")
+    assert "T1 of plan" in (said := suite.command("task", "cancel", "T1", "--plan", over)).err
+    assert "needs attention already" in said.err
+    assert "is at work already" in suite.command("resume", over).err
+    refused = suite.command("resume", over, "--budget", "9")
+    assert (refused.status, "its budget stays" in refused.err) == (2, True)
+    suite.post(f"/plans/{over}/cancel")
+    suite.standing(over, "cancelled")
+    said = suite.command("cancel", over)
+    assert (said.status, said.err) == (0, f"plan {over}: is cancelled already\n")
+    twice = suite.command("cancel", over, "--plan", over)
+    assert (twice.status, "once" in twice.err) == (2, True)

@@ -29,10 +29,10 @@ from shared.store import Meta, Recorded
 from shared.streams import declare_pool, declare_streams
 from shared.subjects import CREDENTIALS, DELIVER_POOL, PLAN, plan_filter
 from tests.nats_process import NatsServer
+from tests.runner.repositories import PROJECT_ID
 
 META = Meta(actor="test")
 TYPE_ID = "0123456789abcdef01234567"
-PROJECT_ID = "fedcba9876543210fedcba98"
 AGENT = AgentSpec(sdk_type="claude", agent_id=TYPE_ID, agent_type_id=TYPE_ID)
 
 

@@ -13,6 +13,7 @@ from services.runner.mirror import Mirror, mirror_of
 from services.runner.workspace import Workspace, create_workspace
 
 PLAN = "pabcdefghij23"
+PROJECT_ID = "fedcba9876543210fedcba98"
 
 _ENV = {
     "PATH": os.environ["PATH"],
@@ -75,4 +76,4 @@ def make_project(directory: Path, files: dict[str, str] | None = None) -> Projec
     git(repo, "add", "--all")
     git(repo, "commit", "-q", "-m", "Start")
     data_dir = directory / "data"
-    return Project(repo, data_dir, mirror_of(data_dir, str(repo)), git(repo, "rev-parse", "HEAD"))
+    return Project(repo, data_dir, mirror_of(data_dir, str(repo), PROJECT_ID), git(repo, "rev-parse", "HEAD"))

@@ -5,10 +5,14 @@ from __future__ import annotations
 import asyncio
 from collections.abc import AsyncIterator
 from pathlib import Path
+from typing import Any
 
 import msgspec
 import pytest
+from nats.aio.client import Client
+from nats.aio.msg import Msg
 
+from services.runner.credentials import CredentialDesk
 from services.runner.failed import Failed
 from shared.events import TaskCompleted, TaskFailed, TaskStarted
 from shared.requests import AgentCredentials, CredentialsReply, GitCredentials, lease_context
@@ -19,7 +23,7 @@ from tests.nats_process import NatsServer
 from tests.runner.bench import AGENT, Bench, Recorder, open_bench, reached
 from tests.runner.conftest import TOKEN, USERNAME
 from tests.runner.git_server import GitServer
-from tests.runner.repositories import git, make_project
+from tests.runner.repositories import PLAN, git, make_project
 
 KEY = AgentCredentials(api_key="sk-canary-0123456789", base_url="https://model.example")
 GIT = GitCredentials(kind="token", secret=TOKEN, username=USERNAME)
@@ -170,9 +174,35 @@ async def test_a_runner_forgets_the_private_files_of_its_former_life(bench: Benc
     assert desk.private_dir.stat().st_mode & 0o777 == 0o700
 
 
+class AnswersAsWeAreCancelled(Client):
+    """A client whose asker is cancelled in the very moment at which the bus answers."""
+
+    async def request(self, *args: Any, **options: Any) -> Msg:
+        asker = asyncio.current_task()
+        assert asker is not None
+        answering = asyncio.create_task(super().request(*args, **options))
+        answering.add_done_callback(lambda _: asker.cancel())
+        return await asyncio.wait_for(answering, 10)  # as the client's own one does
+
+
+@pytest.mark.parametrize("somebody_answers", [False, True])
+async def test_asking_ends_with_the_work_even_if_an_answer_comes_at_that_moment(
+    bench: Bench, own_nats: NatsServer, tmp_path: Path, somebody_answers: bool
+) -> None:
+    if somebody_answers:
+        await bench.open_gateway()
+    client = AnswersAsWeAreCancelled()
+    await client.connect(own_nats.url, user=own_nats.user, password=own_nats.password)
+    desk = CredentialDesk(client, bench.seal_key, tmp_path / "own", ask_for_s=60)
+    asking = asyncio.create_task(desk.ask(PLAN, "T1", 1, "agent"))
+    await asyncio.wait([asking], timeout=20)
+    await client.close()
+    assert asking.cancelled()
+
+
 async def test_asking_ends_with_the_work_that_asked(bench: Bench, local: tuple[str, str]) -> None:
     agent = Recorder()
-    async with asyncio.timeout(10), bench.runner(agent, ask_for_s=60):
+    async with asyncio.timeout(60), bench.runner(agent, ask_for_s=3600):
         plan = await bench.dispatch(*local)
         await bench.event(plan, "started")
     assert (await bench.event(plan, "released")).type == "released"

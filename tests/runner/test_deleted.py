@@ -12,14 +12,14 @@ import pytest
 
 from services.runner.deleted import DeletedProjects, remove_project
 from services.runner.in_use import in_use
-from services.runner.mirror import mirror_of
+from services.runner.mirror import mirror_of, write_bare_repository
 from services.runner.workspace import create_workspace, place_of_plan
 from shared.clock import new_plan_id
 from shared.requests import PresentLease, ProjectDeleted
 from shared.subjects import project_deleted
 from tests.nats_process import NatsServer
-from tests.runner.bench import PROJECT_ID, Bench, Recorder, open_bench, reached
-from tests.runner.repositories import PLAN, Project, git, make_project
+from tests.runner.bench import Bench, Recorder, open_bench, reached
+from tests.runner.repositories import PLAN, PROJECT_ID, Project, git, make_project
 
 OTHER = "potherother23"
 
@@ -60,6 +60,16 @@ def test_workspaces_scratch_refs_and_the_mirror_go(project: Project) -> None:
     assert not project.mirror.path.exists()
     assert git(project.repo, "rev-parse", "HEAD") == project.base
     remove_project(project.data_dir, deleted(project, PLAN))  # again, as another runner of the machine does
+
+
+def test_the_deleted_projects_own_mirror_goes_and_another_projects_stays(tmp_path: Path) -> None:
+    address = "https://git.example.com/owner/name.git"
+    own, old, others = (mirror_of(tmp_path, address, project) for project in (PROJECT_ID, "", "0" * 24))
+    for mirror in (own, old, others):
+        write_bare_repository(mirror.path)
+    remove_project(tmp_path, ProjectDeleted(project=PROJECT_ID, plans=(), repo_urls=(address,)))
+    # The one from before each project had its own may hold what was this project's.
+    assert [mirror.path.exists() for mirror in (own, old, others)] == [False, False, True]
 
 
 def test_another_plan_and_the_mirror_that_it_borrows_from_stay(project: Project) -> None:
@@ -212,4 +222,4 @@ async def test_a_live_lease_is_waited_for(bench: Bench, project: Project, caplog
         await bench.event(plan, "completed")
         await asyncio.wait_for(removing, 15)
     assert not work.exists()
-    assert not mirror_of(project.data_dir, str(project.repo)).path.exists()
+    assert not mirror_of(project.data_dir, str(project.repo), PROJECT_ID).path.exists()

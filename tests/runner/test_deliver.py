@@ -15,7 +15,7 @@ from services.runner.leftovers import commit_leftovers
 from services.runner.mirror import Mirror, mirror_of
 from services.runner.workspace import Workspace, create_workspace
 from shared.events import Head
-from tests.runner.repositories import PLAN, Project, git, make_project
+from tests.runner.repositories import PLAN, PROJECT_ID, Project, git, make_project
 
 BRANCH = f"treadle/{PLAN}"
 
@@ -82,7 +82,7 @@ def test_what_was_pushed_is_in_the_mirror_without_asking_the_repository(project:
 
 def test_another_runner_gets_the_work_and_may_move_the_head(project: Project, tmp_path: Path) -> None:
     commit = project.work("T1", {"x.txt": "x\n"})
-    other = mirror_of(tmp_path / "other", str(project.repo))
+    other = mirror_of(tmp_path / "other", str(project.repo), PROJECT_ID)
     move_head(other, PLAN, "T1", commit)
     assert tip(project, f"refs/treadle/{PLAN}/T1/head") == commit
     again = project.work("T1", {"x.txt": "again\n"}, lease=2)
@@ -114,7 +114,7 @@ def test_a_server_that_gives_only_what_its_refs_name_is_asked_for_those(
 
 def test_a_fetch_that_was_killed_is_made_whole_by_the_next(project: Project, tmp_path: Path) -> None:
     commit = project.work("T1", {"x.txt": "x\n"})
-    other = mirror_of(tmp_path / "other", str(project.repo))
+    other = mirror_of(tmp_path / "other", str(project.repo), PROJECT_ID)
     other.ensure(PLAN, [project.base])
     loose = f"{commit[:2]}/{commit[2:]}"
     (other.objects / commit[:2]).mkdir(exist_ok=True)
@@ -128,7 +128,7 @@ def test_a_fetch_that_was_killed_is_made_whole_by_the_next(project: Project, tmp
 
 def test_many_leases_that_start_at_once_share_one_mirror(project: Project, tmp_path: Path) -> None:
     def start(lease: int) -> Workspace:
-        mirror = mirror_of(tmp_path / "other", str(project.repo))
+        mirror = mirror_of(tmp_path / "other", str(project.repo), PROJECT_ID)
         mirror.ensure(PLAN, [project.base])
         return create_workspace(tmp_path / "other", mirror, PLAN, "T1", lease, project.base)
 
@@ -139,7 +139,7 @@ def test_many_leases_that_start_at_once_share_one_mirror(project: Project, tmp_p
 
 
 def test_a_repository_that_is_not_there_is_named(tmp_path: Path) -> None:
-    mirror = mirror_of(tmp_path, str(tmp_path / "nowhere"))
+    mirror = mirror_of(tmp_path, str(tmp_path / "nowhere"), PROJECT_ID)
     with pytest.raises(GitFailed, match=r"^fetching from .*/nowhere: .*does not appear to be a git repository"):
         mirror.ensure(PLAN, ["1" * 40])
 
@@ -198,7 +198,7 @@ def test_work_starts_from_a_shallow_checkout_too(project: Project, tmp_path: Pat
     shallow = tmp_path / "shallow"
     git(tmp_path, "clone", "-q", "--depth=1", f"file://{project.repo}", str(shallow))
     base = git(shallow, "rev-parse", "HEAD")
-    there = Project(shallow, tmp_path / "other", mirror_of(tmp_path / "other", str(shallow)), base)
+    there = Project(shallow, tmp_path / "other", mirror_of(tmp_path / "other", str(shallow), PROJECT_ID), base)
     heads = [Head(task, there.work(task, {f"{task}.txt": "x\n"})) for task in ("T1", "T2")]
     delivered = deliver(there.mirror, PLAN, base, heads)
     assert {"T1.txt", "T2.txt", "a.txt"} < there.files(delivered.commit).keys()

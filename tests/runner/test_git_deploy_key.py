@@ -18,7 +18,7 @@ from services.runner.git import GitFailed
 from services.runner.git_access import GitAccess
 from services.runner.mirror import mirror_of
 from shared.requests import GitCredentials
-from tests.runner.repositories import PLAN, git
+from tests.runner.repositories import PLAN, PROJECT_ID, git
 
 SSHD = shutil.which("sshd", path=f"{os.environ['PATH']}:/usr/sbin:/usr/local/sbin")
 needs_sshd = pytest.mark.skipif(SSHD is None, reason="there is no sshd on this machine")
@@ -89,7 +89,7 @@ def test_a_real_server_takes_the_key(
     url = f"ssh://{getpass.getuser()}@127.0.0.1:{ssh_port}{served}/repo.git"
     known_hosts = f"[127.0.0.1]:{ssh_port} {keys.host_public}"
     mirror = mirror_of(
-        tmp_path / "data", url, key_for(url, private_dir, keys.private.replace("\n", "\r\n"), known_hosts)
+        tmp_path / "data", url, PROJECT_ID, key_for(url, private_dir, keys.private.replace("\n", "\r\n"), known_hosts)
     )
     main = git(served / "repo.git", "rev-parse", "main")
     mirror.ensure(PLAN, [main])
@@ -106,7 +106,7 @@ def test_a_host_that_the_project_does_not_know_is_refused(
     url = f"ssh://{getpass.getuser()}@127.0.0.1:{ssh_port}{served}/repo.git"
     access = key_for(url, private_dir, keys.private, known.format(port=ssh_port, other=keys.public))
     with pytest.raises(GitFailed, match="host key verification failed"):
-        mirror_of(tmp_path / "data", url, access).remote_refs("refs/heads/*")
+        mirror_of(tmp_path / "data", url, PROJECT_ID, access).remote_refs("refs/heads/*")
     assert list(private_dir.iterdir()) == []
 
 
@@ -117,10 +117,10 @@ def test_another_key_is_refused_though_the_machine_has_keys_of_its_own(
     url = f"ssh://{getpass.getuser()}@127.0.0.1:{ssh_port}{served}/repo.git"
     own = f"ssh -F /dev/null -oStrictHostKeyChecking=no -oUserKnownHostsFile=/dev/null -i {tmp_path / 'deploy'}"
     monkeypatch.setenv("GIT_SSH_COMMAND", own)
-    assert mirror_of(tmp_path / "operators", url).remote_tip("refs/heads/main")
+    assert mirror_of(tmp_path / "operators", url, PROJECT_ID).remote_tip("refs/heads/main")
     access = key_for(url, private_dir, keys.host_key.read_text(), f"[127.0.0.1]:{ssh_port} {keys.host_public}")
     with pytest.raises(GitFailed, match="Permission denied"):
-        mirror_of(tmp_path / "data", url, access).remote_refs("refs/heads/*")
+        mirror_of(tmp_path / "data", url, PROJECT_ID, access).remote_refs("refs/heads/*")
 
 
 SSH = """#!/bin/sh
@@ -158,7 +158,7 @@ def test_ssh_gets_the_key_in_a_private_file_that_is_gone_afterwards(
     private_dir.mkdir(mode=0o700)
     url = f"git@host.example:{served}/repo.git"
     access = key_for(url, private_dir, keys.private, "host.example ssh-ed25519 AAAA\r\n")
-    assert mirror_of(tmp_path / "data", url, access).remote_tip("refs/heads/main")
+    assert mirror_of(tmp_path / "data", url, PROJECT_ID, access).remote_tip("refs/heads/main")
     told = (notes / "args").read_text().splitlines()
     assert told[:3] == ["-F", "/dev/null", "-i"]
     assert "100%% directory" in told[3]  # ssh expands what begins with a percent sign
@@ -180,7 +180,7 @@ def test_the_key_file_is_for_its_owner_only(
 ) -> None:
     url = f"git@host.example:{served}/repo.git"
     access = key_for(url, private_dir, keys.private.strip(), "host.example ssh-ed25519 AAAA\r\n")
-    assert mirror_of(tmp_path / "data", url, access).remote_tip("refs/heads/main")
+    assert mirror_of(tmp_path / "data", url, PROJECT_ID, access).remote_tip("refs/heads/main")
     assert (notes / "modes").read_text().split() == ["600", "700"]
     assert (notes / "key").read_text() == keys.private
     assert (notes / "known_hosts").read_text() == "host.example ssh-ed25519 AAAA\n"
@@ -189,5 +189,7 @@ def test_the_key_file_is_for_its_owner_only(
 def test_a_failing_ssh_leaves_no_key_behind(tmp_path: Path, notes: Path, keys: Keys, private_dir: Path) -> None:
     url = f"git@host.example:{tmp_path}/nowhere.git"
     with pytest.raises(GitFailed, match="does not appear to be a git repository"):
-        mirror_of(tmp_path / "data", url, key_for(url, private_dir, keys.private, "")).remote_refs("refs/heads/*")
+        mirror_of(tmp_path / "data", url, PROJECT_ID, key_for(url, private_dir, keys.private, "")).remote_refs(
+            "refs/heads/*"
+        )
     assert list(private_dir.iterdir()) == []

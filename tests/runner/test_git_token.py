@@ -22,7 +22,7 @@ from shared.events import Head
 from shared.requests import GitCredentials
 from tests.runner.conftest import TOKEN, USERNAME
 from tests.runner.git_server import GitServer, serving
-from tests.runner.repositories import PLAN, git
+from tests.runner.repositories import PLAN, PROJECT_ID, git
 
 
 def token_for(url: str, private_dir: Path, token: str = TOKEN) -> GitAccess:
@@ -36,7 +36,7 @@ def url(git_server: GitServer) -> str:
 
 @pytest.fixture
 def mirror(tmp_path: Path, url: str, private_dir: Path) -> Mirror:
-    return mirror_of(tmp_path / "data", url, token_for(url, private_dir))
+    return mirror_of(tmp_path / "data", url, PROJECT_ID, token_for(url, private_dir))
 
 
 def main_of(served: Path) -> str:
@@ -61,7 +61,7 @@ def test_a_whole_task_and_its_delivery_go_through_a_server_that_wants_a_token(
 
 def test_without_credentials_the_server_lets_nobody_in(tmp_path: Path, served: Path, url: str) -> None:
     with pytest.raises(GitFailed, match="could not read Username"):
-        mirror_of(tmp_path / "data", url).ensure(PLAN, [main_of(served)])
+        mirror_of(tmp_path / "data", url, PROJECT_ID).ensure(PLAN, [main_of(served)])
 
 
 def test_a_wrong_token_is_refused_without_being_shown(
@@ -69,8 +69,28 @@ def test_a_wrong_token_is_refused_without_being_shown(
 ) -> None:
     access = token_for(url, private_dir, "tok-wrong-9876543210")
     with pytest.raises(GitFailed, match="Authentication failed") as refused:
-        mirror_of(tmp_path / "data", url, access).ensure(PLAN, [main_of(served)])
+        mirror_of(tmp_path / "data", url, PROJECT_ID, access).ensure(PLAN, [main_of(served)])
     assert "tok-wrong" not in str(refused.value) + repr(access)
+
+
+@pytest.mark.parametrize("token", [None, "tok-wrong-9876543210"])
+def test_what_one_projects_token_brought_is_not_there_for_another_project(
+    tmp_path: Path, served: Path, url: str, mirror: Mirror, private_dir: Path, token: str | None
+) -> None:
+    base = main_of(served)
+    mirror.ensure(PLAN, [base])
+    access = token_for(url, private_dir, token) if token else None
+    for project in ("0" * 24, ""):
+        others = mirror_of(tmp_path / "data", url, project, access)
+        assert others.path != mirror.path
+        with pytest.raises(GitFailed, match=r"Authentication failed|could not read Username"):
+            others.ensure("potherother23", [base])
+    assert len(list(mirror.path.parent.glob("*.git/complete"))) == 1
+
+
+def test_a_repository_on_this_machine_has_one_mirror_for_all_projects(tmp_path: Path) -> None:
+    paths = {mirror_of(tmp_path, "/srv/a.git", project).path for project in ("", "0" * 24, PROJECT_ID)}
+    assert len(paths) == 1
 
 
 async def test_nobody_on_the_machine_sees_the_token_while_git_waits(
@@ -138,6 +158,17 @@ def test_a_redirect_takes_the_token_to_no_other_host(
         assert other.seen == []
 
 
+def test_without_credentials_a_redirect_leads_to_no_other_host(
+    served: Path, certificate: Path, git_server: GitServer, url: str
+) -> None:
+    with serving(served, certificate, USERNAME, TOKEN) as other:
+        git_server.redirect_to = other.url("").rstrip("/")
+        with pytest.raises(GitFailed):
+            run_git("ls-remote", "--quiet", "--", url, doing="asking", as_operator=True)
+        assert git_server.seen
+        assert other.seen == []
+
+
 def test_the_token_is_given_once_and_for_its_own_host_only(url: str, private_dir: Path) -> None:
     host = url.removeprefix("https://").partition("/")[0]
     access = token_for(url, private_dir)
@@ -165,9 +196,11 @@ def test_the_operators_own_git_settings_neither_get_the_token_nor_help(
     # What the operator may reach is none of the project's business.
     host = url.removeprefix("https://").partition("/")[0]
     (home / ".git-credentials").write_text(f"https://{USERNAME}:{TOKEN}@{host}\n")
-    assert mirror_of(tmp_path / "operators", url).remote_tip("refs/heads/main")
+    assert mirror_of(tmp_path / "operators", url, PROJECT_ID).remote_tip("refs/heads/main")
     with pytest.raises(GitFailed, match="Authentication failed"):
-        mirror_of(tmp_path / "projects", url, token_for(url, private_dir, "wrong")).remote_tip("refs/heads/main")
+        mirror_of(tmp_path / "projects", url, PROJECT_ID, token_for(url, private_dir, "wrong")).remote_tip(
+            "refs/heads/main"
+        )
 
 
 def test_a_server_that_repeats_the_token_does_not_bring_it_into_a_message(

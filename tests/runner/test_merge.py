@@ -10,7 +10,7 @@ from services.runner.git import GitFailed, MergeConflict
 from services.runner.merge import diff, merge_base_commit
 from services.runner.mirror import mirror_of
 from shared.events import Head
-from tests.runner.repositories import PLAN, Project, git, make_project
+from tests.runner.repositories import PLAN, PROJECT_ID, Project, git, make_project
 
 
 @pytest.fixture
@@ -34,7 +34,7 @@ def test_a_join_sees_the_work_of_all_sides(project: Project) -> None:
 
 def test_every_runner_makes_the_same_commit(project: Project, tmp_path: Path) -> None:
     heads = [Head(f"T{i}", project.work(f"T{i}", {f"t{i}.txt": f"{i}\n"})) for i in (1, 2, 3)]
-    other = mirror_of(tmp_path / "other machine", str(project.repo))
+    other = mirror_of(tmp_path / "other machine", str(project.repo), PROJECT_ID)
     other.ensure(PLAN, [project.base, *(h.commit for h in heads)])
     first = merge_base_commit(project.mirror.path, project.base, heads)
     # Another machine, another time zone, another moment: the date comes from what is merged.

@@ -21,13 +21,12 @@ from services.runner.mirror import mirror_of
 from shared import requests as rpc  # whole: pytest would take what is called Test… for tests
 from shared.bus import BusSettings, connect
 from shared.sealed import seal
-from shared.streams import RUNNERS, RUNNERS_STREAM, declare_streams
+from shared.streams import RUNNER_POOLS, RUNNERS, RUNNERS_STREAM, declare_pool, declare_streams
 from shared.subjects import RUNNER_INTRODUCE, project_deleted, runner_test
 from tests.nats_process import NatsServer
-from tests.runner.bench import PROJECT_ID
 from tests.runner.conftest import TOKEN, USERNAME
 from tests.runner.git_server import GitServer
-from tests.runner.repositories import PLAN, Project, git, make_project
+from tests.runner.repositories import PLAN, PROJECT_ID, Project, git, make_project
 from treadle.scripted_model import ScriptedModel
 
 KEY = "sk-canary-0123456789"
@@ -62,10 +61,14 @@ def process(own_nats: NatsServer, tmp_path: Path) -> Iterator[subprocess.Popen[b
 
 @pytest.fixture
 async def gateway(own_nats: NatsServer) -> AsyncIterator[Client]:
-    """A connection with a gateway's rights."""
+    """A connection with a gateway's rights, to a bus with the pools that a dispatcher makes."""
+    operator = await connect(BusSettings(own_nats.url, own_nats.user, own_nats.password), "test")
+    await declare_streams(operator.jetstream())
+    for pool in RUNNER_POOLS:
+        await declare_pool(operator.jetstream(), pool)
+    await operator.close()
     access = own_nats.access_of("gateway")
     nc = await connect(BusSettings(access.url, access.user, access.password), "test")
-    await declare_streams(nc.jetstream())
     yield nc
     await nc.close()
 
@@ -161,7 +164,7 @@ async def test_a_runner_that_can_not_say_goodbye_is_forgotten(gateway: Client) -
 async def test_a_deleted_projects_things_go(process: object, gateway: Client, tmp_path: Path) -> None:
     (tmp_path / "p").mkdir()
     repo = make_project(tmp_path / "p").repo
-    mirror = mirror_of(tmp_path / "data", str(repo))
+    mirror = mirror_of(tmp_path / "data", str(repo), PROJECT_ID)
     project = Project(repo, tmp_path / "data", mirror, git(repo, "rev-parse", "HEAD"))
     workspace = project.workspace()
     await introduced(gateway)

@@ -29,7 +29,9 @@ def test_a_plan_without_a_project_gets_the_former_defaults() -> None:
     assert whole.budget_usd is None
 
 
-@pytest.mark.parametrize(("asked", "project", "holds"), [(None, 8, 8), (4, 8, 4), (16, 8, 8), (16, None, 16)])
+@pytest.mark.parametrize(
+    ("asked", "project", "holds"), [(None, 8, 8), (None, 200, MAX_PARALLEL), (4, 8, 4), (16, 8, 8), (16, None, 16)]
+)
 def test_a_plan_may_ask_for_less_at_once_than_its_project_allows(
     asked: int | None, project: int | None, holds: int
 ) -> None:

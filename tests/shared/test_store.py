@@ -17,7 +17,7 @@ from tests.nats_process import NatsServer
 META = Meta(actor="user:test", command="Pause", command_id="c1", causation=7, correlation="r1", seen=9)
 
 
-@pytest.fixture(params=["memory", "jetstream"])
+@pytest.fixture(params=["memory", "jetstream", "jetstream with a key"])
 async def store(request: pytest.FixtureRequest) -> AsyncIterator[EventStore]:
     if request.param == "memory":
         yield MemoryStore()
@@ -25,7 +25,7 @@ async def store(request: pytest.FixtureRequest) -> AsyncIterator[EventStore]:
     server: NatsServer = request.getfixturevalue("nats_url")
     nc = await connect(BusSettings(server.url, server.user, server.password), "test")
     await declare_streams(nc.jetstream())
-    yield JetStreamStore(nc)
+    yield JetStreamStore(nc, None if request.param == "jetstream" else b"k" * 32)
     await nc.close()
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import AsyncExitStack
 
@@ -11,8 +12,8 @@ import pytest
 from nats.aio.client import Client
 from nats.aio.msg import Msg
 
-from shared.bus import DISPATCHER, GATEWAY, PLANNER, RUNNER, SERVICES, USERS, inbox_prefix
-from shared.streams import EVENTS, declare_pool, declare_streams
+from shared.bus import DISPATCHER, GATEWAY, OPERATOR, PLANNER, RUNNER, SERVICES, USERS, inbox_prefix
+from shared.streams import EVENTS, await_pool, declare_pool, declare_streams
 from shared.subjects import (
     CREDENTIALS,
     PLANNER_IMPORT,
@@ -161,17 +162,42 @@ async def test_nobody_purges_the_log_and_nobody_ends_a_pool(log_in: As, own_nats
             assert await one.is_denied(one.nc.publish(subject, b"")), (user, subject)
 
 
-async def test_a_runner_can_make_its_pool_pull_from_it_and_acknowledge(log_in: As) -> None:
+async def test_a_runner_pulls_from_the_pool_that_a_dispatcher_made_and_acknowledges(log_in: As) -> None:
     dispatcher, runner = await log_in(DISPATCHER), await log_in(RUNNER)
     await declare_streams(runner.nc.jetstream())
-    await declare_pool(runner.nc.jetstream(), "command")
+    await declare_pool(dispatcher.nc.jetstream(), "command")
+    await await_pool(runner.nc.jetstream(), "command", patience_s=0)
     await dispatcher.nc.jetstream().publish(f"{T1}.dispatched.command", b"work")
     pulling = await runner.nc.jetstream().pull_subscribe_bind("pool_command", EVENTS)
     (message,) = await pulling.fetch(1, timeout=5)
     assert message.subject == f"{T1}.dispatched.command" and pool_filter("command")
     await message.in_progress()
     await message.ack_sync(timeout=5)
-    assert runner.denied == []
+    assert (dispatcher.denied, runner.denied) == ([], [])
+
+
+async def test_a_runner_waits_for_its_pool_and_says_who_makes_it(log_in: As) -> None:
+    dispatcher, runner = await log_in(DISPATCHER), await log_in(RUNNER)
+    await declare_streams(runner.nc.jetstream())
+    with pytest.raises(TimeoutError, match=r"pool_command.*dispatcher"):
+        await await_pool(runner.nc.jetstream(), "command", patience_s=0)
+    waiting = asyncio.create_task(await_pool(runner.nc.jetstream(), "command", patience_s=10))
+    await declare_pool(dispatcher.nc.jetstream(), "command")
+    await waiting
+
+
+async def test_only_a_dispatcher_makes_or_changes_a_pool(log_in: As) -> None:
+    operator = await log_in(OPERATOR)
+    await declare_streams(operator.nc.jetstream())
+    await declare_pool(operator.nc.jetstream(), "claude")
+    for user in SERVICES:
+        one = await log_in(user)
+        for subject in (
+            f"$JS.API.CONSUMER.DURABLE.CREATE.{EVENTS}.pool_claude",
+            f"$JS.API.CONSUMER.CREATE.{EVENTS}.pool_claude",
+            f"$JS.API.CONSUMER.CREATE.{EVENTS}.pool_claude.{pool_filter('claude')}",
+        ):
+            assert await one.is_denied(one.nc.publish(subject, b"")) == (user != DISPATCHER), (user, subject)
 
 
 async def test_an_unknown_user_of_a_server_that_was_given_keeps_the_usual_inbox() -> None:

@@ -64,7 +64,7 @@ class AgentTypeChanges(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown
     models: Models | Unset | None = UNSET
     api_key: ApiKey | Unset | None = UNSET
     clear_credentials: bool = False
-    """Says that `sdk_type: null` may remove the key that is stored."""
+    """Says that another `sdk_type` or another host of `api_base_url` may remove the key that is stored."""
 
     def __repr__(self) -> str:
         return "AgentTypeChanges(…)"

@@ -6,7 +6,7 @@ import msgspec
 from litestar import Request, Response, delete, get, patch, post
 from litestar.datastructures import State
 from litestar.di import NamedDependency, Provide
-from litestar.params import FromPath, HeaderParameter, QueryParameter
+from litestar.params import FromPath, HeaderParameter, JSONBody, QueryParameter
 from sqlalchemy import select
 from sqlalchemy.ext.asyncio import AsyncSession
 
@@ -28,9 +28,10 @@ from services.gateway.agents.connection_test import NO_RUNNER, try_out
 from services.gateway.agents.lookup import admins_among, find_type, flush_named, locked_type
 from services.gateway.agents.roster import model_of
 from services.gateway.agents.visibility import check_may_change, in_use, may_change, seen_by, taken
-from services.gateway.conditions import check_if_match, etag
+from services.gateway.conditions import ETAG, check_if_match, etag
 from services.gateway.credentials import stored
 from services.gateway.credentials.keyring import CredentialUnreadable
+from services.gateway.credentials.origins import Origin, origin
 from services.gateway.database.tables import Agent, AgentType
 from services.gateway.idempotency import ids_of
 from services.gateway.paging import Asked, Order, Page, asked_page
@@ -54,6 +55,8 @@ _WOULD_CLEAR = Problem(
     title="Its key would be removed",
     detail="an agent type for people has no key: send clear_credentials true with it to remove the one that is stored",
 )
+_WOULD_MOVE = "the key that is stored belongs to the present sdk_type and the present scheme, host and port of "
+_WOULD_MOVE += "api_base_url: send the key with it (api_key), or clear_credentials true to remove it"
 _NOTHING_TO_TEST = Problem(
     status=409,
     code="nothing_to_test",
@@ -82,9 +85,9 @@ async def list_agent_types(
         return Page(await _views(session, request.user, rows), next_)
 
 
-@post("/agent-types", status_code=201, responses=documented(400, 401, _TAKEN))
+@post("/agent-types", status_code=201, response_headers=[ETAG], responses=documented(400, 401, _TAKEN))
 async def create_agent_type(
-    data: NewAgentType, state: State, request: Request[Caller, Any, Any]
+    data: JSONBody[NewAgentType], state: State, request: Request[Caller, Any, Any]
 ) -> Response[AgentTypeView]:
     """Makes an agent type. An admin's is public."""
     caller, now, type_id = request.user, utc_now(), ids_of(request).new_id()
@@ -112,7 +115,7 @@ async def create_agent_type(
         return await _answer(session, caller, made_before or row, 201)
 
 
-@get("/agent-types/{agent_type:str}", responses=documented(401, 404))
+@get("/agent-types/{agent_type:str}", response_headers=[ETAG], responses=documented(401, 404))
 async def read_agent_type(
     agent_type: FromPath[str], state: State, request: Request[Caller, Any, Any]
 ) -> Response[AgentTypeView]:
@@ -121,15 +124,23 @@ async def read_agent_type(
         return await _answer(session, request.user, await find_type(session, request.user, agent_type), 200)
 
 
-@patch("/agent-types/{agent_type:str}", responses=documented(400, 401, 403, 404, _TAKEN, _USED, _WOULD_CLEAR, 412))
+@patch(
+    "/agent-types/{agent_type:str}",
+    response_headers=[ETAG],
+    responses=documented(400, 401, 403, 404, _TAKEN, _USED, _WOULD_CLEAR, 412),
+)
 async def change_agent_type(
     agent_type: FromPath[str],
-    data: AgentTypeChanges,
+    data: JSONBody[AgentTypeChanges],
     state: State,
     request: Request[Caller, Any, Any],
     if_match: IfMatch = None,
 ) -> Response[AgentTypeView]:
-    """Changes what is given. `sdk_type: null` gives the type to people, who need no key: see `clear_credentials`."""
+    """Changes what is given. `sdk_type: null` gives the type to people, who need no key: see `clear_credentials`.
+
+    A key stays where it is sent to: with another `sdk_type`, or another scheme, host or port of `api_base_url`, it is
+    to be given again, or removed.
+    """
     caller, now, changes = request.user, utc_now(), given(data)
     async with state.db.write() as session:
         row = await locked_type(session, caller, agent_type)
@@ -138,10 +149,13 @@ async def change_agent_type(
         fields = [field for field, value in wanted.items() if value != getattr(row, field)]
         if "models" in fields:
             await _refuse_lost_models(session, row, wanted["models"])
+        has_moved = "sdk_type" in fields or (
+            "api_base_url" in fields and _origin(row.api_base_url) != _origin(wanted["api_base_url"])
+        )
         for field in fields:
             setattr(row, field, wanted[field])
         await flush_named(session, "an agent type called", row.name)
-        if await _change_key(session, row, changes, state, caller):
+        if await _change_key(session, row, changes, state, caller, has_moved=has_moved):
             fields.append("api_key")
         if fields:
             row.version += 1
@@ -172,7 +186,7 @@ async def delete_agent_type(
     responses=documented(400, 401, 403, 404, _NOTHING_TO_TEST, _UNREADABLE, NO_RUNNER),
 )
 async def test_agent_type(
-    agent_type: FromPath[str], data: TestWish, state: State, request: Request[Caller, Any, Any]
+    agent_type: FromPath[str], data: JSONBody[TestWish], state: State, request: Request[Caller, Any, Any]
 ) -> TestReply:
     """Has a runner make one minimal request to the model, and tells in words what came of it."""
     async with state.db.read() as session:
@@ -216,7 +230,7 @@ def _fitting_key(api_key: str | None, sdk_type: str | None) -> str | None:
 
 
 async def _change_key(
-    session: AsyncSession, row: AgentType, changes: dict[str, Any], state: State, caller: Caller
+    session: AsyncSession, row: AgentType, changes: dict[str, Any], state: State, caller: Caller, *, has_moved: bool
 ) -> bool:
     """Sets or clears the key, as the changes say and as the type needs. False where nothing changed."""
     api_key = _fitting_key(changes.get("api_key"), row.sdk_type)
@@ -224,11 +238,17 @@ async def _change_key(
         await stored.set_api_key(session, state.keyring, row.id, api_key, caller.actor, utc_now())
         return True
     is_asked_to = "api_key" in changes or changes["clear_credentials"]
-    if row.sdk_type is None and not is_asked_to and await stored.has(session, "agent", row.id):
-        raise ProblemError(409, _WOULD_CLEAR.code, _WOULD_CLEAR.title, _WOULD_CLEAR.detail)
-    if row.sdk_type is None or "api_key" in changes:
+    must_go = row.sdk_type is None or has_moved
+    if must_go and not is_asked_to and await stored.has(session, "agent", row.id):
+        detail = _WOULD_CLEAR.detail if row.sdk_type is None else _WOULD_MOVE
+        raise ProblemError(409, _WOULD_CLEAR.code, _WOULD_CLEAR.title, detail)
+    if must_go or "api_key" in changes:
         return await stored.clear(session, "agent", row.id, caller.actor, utc_now())
     return False
+
+
+def _origin(url: str | None) -> Origin | None:
+    return origin(url) if url is not None else None
 
 
 async def _refuse_lost_models(session: AsyncSession, row: AgentType, models: list[str]) -> None:

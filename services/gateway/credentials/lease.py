@@ -11,6 +11,7 @@ all: a runner must not end a task for it, and asks again.
 import asyncio
 import contextlib
 import logging
+from collections.abc import Sequence
 
 import msgspec
 from nats.aio.client import Client
@@ -22,14 +23,16 @@ from sqlalchemy.ext.asyncio import AsyncSession
 
 from services.gateway.credentials import stored
 from services.gateway.credentials.keyring import CredentialUnreadable, Keyring
+from services.gateway.credentials.origins import origin
 from services.gateway.database.engine import Database
 from services.gateway.database.tables import AgentType, Project, User
+from services.gateway.projects.repositories import repo_urls
 from shared import task
 from shared.commands import Refused
 from shared.events import TaskDispatched, TaskStarted
 from shared.requests import AgentCredentials, CredentialsReply, CredentialsRequest, GitCredentials, lease_context
 from shared.sealed import seal
-from shared.store import EventStore, StoreUnavailable
+from shared.store import EventStore, Recorded, StoreUnavailable
 from shared.subjects import CREDENTIALS, PLAN
 from shared.transact import fold
 
@@ -125,13 +128,16 @@ class CredentialLeases:
             raise Refused("a plan has no lease, only its tasks have")
         events = await self._store.read(request.plan, request.task)
         state = fold(task.INITIAL, task.evolve, events).state
+        _check_starts(events)
         if state.status not in task.LEASED or state.lease != request.lease:
             raise Refused(
                 f"lease {request.lease} of {request.plan} {request.task} is not live: the task is {state.status}, its "
                 f"newest lease is {state.lease}"
             )
         history = [record.event for record in reversed(events)]
-        dispatched = next(event for event in history if isinstance(event, TaskDispatched))
+        dispatched = next((event for event in history if isinstance(event, TaskDispatched)), None)
+        if dispatched is None:  # a runner may store a start, but not what it would be a start of
+            raise Refused(f"{request.plan} {request.task} was never dispatched")
         started = next(event for event in history if isinstance(event, TaskStarted))
         if not started.seal_to:
             raise Refused(
@@ -159,7 +165,10 @@ class CredentialLeases:
         if not dispatched.project:
             return None
         project, _ = await _project(session, dispatched.project)
-        return await stored.read_git_credentials(session, self._keyring, project.id)
+        lent = await stored.read_git_credentials(session, self._keyring, project.id)
+        if lent is not None and origin(dispatched.repo_url) not in map(origin, repo_urls(project)):
+            raise Refused(f"project {project.name} has moved to another host since this plan was made: make it anew")
+        return lent
 
 
 async def _project(session: AsyncSession, project_id: str) -> tuple[Project, User]:
@@ -175,6 +184,28 @@ async def _active(session: AsyncSession, user_id: str, what: str) -> User:
     if owner is None or owner.is_frozen:
         raise Refused(f"the owner of {what} is frozen: an admin can lift that")
     return owner
+
+
+def _check_starts(events: Sequence[Recorded]) -> None:
+    """Raises `Refused` where a start was stored that no decider would have made: a runner may store any.
+
+    Folding believes what is stored; what is lent must not hang on that. A start needs a task that was dispatched and
+    not begun, or a lease before it that it supersedes by name.
+    """
+    state = task.INITIAL
+    for record in events:
+        event = record.event
+        if event is None:
+            continue
+        if isinstance(event, TaskStarted):
+            takes = state.status == "queued" and event.supersedes is None
+            takes_over = state.status in task.LEASED and event.supersedes == state.lease
+            if event.lease != state.lease + 1 or not (takes or takes_over):
+                raise Refused(
+                    f"the start at event {record.seq} of {record.plan} {record.entity} was not decided by the log: "
+                    f"the task was {state.status}"
+                )
+        state = task.evolve(state, event)
 
 
 def _named(request: CredentialsRequest) -> str:

@@ -93,11 +93,11 @@ class ApiToken(Table):
 
 
 class LoginFailures(Table):
-    """Failed logins of a name or an address within the present window."""
+    """Failed logins of a name, an address or both within the present window."""
 
     __tablename__ = "login_failures"
     key: Mapped[str] = mapped_column(String(255), primary_key=True)
-    """`name:…` or `address:…`."""
+    """`name:…`, `address:…` or `pair:… address:…`."""
     count: Mapped[int]
     window_ends_at: Mapped[datetime]
 

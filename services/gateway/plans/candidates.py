@@ -14,6 +14,7 @@ from services.gateway.conditions import ETAG, check_if_match, etag, wanted_if_ma
 from services.gateway.database.tables import Mode, Project
 from services.gateway.idempotency import ids_of
 from services.gateway.plans.commands import REFUSED
+from services.gateway.plans.draft_limit import TOO_MANY_DRAFTS, room_for_draft
 from services.gateway.plans.lookup import find_plan, promptly
 from services.gateway.plans.planner_client import PLAN_TOO_LARGE, import_text
 from services.gateway.problems import Problem, ProblemError, documented, not_found
@@ -93,7 +94,7 @@ class CandidatesPage(msgspec.Struct, frozen=True):
 @post(
     "/projects/{project:str}/plans",
     status_code=201,
-    responses=documented(400, 401, 404, REFUSED, BEING_DELETED, PLAN_TOO_LARGE, 422, BAD_COMMIT),
+    responses=documented(400, 401, 404, REFUSED, BEING_DELETED, TOO_MANY_DRAFTS, PLAN_TOO_LARGE, 422, BAD_COMMIT),
 )
 async def import_plan(
     project: FromPath[str], data: JSONBody[NewPlan], state: State, request: Request[Caller, Any, Any]
@@ -103,10 +104,11 @@ async def import_plan(
     plan, correlation = ids.new_plan_id(), ids.new_id()
     base_commit = _checked_commit(data.base_commit)
     async with state.db.read() as session:
-        await find_open_project(session, request.user, project)
+        owner_id = (await find_open_project(session, request.user, project)).owner_id
     if before := _made_before(await promptly(state.store.read(plan, PLAN)), correlation):
         return before
-    seq = await _import(state, request.user, project, plan, FIRST, data.text, base_commit, correlation)
+    async with room_for_draft(state, request.user, owner_id):
+        seq = await _import(state, request.user, project, plan, FIRST, data.text, base_commit, correlation)
     return Imported(plan, FIRST, seq)
 
 

@@ -1,8 +1,10 @@
 """Chooses exactly the plan and the candidate that are named, one final plan at a time.
 
 The project's row says which plan it is running (`final_plan_id`). To finalize another one is to put its id there in
-place of the one that was seen there, which only one of several gateways manages. The claim comes before the event; a
-gateway that dies between the two leaves one that rests on a plan which is only drafted, and lapses after a minute.
+place of the one that was seen there, which only one of several gateways manages. The claim comes before the event, and
+after everything that can refuse the choice. Nobody gives a claim back: several requests may rest on it, and the plan
+may become final by any of them. Where none of them comes to its event, the claim rests on a plan which is only drafted,
+and lapses after a minute; each of them gives up well before.
 """
 
 from datetime import datetime, timedelta
@@ -21,14 +23,16 @@ from services.gateway.problems import Problem, ProblemError
 from services.gateway.projects.lookup import being_deleted, find_open_project
 from services.gateway.projects.settings_of import settings_of
 from shared.clock import utc_now
-from shared.commands import Finalize, Refused
-from shared.plan import ENDED, Candidate
+from shared.commands import Finalize
+from shared.plan import ENDED, Candidate, decide
 from shared.requests import ProjectAgent
 from shared.spec import PlanSettings
 from shared.store import StoreUnavailable
 from shared.transact import load_plan
 
 CLAIM_LAPSES_AFTER = timedelta(seconds=60)
+WITHIN_S = 20.0
+"""From before the claim to the event. Whoever was halted for longer must not store it: the claim may be another's."""
 TRIES_MAX = 10
 
 PLAN_IN_PROGRESS = Problem(
@@ -56,21 +60,18 @@ class Choice(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 async def finalize(state: State, caller: Caller, plan: str, choice: Choice) -> Accepted:
     """Raises `ProblemError` 409 and 412, `Refused`, `StoreUnavailable`. The caller was found to see the plan."""
     loaded = (await promptly(load_plan(state.store, plan))).state
+    command = Finalize(candidate=choice.candidate, digest=(choice.digest or "").strip('"'))
     candidate = loaded.candidates.get(choice.candidate)
-    digest = (choice.digest or "").strip('"')
-    if loaded.status != "drafted" or candidate is None:
-        # Repeated, or refused: nothing is claimed for either.
-        return await command_plan(state, caller, plan, Finalize(candidate=choice.candidate, digest=digest))
-    settings = PlanSettings()
-    if candidate.project:
-        settings = await _checked_settings(state, caller, candidate)
-        await _claim(state, candidate.project, plan)
-    try:
-        command = Finalize(candidate=choice.candidate, digest=digest, settings=settings)
+    if decide(loaded, command) is None or candidate is None or not candidate.project:
         return await command_plan(state, caller, plan, command)
-    except Refused:
-        await _give_back(state, candidate.project, plan)
-        raise
+    settings = await _checked_settings(state, caller, candidate)
+    command = msgspec.structs.replace(command, settings=settings)
+    return await promptly(_claim_and_command(state, caller, candidate.project, plan, command), WITHIN_S)
+
+
+async def _claim_and_command(state: State, caller: Caller, project_id: str, plan: str, command: Finalize) -> Accepted:
+    await _claim(state, project_id, plan)
+    return await command_plan(state, caller, plan, command)
 
 
 async def _checked_settings(state: State, caller: Caller, candidate: Candidate) -> PlanSettings:
@@ -127,18 +128,8 @@ async def _refuse_running(state: State, holder: str, since: datetime | None) -> 
     raise ProblemError(PLAN_IN_PROGRESS.status, PLAN_IN_PROGRESS.code, PLAN_IN_PROGRESS.title, detail)
 
 
-async def _give_back(state: State, project_id: str, plan: str) -> None:
-    """A claim whose plan was refused must not stand in another's way."""
-    if (await promptly(load_plan(state.store, plan))).state.status != "drafted":
-        return
-    async with state.db.read() as session:
-        project = await session.get(Project, project_id)
-    if project is not None and project.final_plan_id == plan:
-        await _replace(state, project_id, plan, project.final_plan_at, None, None)
-
-
 async def _replace(
-    state: State, project_id: str, holder: str | None, since: datetime | None, plan: str | None, at: datetime | None
+    state: State, project_id: str, holder: str | None, since: datetime | None, plan: str, at: datetime
 ) -> bool:
     """Compare and set: False where somebody else was faster."""
     seen = (

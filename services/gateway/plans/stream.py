@@ -5,8 +5,9 @@ Messages: `log` (an event of the log; its id resumes the stream), `plan` and `ta
 `activity` (what an agent does), `live` (what follows is new).
 """
 
-from collections.abc import AsyncIterator
-from typing import Annotated, Any
+from collections.abc import AsyncGenerator, Awaitable
+from functools import partial
+from typing import Annotated, Any, Protocol
 
 import msgspec
 from litestar import Request, Response, Router, get
@@ -17,23 +18,29 @@ from nats.aio.client import Client
 from nats.aio.msg import Msg
 
 from services.gateway.accounts.access import Caller
+from services.gateway.direct_get import EventsRead, read_events
 from services.gateway.plans.lookup import find_plan, promptly
-from services.gateway.plans.sse import ALIVE, KEEP_ALIVE_S, Reader, documented_stream, event_stream, message
+from services.gateway.plans.sse import ALIVE, Reader, documented_stream, event_stream, message
 from services.gateway.plans.transcripts import live_entry
 from services.gateway.problems import documented
 from services.gateway.projection.live import FellBehind, Listener, LivePlans, Told
 from services.gateway.projection.reads import SEQUENCE_MAX, json_answer
 from services.gateway.projection.views import PlanFold, event_json
-from shared.store import EventStore
 from shared.subjects import transcript_filter
 
 HISTORY_PAGE = 100
 EVENTS_LIMIT = 100
 EVENTS_LIMIT_MAX = 1_000
-EVENTS_BYTES_MAX = 4 * 1024**2
-"""Of a page, but for its last event: a candidate can be megabytes."""
 CHUNK_BYTES = 64 * 1024
 """Messages are sent together up to here."""
+
+
+class ReadEvents(Protocol):
+    """Reads some events of a plan: `read_events` with a connection and a store."""
+
+    def __call__(self, plan: str, *, after: int, limit: int) -> Awaitable[EventsRead]:
+        """Raises `StoreUnavailable`."""
+        ...
 
 
 class EventsPage(msgspec.Struct, frozen=True):
@@ -51,27 +58,14 @@ async def list_events(
     after: Annotated[int, QueryParameter(ge=0, le=SEQUENCE_MAX)] = 0,
     limit: Annotated[int, QueryParameter(ge=1, le=EVENTS_LIMIT_MAX)] = EVENTS_LIMIT,
 ) -> Response[EventsPage]:
-    """The plan's events from the log itself, those after the sequence `after`."""
+    """The plan's events from the log itself, those after the sequence `after`.
+
+    A page has fewer than `limit` where they are large, some megabytes together.
+    """
     await find_plan(state, request.user, plan)
-    return json_answer(await _events_page(state.store, plan, after, limit))
-
-
-async def _events_page(store: EventStore, plan: str, after: int, limit: int) -> bytes:
-    found: list[bytes] = []
-    size, more = 0, True
-    while more and len(found) < limit and size < EVENTS_BYTES_MAX:
-        wanted = min(HISTORY_PAGE, limit - len(found))
-        page = await promptly(store.read(plan, after=after, limit=wanted))
-        more = len(page) == wanted
-        for record in page:
-            found.append(msgspec.json.encode(event_json(record)))
-            size += len(found[-1])
-            after = record.seq
-            if size >= EVENTS_BYTES_MAX:
-                more = True
-                break
-    following = str(after).encode() if more else b"null"
-    return b'{"events":[' + b",".join(found) + b'],"next_after":' + following + b"}"
+    read = await promptly(read_events(state.nc, state.store, plan, after=after, limit=limit))
+    events = b",".join(msgspec.json.encode(event_json(record)) for record in read.records)
+    return json_answer(b'{"events":[%b],"next_after":%b}' % (events, msgspec.json.encode(read.next_after)))
 
 
 @get(
@@ -94,13 +88,18 @@ async def stream_plan(
     reader = Reader(state, request.user, plan)
     start = last_event_id if last_event_id is not None else after
     nc = state.nc if activity else None
-    return event_stream(plan_messages(state.live, state.store, reader, plan, after=start, nc=nc))
+    return event_stream(
+        plan_messages(state.live, partial(read_events, state.nc, state.store), reader, plan, after=start, nc=nc)
+    )
 
 
 async def plan_messages(
-    live: LivePlans, store: EventStore, reader: Reader, plan: str, *, after: int, nc: Client | None = None
-) -> AsyncIterator[bytes]:
-    """The stream, as it is sent. It ends where its reader may not read on, or reads too slowly."""
+    live: LivePlans, read: ReadEvents, reader: Reader, plan: str, *, after: int, nc: Client | None = None
+) -> AsyncGenerator[bytes]:
+    """The stream, as it is sent. It ends where its reader may not read on, or reads too slowly.
+
+    Raises `StoreUnavailable`, TimeoutError.
+    """
     try:
         await live.at_least(after)
     except TimeoutError:  # an id from another log: what comes must be told all the same
@@ -108,14 +107,17 @@ async def plan_messages(
     with live.listen(plan) as listener:
         async with reader.watched(listener.end):
             live_from = live.seq
-            while after < live_from and (page := await store.read(plan, after=after, limit=HISTORY_PAGE)):
-                for record in page:
+            following: int | None = after
+            while following is not None and following < live_from:
+                page = await read(plan, after=following, limit=HISTORY_PAGE)
+                following = page.next_after
+                for record in page.records:
                     yield message("log", msgspec.json.encode(event_json(record)), record.seq)
                     after = record.seq
-                    if listener.ended:
+                    if listener.ended or not (reader.ask_in_s or await reader.may_read_on()):
                         return
             await live.at_least(after)  # what follows must not be older than the history that was told
-            fold = await live.fold(plan)
+            fold = await promptly(live.fold(plan))
             if fold is None or listener.ended:
                 return
             for chunk in _standing(fold, live.seq):
@@ -137,17 +139,18 @@ def _standing(fold: PlanFold, seq: int) -> list[bytes]:
     return _chunks([message("plan", fold.view_json()), *tasks, message("live", msgspec.json.encode({"seq": seq}))])
 
 
-async def _news(listener: Listener, reader: Reader, fold: PlanFold, after: int) -> AsyncIterator[bytes]:
+async def _news(listener: Listener, reader: Reader, fold: PlanFold, after: int) -> AsyncGenerator[bytes]:
     """What comes, with how it leaves the plan and its tasks."""
     while True:
-        arrived = await listener.take(KEEP_ALIVE_S)
+        arrived = await listener.take(reader.ask_in_s)
         if listener.ended:
             return
-        if not arrived:
+        if not reader.ask_in_s:
             if not await reader.may_read_on():
                 return
             yield ALIVE
-            continue
+        if listener.ended:
+            return
         messages: list[bytes] = []
         changed: dict[str, None] = {}
         for item in arrived:

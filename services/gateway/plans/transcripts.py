@@ -1,9 +1,8 @@
 """Routes: what a task's agents said and did, in pages or as it happens."""
 
 import asyncio
-from collections.abc import AsyncIterator
+from collections.abc import AsyncGenerator
 from datetime import datetime
-from time import monotonic
 from typing import Annotated, Any
 
 import msgspec
@@ -17,7 +16,7 @@ from nats.aio.msg import Msg
 from services.gateway.accounts.access import Caller
 from services.gateway.direct_get import read_batch
 from services.gateway.plans.lookup import find_task
-from services.gateway.plans.sse import ALIVE, KEEP_ALIVE_S, Reader, documented_stream, event_stream, message
+from services.gateway.plans.sse import ALIVE, Reader, documented_stream, event_stream, message
 from services.gateway.problems import documented
 from services.gateway.projection.live import LivePlans
 from services.gateway.projection.reads import SEQUENCE_MAX
@@ -90,18 +89,16 @@ async def follow_transcript(
 
 async def _transcript_messages(
     live: LivePlans, nc: Client, reader: Reader, plan: str, code: str, after: int
-) -> AsyncIterator[bytes]:
+) -> AsyncGenerator[bytes]:
     ended = asyncio.Event()
     arriving = follow_messages(nc, TRANSCRIPTS, after=after, filters=(transcript_filter(plan, code),))
     ending = asyncio.ensure_future(ended.wait())
     arrival = asyncio.ensure_future(anext(arriving))
-    checked_s = monotonic()
     try:
         async with reader.watched(ended.set):
             while True:
                 await asyncio.wait({arrival, ending}, timeout=QUIET_S, return_when=asyncio.FIRST_COMPLETED)
-                if monotonic() - checked_s > KEEP_ALIVE_S:
-                    checked_s = monotonic()
+                if not reader.ask_in_s:
                     if not await reader.may_read_on():
                         return
                     yield ALIVE

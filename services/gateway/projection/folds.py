@@ -10,19 +10,22 @@ from shared.subjects import PLAN, PLAN_ID
 from shared.transact import patiently
 
 PAGE_EVENTS = 500
-WEIGHT_MAX = 100_000
-"""In tasks; some hundred megabytes at the most."""
+PAGE_DRAFTS = 4
+"""Of a plan that is still drafted each event can be as large as a message may be."""
+WEIGHT_MAX_BYTES = 128 * 1024**2
 
 
 class Folds:
-    """The newest folds by plan, as many as may weigh `weight_max` together, and those that `is_pinned` says."""
+    """The newest folds by plan, as many as may weigh `weight_max_bytes` together, and those that `is_pinned` says."""
 
-    def __init__(self, is_pinned: Callable[[str], bool] = lambda _: False, weight_max: int = WEIGHT_MAX) -> None:
+    def __init__(
+        self, is_pinned: Callable[[str], bool] = lambda _: False, weight_max_bytes: int = WEIGHT_MAX_BYTES
+    ) -> None:
         self._is_pinned = is_pinned
-        self._weight_max = weight_max
+        self._weight_max_bytes = weight_max_bytes
         self._folds: OrderedDict[str, PlanFold] = OrderedDict()
-        self._weights: dict[str, int] = {}
-        self._weight = 0
+        self._weights_bytes: dict[str, int] = {}
+        self._weight_bytes = 0
 
     def __len__(self) -> int:
         return len(self._folds)
@@ -38,32 +41,35 @@ class Folds:
         """Keeps a fold that is new or has grown, and drops others where that is too much."""
         self._folds[fold.plan] = fold
         self._folds.move_to_end(fold.plan)
-        self._weight += fold.weight - self._weights.get(fold.plan, 0)
-        self._weights[fold.plan] = fold.weight
-        if self._weight > self._weight_max:
+        weight_bytes = fold.weight_bytes
+        self._weight_bytes += weight_bytes - self._weights_bytes.get(fold.plan, 0)
+        self._weights_bytes[fold.plan] = weight_bytes
+        if self._weight_bytes > self._weight_max_bytes:
             for plan in [plan for plan in self._folds if plan != fold.plan and not self._is_pinned(plan)]:
                 self.drop(plan)
-                if self._weight <= self._weight_max:
+                if self._weight_bytes <= self._weight_max_bytes:
                     break
 
     def drop(self, plan: str) -> None:
         """Forgets a fold."""
         if self._folds.pop(plan, None) is not None:
-            self._weight -= self._weights.pop(plan)
+            self._weight_bytes -= self._weights_bytes.pop(plan)
 
 
 async def plan_events(store: EventStore, plan: str, *, before: int | None = None) -> AsyncIterator[Recorded]:
     """The plan's events from its beginning, to the log's end or to the sequence `before`; outages are waited out."""
-    after = 0
+    after, limit = 0, PAGE_DRAFTS
     while True:
-        page = await patiently(lambda: store.read(plan, after=after, limit=PAGE_EVENTS))  # noqa: B023 - called here
+        page = await patiently(lambda: store.read(plan, after=after, limit=limit))  # noqa: B023 - called here
         for record in page:
             if before is not None and record.seq >= before:
                 return
             yield record
-        if len(page) < PAGE_EVENTS:
+        if len(page) < limit:
             return
         after = page[-1].seq
+        if page[-1].type != "drafted":
+            limit = PAGE_EVENTS
 
 
 async def read_fold(store: EventStore, plan: str, *, before: int | None = None) -> PlanFold | None:

@@ -1,6 +1,7 @@
 """What the API shows of plans and tasks: plain records made from the fold."""
 
 from datetime import datetime
+from hashlib import sha256
 
 import msgspec
 
@@ -8,12 +9,14 @@ from services.gateway.database.tables import Mode
 from shared.board import Board, Standing
 from shared.events import FailureKind, Usage
 from shared.plan import Candidate, PlanStatus
-from shared.spec import DELIVER, PlanSpec, digest
+from shared.spec import DELIVER, PlanSpec, encode_spec
 from shared.store import Recorded
 from shared.subjects import PLAN
 from shared.task import LEASED, TaskStatus
 
 WAITING_FOR_SHOWN_MAX = 20
+TASK_BYTES = 4096
+"""What a task takes in memory beside the texts that its plan gives it."""
 
 
 class TaskTimes(msgspec.Struct):
@@ -105,6 +108,14 @@ class PlanView(msgspec.Struct, frozen=True, kw_only=True):
     """Set where the log holds an event of the plan that can't be read."""
 
 
+class _Text(msgspec.Struct, frozen=True):
+    """What is known of a candidate's one spelling. It takes long to make: a candidate can be megabytes."""
+
+    spec: PlanSpec
+    digest: str
+    size_bytes: int
+
+
 class PlanFold:
     """A plan's board, with the times that only people care for.
 
@@ -119,7 +130,7 @@ class PlanFold:
         self.usage = Usage()
         self._times: dict[str, TaskTimes] = {}
         self._bases: dict[str, str] = {}
-        self._digests: dict[str, tuple[PlanSpec, str]] = {}
+        self._texts: dict[str, _Text] = {}
         self._view_json = b""
         self._task_json: dict[str, bytes] = {}
 
@@ -145,6 +156,8 @@ class PlanFold:
         before = self.board.tasks.get(record.entity)
         self.board.apply(record.entity, record.event, record.seq)
         if record.entity == PLAN:
+            specs = {name: one.spec for name, one in self._held().items()}
+            self._texts = {name: text for name, text in self._texts.items() if text.spec is specs.get(name)}
             return self.board.codes if self.board.visible and not was_visible else []
         self._keep_times(record)
         if not was_visible:
@@ -179,10 +192,19 @@ class PlanFold:
         return [one for one in found if self.board.tasks[one].status == "pending"]
 
     @property
-    def weight(self) -> int:
-        """How much memory it takes, in tasks."""
-        candidates = sum(len(candidate.spec.tasks) for candidate in self.board.plan.candidates.values())
-        return 1 + len(self.board.tasks) + candidates
+    def weight_bytes(self) -> int:
+        """How much memory it takes, about."""
+        held = self._held()
+        texts = sum(self._text(name, one.spec).size_bytes for name, one in held.items())
+        if self.board.plan.chosen is not None:
+            texts *= 2  # the tasks' own events bring it again
+        tasks = len(self.board.tasks) + sum(len(one.spec.tasks) for one in held.values())
+        return (1 + tasks) * TASK_BYTES + texts
+
+    def _held(self) -> dict[str, Candidate]:
+        """The candidates that are kept: all of them, or the chosen one."""
+        state = self.board.plan
+        return state.candidates if state.chosen is None else {state.chosen_name: state.chosen}
 
     @property
     def is_busy(self) -> bool:
@@ -234,16 +256,20 @@ class PlanFold:
         )
 
     def _candidate(self, name: str, candidate: Candidate) -> CandidateView:
-        known = self._digests.get(name)
-        if known is None or known[0] is not candidate.spec:  # it takes long: a candidate can be megabytes
-            known = self._digests[name] = (candidate.spec, digest(candidate.spec))
         return CandidateView(
             candidate=name,
             name=candidate.spec.name,
-            digest=known[1],
+            digest=self._text(name, candidate.spec).digest,
             tasks=len(candidate.spec.tasks),
             base_commit=candidate.base_commit,
         )
+
+    def _text(self, name: str, spec: PlanSpec) -> _Text:
+        known = self._texts.get(name)
+        if known is None or known.spec is not spec:
+            text = encode_spec(spec)
+            known = self._texts[name] = _Text(spec, sha256(text).hexdigest(), len(text))
+        return known
 
     def tasks(self) -> list[TaskView]:
         """All tasks in topological order; none until the plan is finalized."""

@@ -121,7 +121,9 @@ async def test_new_password_wants_the_old_one_and_a_good_one(gateway: GatewayPro
         assert (await client.get("/api/auth/me")).status_code == 200
 
 
-async def test_sixth_failure_of_a_name_from_one_address_is_told_to_wait_even_with_the_right_password(gateway: GatewayProcess) -> None:
+async def test_sixth_failure_of_a_name_from_one_address_is_told_to_wait_even_with_the_right_password(
+    gateway: GatewayProcess,
+) -> None:
     gateway.as_user("hammered")
     for name, right in (("hammered", password_of("hammered")), ("does-not-exist", "any password will do")):
         async with gateway.client(transport=address("127.0.0.3")) as client:

@@ -20,6 +20,7 @@ from services.gateway.database.tables import AgentType, Credential, Project, Use
 from shared import commands as c
 from shared.bus import BusSettings, connect
 from shared.clock import new_id, new_plan_id, utc_now
+from shared.events import TaskStarted
 from shared.jetstream import JetStreamStore
 from shared.requests import (
     AgentCredentials,
@@ -262,6 +263,17 @@ async def test_deleted_types_and_projects_are_refused_in_words(world: World) -> 
     assert "was deleted" in (await world.ask(plan, lease, "git")).refused
 
 
+async def test_a_plan_gets_no_credentials_for_a_host_that_its_project_has_left(world: World) -> None:
+    plan = await world.plan()
+    lease = await world.start(plan, SealKey().public)
+    async with world.db.write() as session:
+        await session.execute(update(Project).values(code_repo_url="https://other/a.git"))
+    assert "has moved to another host" in (await world.ask(plan, lease, "git")).refused
+    async with world.db.write() as session:
+        await session.execute(update(Project).values(collab_repo_url="https://h/b.git"))
+    assert (await world.ask(plan, lease, "git")).sealed
+
+
 async def test_a_type_that_people_work_now_is_refused(world: World) -> None:
     plan = await world.plan()
     lease = await world.start(plan, SealKey().public)
@@ -357,3 +369,17 @@ async def test_several_gateways_share_the_questions(world: World) -> None:
     lease = await world.start(plan, SealKey().public)
     assert (await world.ask(plan, lease)).sealed
     await second.stop()
+
+
+async def test_a_start_that_no_decider_would_have_made_lends_nothing(world: World) -> None:
+    """Whoever has a runner's password may store one, for a task that has ended long ago."""
+    plan, key = await world.plan(), SealKey()
+    lease = await world.start(plan, SealKey().public)
+    await to_task(world.store, plan, "T1", c.Release(lease=lease, reason="done with it"), META)
+    await to_task(world.store, plan, "T1", c.MarkComplete(), META)
+    ended = await load_task(world.store, plan, "T1")
+    forged = TaskStarted(lease=lease + 1, runner="evil", execution=new_id(), seal_to=key.public)
+    await world.store.append(plan, "T1", forged, Meta(actor="runner:evil"), expected=ended.seq)
+    assert (await load_task(world.store, plan, "T1")).state.status == "running", "folding believes it"
+    reply = await world.ask(plan, lease + 1)
+    assert not reply.sealed and "was not decided" in reply.refused

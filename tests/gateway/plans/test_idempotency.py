@@ -13,7 +13,7 @@ from sqlalchemy import select, text
 from services.gateway.credentials.keyring import Keyring
 from services.gateway.database.engine import Database, database_url
 from services.gateway.database.tables import IdempotentAnswer
-from services.gateway.idempotency import Claims
+from services.gateway.idempotency import ANSWER_MAX_BYTES, Claims
 from tests.gateway.answers import assert_problem
 from tests.gateway.gateway_process import GatewayProcess
 from tests.gateway.plans import made
@@ -55,6 +55,22 @@ async def test_a_repetition_gets_the_first_answer(gateway: GatewayProcess, plann
         refusals = [await ann.post(path, json=faulty, headers=once) for _ in range(2)]
         assert_problem(refusals[0], 422, "invalid_plan")
         assert refusals[0].json() == refusals[1].json()
+        assert "idempotent-replayed" in refusals[1].headers
+
+
+async def test_a_huge_answer_is_not_kept_and_its_request_may_be_repeated(
+    gateway: GatewayProcess, planner: None
+) -> None:
+    async with gateway.as_user("ann") as ann:
+        path = f"/api/projects/{await made.project(ann)}/plans"
+        tasks = "".join(f"- {{code: T{n}, name: n, assignee: nobody-{n}, nonsense: 1}}\n" for n in range(400))
+        body, once = {"text": f"name: Huge\ntasks:\n{tasks}", "base_commit": COMMIT}, key()
+        refusals = [await ann.post(path, json=body, headers=once) for _ in range(2)]
+        for refused in refusals:
+            assert_problem(refused, 422, "invalid_plan")
+            assert len(refused.content) > ANSWER_MAX_BYTES
+            assert "idempotent-replayed" not in refused.headers
+        assert refusals[0].content == refusals[1].content
 
 
 async def test_a_key_is_for_one_request_of_one_account(gateway: GatewayProcess) -> None:

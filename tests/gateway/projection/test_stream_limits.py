@@ -18,12 +18,12 @@ from shared.jetstream import JetStreamStore
 from shared.subjects import PLAN, transcript
 from shared.transact import to_plan
 from tests.gateway.gateway_process import GatewayProcess
-from tests.gateway.projection.histories import ANN, DEADLINE_S, spec_of, submit
+from tests.gateway.projection.histories import ANN, DEADLINE_S, spec_of, submit, until
 from tests.gateway.projection.sse_client import Ended, SseClient
 from tests.nats_process import NatsServer
 
 LARGE_BYTES = 7 * 1024**2
-DRAFTS = 25
+DRAFTS = 20
 """More than a NATS server keeps for a connection, and than a client keeps for a subscription."""
 TOKEN_S = 3.0
 
@@ -34,7 +34,7 @@ async def test_a_plan_of_many_large_drafts_is_streamed_and_paged(
     """On a log of its own: others need not read all that."""
     nc = await connect(BusSettings(own_nats.url, own_nats.user, own_nats.password), "test")
     with GatewayProcess(tmp_path, own_nats, database_url) as gateway:
-        plan, seqs = await _draft_at_large(JetStreamStore(nc))
+        plan, seqs = await _draft_at_large(JetStreamStore(nc), gateway)
         paged: list[int] = []
         after: int | None = 0
         async with gateway.as_admin() as client:
@@ -51,14 +51,20 @@ async def test_a_plan_of_many_large_drafts_is_streamed_and_paged(
     await nc.close()
 
 
-async def _draft_at_large(store: JetStreamStore) -> tuple[str, list[int]]:
+async def _draft_at_large(store: JetStreamStore, gateway: GatewayProcess) -> tuple[str, list[int]]:
     plan, spec = new_plan_id(), spec_of({"A": ()})
     [task] = spec.tasks
     spec = msgspec.structs.replace(spec, tasks=(msgspec.structs.replace(task, description="x" * LARGE_BYTES),))
     draft = PlanDrafted(candidate="1", spec=spec, repo_url="https://example.org/r.git", base_commit="base")
     seqs = [0]
-    for _ in range(DRAFTS):
-        seqs.append(await store.append(plan, PLAN, draft, ANN, expected=seqs[-1]))
+    async with gateway.as_admin() as client:
+
+        async def is_projected() -> bool:
+            return (await client.get(f"/api/plans/{plan}", params={"min_seq": seqs[-1]})).is_success
+
+        for _ in range(DRAFTS):
+            seqs.append(await store.append(plan, PLAN, draft, ANN, expected=seqs[-1]))
+            await until(is_projected)  # as fast as people write, not as fast as a disk
     return plan, seqs[1:]
 
 
