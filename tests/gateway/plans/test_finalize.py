@@ -18,12 +18,13 @@ async def test_of_many_that_finalize_at_once_one_wins(gateway: GatewayProcess, p
             *(ann.post(f"/api/plans/{plan}/finalize", json={"candidate": "1"}) for plan in plans)
         )
         assert sorted(answer.status_code for answer in answers) == [202, 409, 409, 409, 409, 409]
-        winner = plans[[answer.status_code for answer in answers].index(202)]
+        won = [answer.status_code for answer in answers].index(202)
+        winner, seq = plans[won], answers[won].json()["seq"]
         for answer in answers:
             if answer.status_code == 409:
                 assert winner in assert_problem(answer, 409, "plan_in_progress")["detail"]
         for plan in plans:
-            found = await ok(ann.get(f"/api/plans/{plan}"))
+            found = await ok(ann.get(f"/api/plans/{plan}", params={"min_seq": seq}))
             assert (found["status"] == "drafted") is (plan != winner)
 
 
