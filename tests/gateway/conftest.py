@@ -10,6 +10,7 @@ import pytest
 
 from tests.gateway.gateway_process import GatewayProcess
 from tests.gateway.postgres_cluster import NoPostgres, PostgresCluster, postgres_cluster
+from tests.gateway.service_process import service
 from tests.nats_process import NatsServer
 
 DATABASES = ["sqlite", "postgresql"]
@@ -80,3 +81,17 @@ def own_gateway(database_url: str, nats_url: NatsServer, tmp_path: Path) -> Iter
     """A gateway of the test's own, to kill and to start again."""
     with GatewayProcess(tmp_path, nats_url, database_url) as running:
         yield running
+
+
+@pytest.fixture(scope="module")
+def planner(nats_url: NatsServer, tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
+    """Answers every gateway. Ends with the module: a log that other tests share must not be worked on behind them."""
+    with service("planner", nats_url, tmp_path_factory.mktemp("planner")):
+        yield
+
+
+@pytest.fixture(scope="module")
+def dispatcher(nats_url: NatsServer, tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
+    """Finalizes, readies and ends every plan in the log, others' too: it ends with the module."""
+    with service("dispatcher", nats_url, tmp_path_factory.mktemp("dispatcher")):
+        yield
