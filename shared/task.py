@@ -112,23 +112,10 @@ def evolve(state: TaskState, event: e.Event) -> TaskState:
                 digest=event.digest,
                 index=event.index,
             )
-        case e.TaskReadied():
+        case e.TaskReadied() | e.TaskDispatched():
             return replace(
                 state,
-                status="readied",
-                dispatch=event.dispatch,
-                attempt=event.attempt,
-                attempt_open=True,
-                lost=state.lost if state.attempt_open else 0,
-                reopening=False,
-                retry_at=None,
-                kind=None,
-                message="",
-            )
-        case e.TaskDispatched():
-            return replace(
-                state,
-                status="queued",
+                status="readied" if isinstance(event, e.TaskReadied) else "queued",
                 dispatch=event.dispatch,
                 attempt=event.attempt,
                 attempt_open=True,
