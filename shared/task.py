@@ -267,8 +267,8 @@ def _hand_out(state: TaskState, command: c.HandOut) -> e.Event | None:
         raise c.Changed("the task was readied anew meanwhile: read its prompt again")
     return _opened(
         state,
-        number=readied.dispatch,
-        attempt=readied.attempt,
+        number=state.dispatch,
+        attempt=state.attempt,
         prompt=readied.prompt,
         agent=readied.agent,
         project=command.project,
