@@ -22,8 +22,8 @@ from shared.subjects import PLAN
 Standing = Literal["drafted", "running", "waiting", "paused", "needs_attention", "cancelling", "cancelled", "completed"]
 """How a plan stands, in one word.
 
-`waiting`: for people who do manual tasks, and for nothing else. `needs_attention`: nothing of it can go on without a
-person's decision.
+`waiting`: for people who do manual tasks or are asked for an approval, and for nothing else. `needs_attention`: nothing
+of it can go on without a person's decision.
 """
 
 
@@ -67,8 +67,12 @@ class Board:
         self.fault = ""
         """Set where an event could not be read: nothing may be decided for this plan."""
         self.counts: Counter[task.TaskStatus] = Counter()
-        self._laid_out = False
+        self._laid_out = 0
+        """How many tasks the indices below know of; 0: they are not built yet."""
         self._codes: list[str] = []
+        self._at: dict[int, str] = {}
+        """Task by its index, as the bits of `_ancestors` count."""
+        self._place: dict[str, int] = {}
         self._successors: dict[str, list[str]] = {}
         self._missing: dict[str, int] = {}
         """How many of a task's predecessors are not clear."""
@@ -81,7 +85,7 @@ class Board:
         """Manual tasks that were dispatched: in a person's hands, in no runner's."""
         self._committed_usd = 0.0
         """What all attempts cost so far, and what those in flight may still cost."""
-        self._retries: list[tuple[datetime, str]] = []
+        self._timers: list[tuple[datetime, str]] = []
         self._due: set[str] = set()
         self._claimed: dict[str, float] = {}
         """With what each may cost, in US dollars."""
@@ -109,8 +113,13 @@ class Board:
         self._by_hand += _is_by_hand(after) - _is_by_hand(before)
         self._committed_usd += _committed_usd(after) - _committed_usd(before)
         self._claimed.pop(entity, None)
-        if self._laid_out:
+        if entity in self._successors:
             self._follow_change(entity)
+        elif self._laid_out:
+            if all(added.code != entity for added in self.plan.added):
+                raise ValueError(f"the plan has no task {entity}")
+            if self._all_planned():
+                self._lay_out()
 
     def _end_claims(self) -> None:
         """What a dispatcher claimed before the pause and did not dispatch is ready again; twice does no harm."""
@@ -119,26 +128,48 @@ class Board:
             self._list(code)
 
     def _all_planned(self) -> bool:
-        return not self._laid_out and self.plan.count > 0 and len(self.tasks) == self.plan.count
+        return self.plan.count > self._laid_out and len(self.tasks) == self.plan.count
 
     def _lay_out(self) -> None:
-        """Builds the indices, once: after `finalized` the edges never change."""
-        self._laid_out = True
-        by_index = sorted(self.tasks.items(), key=lambda item: item[1].index)
-        self._codes = [code for code, _ in by_index]
+        """Builds the indices: after `finalized`, and once more whenever tasks were added; other edges never change."""
+        self._laid_out = len(self.tasks)
+        by_index = sorted(self.tasks, key=lambda code: self.tasks[code].index)
+        self._codes = self._in_order(by_index) if self.plan.added else by_index
+        self._at = {self.tasks[code].index: code for code in self._codes}
+        self._place = {code: place for place, code in enumerate(self._codes)}
         self._successors = {code: [] for code in self._codes}
-        for code, state in by_index:
+        self._clear.clear()
+        self._ancestors = [0] * self._laid_out
+        for code in self._codes:
             ancestors = 0
-            for predecessor in _depends_on(state):
+            for predecessor in self._depends_on(code):
                 self._successors[predecessor].append(code)
                 index = self.tasks[predecessor].index
                 ancestors |= self._ancestors[index] | (1 << index)
-            self._ancestors.append(ancestors)
-            self._missing[code] = sum(p not in self._clear for p in _depends_on(state))
+            self._ancestors[self.tasks[code].index] = ancestors
+            self._missing[code] = sum(p not in self._clear for p in self._depends_on(code))
             if self._is_clear(code):
                 self._clear.add(code)
         for code in self._codes:
             self._list(code)
+
+    def _in_order(self, codes: list[str]) -> list[str]:
+        """Topological order where tasks were added, whose index says nothing of what waits for them."""
+        ordered: dict[str, None] = {}
+        for code in codes:
+            open_ = [code]
+            while open_:
+                waits_for = [p for p in self._depends_on(open_[-1]) if p not in ordered]
+                if waits_for:
+                    open_.append(waits_for[0])
+                else:
+                    ordered.setdefault(open_.pop())
+        return list(ordered)
+
+    def _depends_on(self, code: str) -> tuple[str, ...]:
+        also = self.plan.also_before.get(code)
+        depends_on = _depends_on(self.tasks[code])
+        return (*depends_on, *(c for c in also if c in self.tasks)) if also else depends_on
 
     def _is_clear(self, code: str) -> bool:
         """Whether successors need not wait for the task.
@@ -167,12 +198,13 @@ class Board:
         """Keeps the lists of what the dispatcher may act on."""
         state = self.tasks[code]
         free = self._missing[code] == 0
-        if state.status == "retry_wait" and state.retry_at:
+        if (at := task.timer(state)) is not None:
             if code not in self._due:
-                heappush(self._retries, (state.retry_at, code))
+                heappush(self._timers, (at, code))
         else:
             self._due.discard(code)
-        ready = free and (state.status == "pending" or code in self._due) and code not in self._claimed
+        due = code in self._due and state.status == "retry_wait"
+        ready = free and (state.status == "pending" or due) and code not in self._claimed
         for wanted, listed in (
             (ready and not _is_manual(state), self._ready),
             (ready and _is_manual(state), self._ready_by_hand),
@@ -188,7 +220,7 @@ class Board:
     @property
     def visible(self) -> bool:
         """Whether the plan is finalized with all its tasks: half a plan is never shown."""
-        return self._laid_out
+        return self._laid_out > 0
 
     @property
     def codes(self) -> list[str]:
@@ -206,14 +238,14 @@ class Board:
         """
         waits_for: dict[str, None] = {}
         seen: set[str] = set()
-        open_ = list(reversed(_depends_on(self.tasks[code])))
+        open_ = list(reversed(self._depends_on(code)))
         while open_ and (at_most is None or len(waits_for) < at_most):
             predecessor = open_.pop()
             if predecessor in self._clear or predecessor in seen:
                 continue
             seen.add(predecessor)
             if self.tasks[predecessor].satisfied:
-                open_ += reversed(_depends_on(self.tasks[predecessor]))
+                open_ += reversed(self._depends_on(predecessor))
             else:
                 waits_for[predecessor] = None
         return list(waits_for)
@@ -224,11 +256,10 @@ class Board:
         return limit - len(self._claimed) - self._in_flight()
 
     def wake(self, now: datetime) -> None:
-        """Makes the tasks ready whose retry's time has come."""
-        while self._retries and self._retries[0][0] <= now:
-            retry_at, code = heappop(self._retries)
-            state = self.tasks[code]
-            if state.status == "retry_wait" and state.retry_at == retry_at:
+        """Makes the tasks ready whose retry's time has come, and notes the approvals that nobody gave in time."""
+        while self._timers and self._timers[0][0] <= now:
+            at, code = heappop(self._timers)
+            if task.timer(self.tasks[code]) == at:
                 self._due.add(code)
                 self._list(code)
 
@@ -244,7 +275,7 @@ class Board:
         self._ready_by_hand.clear()
         left_usd = self._left_usd()
         for code in list(islice(self._ready, max(0, self.free_slots()))):
-            may_cost_usd = _may_cost_usd(self.tasks[code])
+            may_cost_usd = task.may_cost_usd(self.tasks[code])
             left_usd -= may_cost_usd
             if left_usd < 0:
                 break  # in order: cheaper ones behind it must not starve it
@@ -268,13 +299,13 @@ class Board:
         waits = next(iter(self._ready), None)
         if self.plan.status != "active" or waits is None or self._claimed or self._in_flight():
             return ""
-        if _may_cost_usd(self.tasks[waits]) <= self._left_usd():
+        if task.may_cost_usd(self.tasks[waits]) <= self._left_usd():
             return ""
         chosen = self.plan.chosen
         budget_usd = chosen.spec.budget_usd if chosen else 0
         return (
             f"the plan's budget is {budget_usd:g} USD, {self._committed_usd:.2f} are spent and {waits} may cost "
-            f"{_may_cost_usd(self.tasks[waits]):g}: resume it with a larger budget, or lower the task's"
+            f"{task.may_cost_usd(self.tasks[waits]):g}: resume it with a larger budget, or lower the task's"
         )
 
     def _in_flight(self) -> int:
@@ -286,9 +317,13 @@ class Board:
         if code in self._reopening and code not in self._claimed:
             (self._ready_by_hand if _is_manual(self.tasks[code]) else self._ready).setdefault(code)
 
-    def retries(self) -> list[tuple[datetime, str]]:
-        """The tasks that wait for a retry, each with its time, the earliest first."""
-        return sorted({(at, code) for at, code in self._retries if self.tasks[code].retry_at == at})
+    def timers(self) -> list[tuple[datetime, str]]:
+        """The tasks that wait for a time, each with it, the earliest first: for a retry, or no longer for an answer."""
+        return sorted({(at, code) for at, code in self._timers if task.timer(self.tasks[code]) == at})
+
+    def expired(self) -> list[str]:
+        """The tasks that nobody gave an answer in time, as of the last `wake`."""
+        return [code for code in self._due if self.tasks[code].status == "awaiting_approval"]
 
     def reopening(self) -> list[str]:
         """Abandoned tasks that a person wants to run again."""
@@ -300,28 +335,29 @@ class Board:
         A completed task's commit contains those of all its completed ancestors, since they had ended when it began; a
         predecessor without a commit (abandoned, marked complete) stands for what came before it.
         """
-        found = [index for index in self._nearest(code) if self.tasks[self._codes[index]].commit]
+        found = [index for index in self._nearest(code) if self.tasks[self._at[index]].commit]
         contained = 0
         for index in found:
             contained |= self._ancestors[index]
-        heads = (self._codes[index] for index in found if not contained >> index & 1)
+        heads = (self._at[index] for index in found if not contained >> index & 1)
         return tuple(Head(c, self.tasks[c].commit) for c in heads)
 
     def abandoned_before(self, code: str) -> tuple[str, ...]:
         """The tasks on whose abandoning a start would rest: predecessors and, behind those without a commit, theirs."""
-        before = (self._codes[index] for index in self._nearest(code))
+        before = (self._at[index] for index in self._nearest(code))
         return tuple(c for c in before if self.tasks[c].status == "abandoned")
 
     def _nearest(self, code: str) -> list[int]:
         """On every way back from a task, all ancestors as far as the first one with a commit; in topological order."""
         found: set[int] = set()
-        open_ = list(_depends_on(self.tasks[code]))
+        open_ = list(self._depends_on(code))
         while open_:
-            state = self.tasks[open_.pop()]
+            nearest = open_.pop()
+            state = self.tasks[nearest]
             if state.index not in found:
                 found.add(state.index)
-                open_ += () if state.commit else _depends_on(state)
-        return sorted(found)
+                open_ += () if state.commit else self._depends_on(nearest)
+        return sorted(found, key=lambda index: self._place[self._at[index]])
 
     def resting_on(self, code: str) -> Iterable[str]:
         """The tasks that may have been dispatched because this one was abandoned: its successors and, behind those
@@ -339,7 +375,7 @@ class Board:
 
     def predecessors(self, code: str) -> Iterable[task.TaskState]:
         """The states of the tasks that this one depends on."""
-        return (self.tasks[p] for p in _depends_on(self.tasks[code]))
+        return (self.tasks[p] for p in self._depends_on(code))
 
     @property
     def settled(self) -> bool:
@@ -369,7 +405,8 @@ class Board:
             return "needs_attention"
         if self.plan.status == "paused":
             return "paused"
-        return "waiting" if not moving and (self._by_hand or self.counts["readied"]) else "running"
+        waits = self._by_hand or self.counts["readied"] or self.counts["awaiting_approval"]
+        return "waiting" if not moving and waits else "running"
 
 
 SETTLED: tuple[task.TaskStatus, ...] = ("completed", "cancelled", "abandoned")
@@ -384,14 +421,8 @@ def _is_by_hand(state: task.TaskState) -> bool:
     return state.status == "queued" and _is_manual(state)
 
 
-def _may_cost_usd(state: task.TaskState) -> float:
-    """The most that the task's next attempt may cost; programs and people cost nothing."""
-    costs = state.agent is not None and state.agent.sdk_type == "claude"
-    return state.spec.budget_usd if costs and state.spec else 0.0
-
-
 def _committed_usd(state: task.TaskState) -> float:
-    reserved_usd = _may_cost_usd(state) if state.status in task.IN_FLIGHT else 0.0
+    reserved_usd = task.may_cost_usd(state) if state.status in task.IN_FLIGHT else 0.0
     return state.usage.cost_usd + reserved_usd
 
 

@@ -9,8 +9,8 @@ from typing import Literal
 
 import msgspec
 
-from shared.events import FailureKind, Head, Result, TaskReadied, Usage
-from shared.spec import AgentSpec, PlanSettings, PlanSpec, TaskSpec
+from shared.events import ApprovalKind, Conflict, FailureKind, Head, Result, TaskReadied, Usage
+from shared.spec import AgentSpec, DeliveryRules, PlanSettings, PlanSpec, TaskSpec, WorkRules
 
 PlanPhase = Literal["open", "paused", "cancelling"]
 """What a plan allows its tasks: to start, to wait, or only to end."""
@@ -104,7 +104,17 @@ class CompletePlan(Command, frozen=True, kw_only=True):
     head_commit: str
 
 
-PlanCommand = Draft | Finalize | ConfirmFinalized | Pause | Resume | CancelPlan | ConfirmCancelled | CompletePlan
+class Extend(Command, frozen=True, kw_only=True):
+    """Adds tasks to a plan that runs."""
+
+    tasks: tuple[TaskSpec, ...]
+    before: str = ""
+    reason: str
+
+
+PlanCommand = (
+    Draft | Finalize | ConfirmFinalized | Extend | Pause | Resume | CancelPlan | ConfirmCancelled | CompletePlan
+)
 
 
 # To a task --------------------------------------------------------------------------------------------------------
@@ -157,6 +167,9 @@ class Dispatch(Command, frozen=True, kw_only=True):
     plan_name: str
     setup: tuple[str, ...]
     env_allow: tuple[str, ...]
+    rules: WorkRules = WorkRules()
+    """What the plan and its project say; the task's own part is added."""
+    delivery: DeliveryRules = DeliveryRules()
 
 
 class Start(Command, frozen=True, kw_only=True):
@@ -170,6 +183,8 @@ class Start(Command, frozen=True, kw_only=True):
     """Of the dispatch's `abandoned`, those that are not any more, or are to run again."""
     supersede_lease: int | None = None
     """The live lease whose runner was asked and did not answer."""
+    lost_usage: Usage | None = None
+    """That lease's last report; None: there is none, and all that it had reserved is charged."""
     seal_to: str = ""
     """The runner's public key; see `shared.sealed`."""
 
@@ -181,6 +196,8 @@ class Release(Command, frozen=True, kw_only=True):
     reason: str
     lost: bool = False
     """Its runner died and came back: counts as a lost lease, or a task that kills its runner would run for ever."""
+    usage: Usage | None = Usage()
+    """None: it is not known, and all that the lease had reserved is charged."""
 
 
 class Complete(Command, frozen=True, kw_only=True):
@@ -191,6 +208,47 @@ class Complete(Command, frozen=True, kw_only=True):
     commit: str
     result: Result
     usage: Usage
+
+
+class RequestApproval(Command, frozen=True, kw_only=True):
+    """Parks the attempt until a person has answered; ends the lease."""
+
+    now: datetime
+    phase: PlanPhase
+    lease: int
+    approval: str
+    """`shared.approval.approval_hash`."""
+    kind: ApprovalKind
+    tool: str = ""
+    input: str = ""
+    why: str
+    expires_at: datetime
+    commit: str = ""
+    base_commit: str = ""
+    usage: Usage
+
+
+class Approve(Command, frozen=True, kw_only=True):
+    """A person says yes to exactly what they were shown."""
+
+    approval: str
+    note: str = ""
+
+
+class Deny(Command, frozen=True, kw_only=True):
+    """A person says no, or time did."""
+
+    approval: str
+    note: str = ""
+    now: datetime | None = None
+    """Set by the dispatcher when the time for an answer is over; refused while it is not."""
+
+
+class UseApproval(Command, frozen=True, kw_only=True):
+    """The holder of the lease is about to run what was allowed."""
+
+    lease: int
+    approval: str
 
 
 class Fail(Command, frozen=True, kw_only=True):
@@ -206,6 +264,8 @@ class Fail(Command, frozen=True, kw_only=True):
     """At the earliest, as whoever refused the work said."""
     jitter: float = 0.0
     """Random, 0 to 1: spreads retries by up to a quarter of their wait."""
+    conflict: Conflict | None = None
+    """Of a `merge_conflict`."""
 
 
 class CancelTask(Command, frozen=True, kw_only=True):
@@ -248,6 +308,10 @@ TaskCommand = (
     | Start
     | Release
     | Complete
+    | RequestApproval
+    | Approve
+    | Deny
+    | UseApproval
     | Fail
     | CancelTask
     | MarkComplete

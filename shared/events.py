@@ -11,7 +11,7 @@ from typing import Any, ClassVar, Literal
 
 import msgspec
 
-from shared.spec import AgentSpec, PlanSettings, PlanSpec, TaskSpec
+from shared.spec import AgentSpec, DeliveryRules, PlanSettings, PlanSpec, TaskSpec, WorkRules
 
 FailureKind = Literal[
     "agent_error",
@@ -75,6 +75,20 @@ class Result(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
 ARTIFACTS_MAX = 200
 
 
+class Conflict(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
+    """Work that can't be merged by itself."""
+
+    files: tuple[str, ...]
+    """Repository-relative paths, at most `ARTIFACTS_MAX`."""
+    tasks: tuple[str, ...]
+    """Whose work it is, in topological order."""
+
+
+ApprovalKind = Literal["tool", "question", "result"]
+"""A tool call that nobody allowed beforehand; the agent's own question; the finished work."""
+APPROVAL_INPUT_MAX_BYTES = 1024 * 1024
+
+
 # The plan -------------------------------------------------------------------------------------------------------
 
 
@@ -107,6 +121,16 @@ class PlanFinalized(Event, frozen=True, kw_only=True):
 
     name = "plan.finalized"
     digest: str
+
+
+class PlanExtended(Event, frozen=True, kw_only=True):
+    """Tasks were added to a plan that runs. One `task.planned` for each follows, under the plan's digest."""
+
+    name = "plan.extended"
+    tasks: tuple[TaskSpec, ...]
+    before: str = ""
+    """The task that waits for the new ones too; it has not started."""
+    reason: str
 
 
 class PlanPaused(Event, frozen=True, kw_only=True):
@@ -196,8 +220,12 @@ class TaskDispatched(Event, frozen=True, kw_only=True):
     setup: tuple[str, ...] = ()
     verify: tuple[str, ...] = ()
     env_allow: tuple[str, ...] = ()
+    rules: WorkRules = WorkRules()
+    delivery: DeliveryRules = DeliveryRules()
+    """Only of `_deliver`."""
     timeout_s: float
     budget_usd: float
+    """Of the whole attempt, however many leases it takes."""
 
 
 class TaskStarted(Event, frozen=True, kw_only=True):
@@ -211,6 +239,10 @@ class TaskStarted(Event, frozen=True, kw_only=True):
     """Random id of this taking of the message: tells a repeated command from another runner process."""
     supersedes: int | None = None
     """The lease before, where it was lost: its runner did not answer."""
+    resumes: int = 0
+    """The lease whose conversation and files this one goes on with; 0: it starts afresh."""
+    charged: Usage = Usage()
+    """What the lost lease had consumed: its last report, or else all that it had reserved."""
     seal_to: str = ""
     """The runner's public key (X25519, base64url): the lease's credentials are sealed to it and to nobody else."""
 
@@ -223,6 +255,7 @@ class TaskReleased(Event, frozen=True, kw_only=True):
     reason: str
     lost: bool = False
     """The lease was lost: its runner died, and handed back after it had come back."""
+    usage: Usage = Usage()
 
 
 class TaskCompleted(Event, frozen=True, kw_only=True):
@@ -238,6 +271,51 @@ class TaskCompleted(Event, frozen=True, kw_only=True):
     usage: Usage = Usage()
 
 
+class TaskApprovalRequested(Event, frozen=True, kw_only=True):
+    """The attempt waits for a person: its lease is over, what it had is saved."""
+
+    name = "task.approval_requested"
+    lease: int
+    approval: str
+    """Hash of the task, its attempt and lease, the tool and its input (`shared.approval`): an answer names it."""
+    kind: ApprovalKind
+    tool: str = ""
+    input: str = ""
+    """The call's input as JSON, or the question's; for people, and what the answer is bound to."""
+    why: str
+    expires_at: datetime
+    """No answer until then is a denial."""
+    commit: str = ""
+    """For a result: where it is stored."""
+    base_commit: str = ""
+    usage: Usage = Usage()
+
+
+class TaskApprovalGranted(Event, frozen=True, kw_only=True):
+    """A person allows it, or answers the question in `note`."""
+
+    name = "task.approval_granted"
+    approval: str
+    note: str = ""
+
+
+class TaskApprovalDenied(Event, frozen=True, kw_only=True):
+    """A person refuses it, or nobody answered in time."""
+
+    name = "task.approval_denied"
+    approval: str
+    note: str = ""
+    expired: bool = False
+
+
+class TaskApprovalUsed(Event, frozen=True, kw_only=True):
+    """The allowed call is about to run. It is allowed once: whoever takes over later has to ask again."""
+
+    name = "task.approval_used"
+    approval: str
+    lease: int
+
+
 class TaskFailed(Event, frozen=True, kw_only=True):
     """The attempt ended otherwise. `retry_at` is the verdict: a time, or None for a person's attention."""
 
@@ -249,6 +327,8 @@ class TaskFailed(Event, frozen=True, kw_only=True):
     retry_at: datetime | None = None
     spent: bool = True
     """False: the attempt does not count against the task's limit (a usage limit that resets at a known time)."""
+    conflict: Conflict | None = None
+    """Of a `merge_conflict`."""
     usage: Usage = Usage()
 
 
@@ -302,6 +382,7 @@ REGISTRY: dict[str, type[Event]] = {
         PlanDrafted,
         PlanFinalizing,
         PlanFinalized,
+        PlanExtended,
         PlanPaused,
         PlanResumed,
         PlanCancelRequested,
@@ -313,6 +394,10 @@ REGISTRY: dict[str, type[Event]] = {
         TaskReleased,
         TaskStarted,
         TaskCompleted,
+        TaskApprovalRequested,
+        TaskApprovalGranted,
+        TaskApprovalDenied,
+        TaskApprovalUsed,
         TaskFailed,
         TaskCancelRequested,
         TaskCancelled,

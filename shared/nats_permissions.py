@@ -21,11 +21,18 @@ from shared.spec import SdkType
 
 ANSWERS_EXPIRE = "5m"
 """How long a service may take to answer a request: an import of a large plan takes seconds."""
-LEASE_EVENTS = ("started", "released", "completed", "failed", "cancelled")
+LEASE_EVENTS = ("started", "released", "completed", "approval_requested", "approval_used", "failed", "cancelled")
 """What a runner's decisions append."""
 POOLS = (*get_args(SdkType), subjects.DELIVER_POOL, subjects.MANUAL_POOL)
 
-_STREAMS = (streams.EVENTS, streams.TRANSCRIPTS, streams.TIMERS, streams.PROJECTS, streams.RUNNERS_STREAM)
+_STREAMS = (
+    streams.EVENTS,
+    streams.TRANSCRIPTS,
+    streams.SESSIONS,
+    streams.TIMERS,
+    streams.PROJECTS,
+    streams.RUNNERS_STREAM,
+)
 
 
 def server_config(passwords: Mapping[str, str]) -> dict[str, Any]:
@@ -114,6 +121,7 @@ _SPOKEN: Mapping[str, _Spoken] = {
             subjects.PLANNER_EDIT,
             subjects.RUNNER_INTRODUCE,
             subjects.EVERY_RUNNER_TEST,
+            subjects.EVERY_RUNNER_DIFF,
             *_follow(streams.EVENTS),
             *_follow(streams.TRANSCRIPTS),
             *_follow(streams.PROJECTS),
@@ -147,6 +155,8 @@ _SPOKEN: Mapping[str, _Spoken] = {
         (
             *(subjects.type_filter(type_) for type_ in LEASE_EVENTS),
             subjects.MANY_TRANSCRIPTS,
+            subjects.MANY_SESSIONS,
+            *_follow(streams.SESSIONS),
             subjects.CREDENTIALS,
             subjects.EVERY_RUNNER_HOLDS,
             f"$KV.{streams.RUNNERS}.*",

@@ -11,7 +11,7 @@ import msgspec
 
 from shared import commands as c
 from shared import events as e
-from shared.spec import PlanSettings, PlanSpec, digest, settled
+from shared.spec import PlanSettings, PlanSpec, TaskSpec, digest, settled
 
 PlanStatus = Literal["absent", "drafted", "finalizing", "active", "paused", "cancelling", "cancelled", "completed"]
 
@@ -43,6 +43,10 @@ class PlanState(msgspec.Struct, frozen=True):
     head_commit: str = ""
     settings: PlanSettings = PlanSettings()
     """Of its project, as they were when it was finalized."""
+    added: tuple[TaskSpec, ...] = ()
+    """Tasks that came after it was finalized, in the order in which they came."""
+    also_before: dict[str, tuple[str, ...]] = {}
+    """By task, what it waits for besides what its spec says."""
 
     @property
     def project(self) -> str:
@@ -88,6 +92,17 @@ def evolve(state: PlanState, event: e.Event) -> PlanState:
             )
         case e.PlanFinalized():
             return msgspec.structs.replace(state, status="active")
+        case e.PlanExtended():
+            also_before = state.also_before
+            if event.before:
+                codes = tuple(task.code for task in event.tasks)
+                also_before = {**also_before, event.before: (*also_before.get(event.before, ()), *codes)}
+            return msgspec.structs.replace(
+                state,
+                added=(*state.added, *event.tasks),
+                also_before=also_before,
+                count=state.count + len(event.tasks),
+            )
         case e.PlanPaused():
             return msgspec.structs.replace(state, status="paused", reason=event.reason)
         case e.PlanResumed():
@@ -120,6 +135,8 @@ def decide(state: PlanState, command: c.PlanCommand) -> e.Event | None:
             if state.status == "finalizing" and command.digest == state.digest:
                 return e.PlanFinalized(digest=state.digest)
             return None
+        case c.Extend():
+            return _extend(state, command)
         case c.Pause():
             if state.status == "active":
                 return e.PlanPaused(reason=command.reason)
@@ -193,6 +210,20 @@ def _finalize(state: PlanState, command: c.Finalize) -> e.Event | None:
         count=len(candidate.spec.tasks) + 1,
         settings=command.settings,
     )
+
+
+def _extend(state: PlanState, command: c.Extend) -> e.Event | None:
+    if state.status not in ("active", "paused"):
+        raise c.Refused(f"the plan is {state.status}: no task can be added")
+    known = {task.code.lower() for task in state.added}
+    if state.chosen is not None:
+        known |= {task.code.lower() for task in state.chosen.spec.tasks}
+    new = {task.code.lower() for task in command.tasks}
+    if new <= {task.code.lower() for task in state.added}:
+        return None
+    if new & known or len(new) < len(command.tasks):
+        raise c.Refused("the plan has a task of that name already")
+    return e.PlanExtended(tasks=command.tasks, before=command.before, reason=command.reason)
 
 
 def _nothing_or_refused(state: PlanState, wish: str, may_be: set[PlanStatus]) -> e.Event | None:

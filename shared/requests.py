@@ -168,6 +168,28 @@ def test_context(runner: str, kind: CredentialKind) -> bytes:
     return f"treadle test {runner} {kind}".encode()
 
 
+class DiffRequest(msgspec.Struct, frozen=True, kw_only=True):
+    """To one runner: what changed between these commits?"""
+
+    project: str
+    plan: str
+    repo_url: str
+    base: str
+    commit: str
+    sealed: bytes = b""
+    """`GitCredentials`, with `test_context` of kind git. Empty: there are none."""
+
+
+class DiffReply(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
+    """What changed, or why it can't be told."""
+
+    stat: str = ""
+    patch: str = ""
+    cut: bool = False
+    """Whether the patch was cut."""
+    refused: str = ""
+
+
 class ProjectDeleted(msgspec.Struct, frozen=True, kw_only=True):
     """Stored in the stream of projects: runners remove what they keep of it."""
 
@@ -203,3 +225,7 @@ class RunnerPresence(msgspec.Struct, frozen=True, kw_only=True):
     """The first `PRESENCE_LEASES_MAX`."""
     started: datetime
     version: str
+    full: str = ""
+    """Why it takes no new work just now: its disk; empty when it does."""
+    sandbox: str = ""
+    """What keeps agents in: the sandbox's name and version, or "none"; empty where an older runner doesn't say."""

@@ -19,8 +19,13 @@ DELIVER = "_deliver"
 SdkType = Literal["claude", "command"]
 """The agents that a runner can drive; each is the name of a runner pool too."""
 
-Delivery = Literal["branch"]
-"""What becomes of a plan's branch: it is left to whoever merges it."""
+Delivery = Literal["branch", "merge", "command"]
+"""What becomes of a plan's branch: it is left to whoever merges it, merged, or handed to a command of the project's."""
+
+OnConflict = Literal["report", "agent"]
+"""Where tasks' work can't be merged, a person looks at it, or an agent merges it in a task of its own."""
+
+Answer = Literal["always", "never", "ask"]
 
 DEFAULT_MODEL = "claude-sonnet-5-5"
 """Pinned: an alias or no model at all would let the work change under a running plan."""
@@ -43,6 +48,14 @@ TIMEOUT_MAX_MINUTES = 24 * 60
 ATTEMPTS_MAX = 20
 BACKOFF_MAX_S = 600
 """Also where doubling ends."""
+VERIFY_ROUNDS = 2
+VERIFY_ROUNDS_MAX = 10
+APPROVAL_TIMEOUT_MINUTES = 24 * 60.0
+APPROVAL_TIMEOUT_MIN_MINUTES = 0.01
+APPROVAL_TIMEOUT_MAX_MINUTES = 31 * 24 * 60
+PERMISSIONS_MAX = 200
+HOSTS_MAX = 200
+"""Of `network_allow`."""
 BUDGET_MIN_USD = 0.01
 BUDGET_MAX_USD = 1000
 PLAN_BUDGET_MAX_USD = 1_000_000
@@ -114,6 +127,14 @@ class TaskSpec(Spec, frozen=True, kw_only=True):
     """Shell commands, run in the worktree after the agent; each must exit with 0."""
     retry: Retry | None = None
     """None: three attempts for what is nobody's fault (overload, network, a lost runner), one for all else."""
+    verify_rounds: int | None = None
+    """How often what `verify` found goes back to the agent before the attempt fails; None: as the project has it."""
+    requires_approval: bool = False
+    """A person accepts the result before the task counts as completed."""
+    allow_no_change: bool = False
+    """Whether the task may end without having changed a file."""
+    resolves: str = ""
+    """The task whose start met a conflict: this one merges what it starts from. Only Treadle itself sets it."""
     budget_usd: float = 5.0
     """The most that one attempt may cost. It is checked after each answer of the model, so one answer may overshoot."""
 
@@ -133,6 +154,45 @@ class PlanSpec(Spec, frozen=True, kw_only=True):
     """Shell commands, run in each fresh workspace before its agent."""
     env_allow: tuple[str, ...] = ()
     """Names of the runner's environment variables that agents may see."""
+    network_allow: tuple[str, ...] = ()
+    """Hosts that set-up, agents and verification may reach from the sandbox: `example.com`, `*.example.com`, with an
+    optional port (443 and 80 otherwise)."""
+
+
+class Permission(Spec, frozen=True, kw_only=True):
+    """What happens when an agent calls a tool; the first rule that fits decides."""
+
+    tool: str
+    """A tool's name, or `*`."""
+    pattern: str = "*"
+    """A shell pattern (`fnmatch`) over what tells most of the call: a command, a path, an address."""
+    answer: Answer
+    """Let it, refuse it, or ask a person."""
+
+
+class WorkRules(Spec, frozen=True, kw_only=True):
+    """What a dispatched attempt may do, and what has to hold before it counts as done."""
+
+    network_allow: tuple[str, ...] = ()
+    permissions: tuple[Permission, ...] = ()
+    approval_timeout_s: float = APPROVAL_TIMEOUT_MINUTES * 60
+    """No answer within it is a denial."""
+    verify_rounds: int = VERIFY_ROUNDS
+    requires_approval: bool = False
+    allow_no_change: bool = False
+    expected_output: str | None = None
+    """Repository-relative path that must be there in the end."""
+    resolves: str = ""
+
+
+class DeliveryRules(Spec, frozen=True, kw_only=True):
+    """What `_deliver` does once the plan's branch is there."""
+
+    kind: Delivery = "branch"
+    branch: str = ""
+    """What it is merged into; empty: the repository's default branch."""
+    command: str = ""
+    """For the kind `command`: a shell command, run in a workspace of the branch."""
 
 
 class PlanSettings(Spec, frozen=True, kw_only=True):
@@ -146,7 +206,14 @@ class PlanSettings(Spec, frozen=True, kw_only=True):
     setup: tuple[str, ...] = ()
     """Run before the plan's own."""
     env_allow: tuple[str, ...] = ()
+    network_allow: tuple[str, ...] = ()
+    permissions: tuple[Permission, ...] = ()
+    approval_timeout_minutes: float = APPROVAL_TIMEOUT_MINUTES
+    verify_rounds: int = VERIFY_ROUNDS
+    on_conflict: OnConflict = "report"
     delivery: Delivery = "branch"
+    delivery_branch: str = ""
+    delivery_command: str = ""
 
 
 def settled(spec: PlanSpec, settings: PlanSettings) -> PlanSpec:
@@ -162,6 +229,7 @@ def settled(spec: PlanSpec, settings: PlanSettings) -> PlanSpec:
         budget_usd=min(budgets, default=None),
         setup=(*settings.setup, *spec.setup),
         env_allow=tuple(dict.fromkeys((*settings.env_allow, *spec.env_allow))),
+        network_allow=tuple(dict.fromkeys((*settings.network_allow, *spec.network_allow))),
     )
 
 

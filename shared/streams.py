@@ -27,6 +27,8 @@ from shared.spec import SdkType
 EVENTS = "TREADLE_EVENTS"
 TRANSCRIPTS = "TREADLE_TRANSCRIPTS"
 TIMERS = "TREADLE_TIMERS"
+SESSIONS = "TREADLE_SESSIONS"
+"""What a lease leaves to the next one: its conversation, and where its files are."""
 PROJECTS = "TREADLE_PROJECTS"
 RUNNERS = "TREADLE_RUNNERS"
 """The key-value bucket of the runners' presence (`shared.requests.RunnerPresence` by runner's name)."""
@@ -39,6 +41,9 @@ HEARTBEAT_S = 10.0
 
 TRANSCRIPTS_AGE_MAX_S = 14 * 24 * 3600.0
 TRANSCRIPTS_BYTES_MAX = 2 * 1024**3
+SESSIONS_AGE_MAX_S = 35 * 24 * 3600.0
+"""Longer than anybody may wait for an approval."""
+SESSIONS_BYTES_MAX = 4 * 1024**3
 RUNNER_POOLS = (*get_args(SdkType), subjects.DELIVER_POOL)
 """What runners take; a manual dispatch is for people."""
 PRESENCE_EVERY_S = 10.0
@@ -71,6 +76,17 @@ async def declare_streams(js: JetStreamContext) -> None:
             discard=DiscardPolicy.OLD,
             max_age=TRANSCRIPTS_AGE_MAX_S,
             max_bytes=TRANSCRIPTS_BYTES_MAX,
+            max_consumers=CONSUMERS_MAX,
+            allow_direct=True,
+        ),
+        StreamConfig(
+            name=SESSIONS,
+            subjects=[subjects.MANY_SESSIONS],
+            retention=RetentionPolicy.LIMITS,
+            storage=StorageType.FILE,
+            discard=DiscardPolicy.OLD,
+            max_age=SESSIONS_AGE_MAX_S,
+            max_bytes=SESSIONS_BYTES_MAX,
             max_consumers=CONSUMERS_MAX,
             allow_direct=True,
         ),

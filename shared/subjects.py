@@ -2,6 +2,8 @@
 
 treadle.evt.<shard>.<plan>.<entity>.<type>[.<route>]   the event log
 treadle.log.<shard>.<plan>.<task>.<lease>              transcripts
+treadle.session.<plan>.<task>.checkpoint               where an attempt stands: what its next lease goes on with
+treadle.session.<plan>.<task>.<lease>                  a lease's conversation
 treadle.timer.set.<plan>.<task>                        a timer, replaced when set again
 treadle.timer.due.<plan>.<task>                        the same timer when its time has come
 treadle.rpc.planner.import                             request: a plan file becomes a candidate
@@ -10,6 +12,7 @@ treadle.rpc.gateway.credentials                        request: a live lease's c
 treadle.rpc.runner.introduce                           request to any runner: who are you, what is sealed to you?
 treadle.rpc.runner.<runner>.holds                      request: is this lease alive with you?
 treadle.rpc.runner.<runner>.test                       request: do these credentials work from where you are?
+treadle.rpc.runner.<runner>.diff                       request: what changed between two commits?
 treadle.gateway.account.<user>                         told to all gateways: look at that account again
 treadle.project.<project>.deleted                      what runners remove
 """
@@ -28,6 +31,7 @@ PLAN = "_plan"
 DELIVER_POOL = "deliver"
 MANY_EVENTS = "treadle.evt.>"
 MANY_TRANSCRIPTS = "treadle.log.>"
+MANY_SESSIONS = "treadle.session.>"
 MANY_TIMERS = "treadle.timer.>"
 TIMERS_DUE = "treadle.timer.due.>"
 MANY_PLAN_EVENTS = "treadle.evt.*.*._plan.>"
@@ -41,6 +45,7 @@ RUNNER_INTRODUCE = "treadle.rpc.runner.introduce"
 MANY_RUNNER_REQUESTS = "treadle.rpc.runner.>"
 EVERY_RUNNER_HOLDS = "treadle.rpc.runner.*.holds"
 EVERY_RUNNER_TEST = "treadle.rpc.runner.*.test"
+EVERY_RUNNER_DIFF = "treadle.rpc.runner.*.diff"
 ACCOUNT_CHANGES = "treadle.gateway.account.*"
 MANUAL_POOL = "manual"
 
@@ -127,6 +132,21 @@ def parse_transcript_subject(subject: str) -> tuple[str, str, int]:
     return plan, task, int(lease)
 
 
+def checkpoint(plan: str, task: str) -> str:
+    """Where it is stored how far a task's newest attempt came."""
+    return f"treadle.session.{_plan(plan)}.{_entity(task)}.checkpoint"
+
+
+def conversation(plan: str, task: str, lease: int) -> str:
+    """Where the holder of a lease stores its agent's conversation."""
+    return f"treadle.session.{_plan(plan)}.{_entity(task)}.{lease}"
+
+
+def session_filter(plan: str, task: str) -> str:
+    """Both of these, of every lease of a task: what an append's condition speaks of."""
+    return f"treadle.session.{_plan(plan)}.{_entity(task)}.*"
+
+
 def timer(plan: str, task: str) -> str:
     """Where a task's timer is set."""
     return f"treadle.timer.set.{_plan(plan)}.{_entity(task)}"
@@ -153,6 +173,11 @@ def runner_holds(runner: str) -> str:
 def runner_test(runner: str) -> str:
     """Where a runner tries credentials out."""
     return runner_holds(runner).removesuffix("holds") + "test"
+
+
+def runner_diff(runner: str) -> str:
+    """Where a runner tells what changed between two commits."""
+    return runner_holds(runner).removesuffix("holds") + "diff"
 
 
 def account_changed(user: str) -> str:

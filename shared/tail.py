@@ -5,7 +5,7 @@ Three times the speed of nats-py's `fetch`, and unlike its ordered consumer it n
 
 import asyncio
 import contextlib
-from collections.abc import AsyncIterator
+from collections.abc import AsyncGenerator, AsyncIterator
 from uuid import uuid4
 
 import msgspec
@@ -32,7 +32,9 @@ class Arrived(msgspec.Struct, frozen=True):
     """Nothing further was stored when the last of them was read."""
 
 
-async def follow_messages(nc: Client, stream: str, *, after: int, filters: tuple[str, ...]) -> AsyncIterator[Arrived]:
+async def follow_messages(
+    nc: Client, stream: str, *, after: int, filters: tuple[str, ...]
+) -> AsyncGenerator[Arrived, None]:
     """Every message with a sequence over `after`, then every new one; once each, in order; outages are waited out.
 
     The first item comes at once, empty where nothing is stored.

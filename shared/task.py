@@ -17,7 +17,7 @@ import msgspec
 
 from shared import commands as c
 from shared import events as e
-from shared.spec import DELIVER, TIMEOUT_MINUTES, AgentSpec, Retry, TaskSpec
+from shared.spec import DELIVER, TIMEOUT_MINUTES, AgentSpec, Retry, TaskSpec, WorkRules
 
 TaskStatus = Literal[
     "absent",
@@ -25,6 +25,7 @@ TaskStatus = Literal[
     "readied",
     "queued",
     "running",
+    "awaiting_approval",
     "retry_wait",
     "needs_attention",
     "cancelling",
@@ -34,7 +35,9 @@ TaskStatus = Literal[
 ]
 
 FINAL: frozenset[TaskStatus] = frozenset({"completed", "cancelled"})
-WAITING: frozenset[TaskStatus] = frozenset({"pending", "readied", "queued", "retry_wait", "needs_attention"})
+WAITING: frozenset[TaskStatus] = frozenset(
+    {"pending", "readied", "queued", "awaiting_approval", "retry_wait", "needs_attention"}
+)
 """Neither ended nor in a runner's hands: a person or the plan's end may settle these at once."""
 IN_FLIGHT: frozenset[TaskStatus] = frozenset({"queued", "running", "cancelling"})
 """What `max_parallel` bounds."""
@@ -54,6 +57,26 @@ RETRY_AFTER_MAX_S = 31 * 24 * 3600.0
 """What a server says of when to come again is believed up to here."""
 UNSPENT_WAIT_MIN_S = 5.0
 """An attempt that was not spent may come again for ever, so never at once."""
+
+
+class Approval(msgspec.Struct, frozen=True):
+    """What a person was asked, and what they said."""
+
+    approval: str
+    lease: int
+    """Whose call it was."""
+    kind: e.ApprovalKind
+    tool: str
+    input: str
+    why: str
+    expires_at: datetime
+    commit: str = ""
+    base_commit: str = ""
+    answer: Literal["", "granted", "denied"] = ""
+    note: str = ""
+    expired: bool = False
+    used_by: int = 0
+    """The lease that ran what was allowed, or was about to."""
 
 
 class TaskState(msgspec.Struct, frozen=True):
@@ -78,6 +101,12 @@ class TaskState(msgspec.Struct, frozen=True):
     """Number of the newest lease."""
     lost: int = 0
     """Leases lost in this attempt."""
+    spent_usd: float = 0.0
+    """What the attempt's leases cost so far."""
+    left_by: int = 0
+    """The lease whose conversation and files the next one goes on with; 0: it starts afresh."""
+    approval: Approval | None = None
+    """What the newest attempt asked for last."""
     runner: str = ""
     execution: str = ""
     reopening: bool = False
@@ -86,6 +115,8 @@ class TaskState(msgspec.Struct, frozen=True):
     commit: str = ""
     kind: e.FailureKind | None = None
     message: str = ""
+    conflict: e.Conflict | None = None
+    """Of the failure that `kind` names."""
     summary: str = ""
     usage: e.Usage = e.Usage()
     """Of all attempts so far."""
@@ -120,17 +151,25 @@ def evolve(state: TaskState, event: e.Event) -> TaskState:
                 attempt=event.attempt,
                 attempt_open=True,
                 lost=state.lost if state.attempt_open else 0,
+                spent_usd=state.spent_usd if state.attempt_open else 0.0,
+                approval=state.approval if state.attempt_open else None,
                 reopening=False,
                 retry_at=None,
                 kind=None,
                 message="",
             )
         case e.TaskStarted():
-            lost = state.lost + (event.supersedes is not None)
             return replace(
-                state, status="running", lease=event.lease, lost=lost, runner=event.runner, execution=event.execution
+                _charged(state, event.charged),
+                status="running",
+                lease=event.lease,
+                lost=state.lost + (event.supersedes is not None),
+                runner=event.runner,
+                execution=event.execution,
+                left_by=event.lease,
             )
         case e.TaskReleased():
+            state = _charged(state, event.usage)
             if state.status == "cancelling":
                 return replace(state, status="needs_attention", runner="", kind="cancelled", attempt_open=False)
             return replace(state, status="pending", lost=state.lost + event.lost, runner="", message=event.reason)
@@ -144,6 +183,32 @@ def evolve(state: TaskState, event: e.Event) -> TaskState:
                 usage=state.usage + event.usage,
                 message="",
             )
+        case e.TaskApprovalRequested():
+            return replace(
+                _charged(state, event.usage),
+                status="awaiting_approval",
+                runner="",
+                message=event.why,
+                approval=Approval(
+                    event.approval,
+                    event.lease,
+                    event.kind,
+                    event.tool,
+                    event.input,
+                    event.why,
+                    event.expires_at,
+                    event.commit,
+                    event.base_commit,
+                ),
+            )
+        case e.TaskApprovalGranted():
+            return replace(state, status="pending", message="", approval=_answered(state, "granted", event.note))
+        case e.TaskApprovalDenied():
+            answered = _answered(state, "denied", event.note, expired=event.expired)
+            return replace(state, status="pending", message="", approval=answered)
+        case e.TaskApprovalUsed():
+            used = state.approval and replace(state.approval, used_by=event.lease)
+            return replace(state, approval=used)
         case e.TaskFailed():
             return replace(
                 state,
@@ -155,6 +220,9 @@ def evolve(state: TaskState, event: e.Event) -> TaskState:
                 kind=event.kind,
                 message=event.message,
                 usage=state.usage + event.usage,
+                conflict=event.conflict,
+                # What waited for a limit to lift goes on where it was; what failed is tried afresh.
+                left_by=0 if event.spent else state.left_by,
             )
         case e.TaskCancelRequested():
             if state.status == "running":
@@ -163,6 +231,7 @@ def evolve(state: TaskState, event: e.Event) -> TaskState:
                 state,
                 status="needs_attention",
                 attempt_open=False,
+                left_by=0,
                 retry_at=None,
                 kind="cancelled",
                 message=event.reason or "cancelled by a person",
@@ -176,15 +245,26 @@ def evolve(state: TaskState, event: e.Event) -> TaskState:
                 state, status="abandoned", reopening=False, attempt_open=False, retry_at=None, message=event.note
             )
         case e.TaskEdited():
-            edited = replace(state, spec=event.spec, agent=event.agent, revision=state.revision + 1)
+            edited = replace(state, spec=event.spec, agent=event.agent, revision=state.revision + 1, left_by=0)
             # What its person was given no longer holds: the dispatcher writes it anew.
             return replace(edited, status="pending") if state.status == "readied" else edited
         case e.TaskRedispatchRequested():
             if state.status == "abandoned":
                 return replace(state, reopening=True, tries=0, lost=0)
-            return replace(state, status="pending", attempt_open=False, tries=0, lost=0, retry_at=None)
+            return replace(state, status="pending", attempt_open=False, tries=0, lost=0, left_by=0, retry_at=None)
         case _:
             raise TypeError(f"{type(event).__name__} is not an event of a task")
+
+
+def _charged(state: TaskState, usage: e.Usage) -> TaskState:
+    """With what a lease consumed that ended without ending its attempt."""
+    return msgspec.structs.replace(state, usage=state.usage + usage, spent_usd=state.spent_usd + usage.cost_usd)
+
+
+def _answered(
+    state: TaskState, answer: Literal["granted", "denied"], note: str, *, expired: bool = False
+) -> Approval | None:
+    return state.approval and msgspec.structs.replace(state.approval, answer=answer, note=note, expired=expired)
 
 
 def decide(state: TaskState, command: c.TaskCommand) -> e.Event | None:
@@ -212,6 +292,12 @@ def decide(state: TaskState, command: c.TaskCommand) -> e.Event | None:
             return _release(state, command)
         case c.Complete():
             return _complete(state, command)
+        case c.RequestApproval():
+            return _request_approval(state, command)
+        case c.Approve() | c.Deny():
+            return _answer(state, command)
+        case c.UseApproval():
+            return _use_approval(state, command)
         case c.Fail():
             return _fail(state, command)
         case c.CancelTask():
@@ -297,6 +383,21 @@ def _dispatch(state: TaskState, command: c.Dispatch) -> e.Event | None:
         plan_name=command.plan_name,
         setup=command.setup,
         env_allow=command.env_allow,
+        rules=_rules(state, command.rules),
+        delivery=command.delivery,
+    )
+
+
+def _rules(state: TaskState, plans: WorkRules) -> WorkRules:
+    """What the plan says, with what the task says itself."""
+    spec = _spec(state)
+    return msgspec.structs.replace(
+        plans,
+        verify_rounds=plans.verify_rounds if spec.verify_rounds is None else spec.verify_rounds,
+        requires_approval=spec.requires_approval,
+        allow_no_change=spec.allow_no_change,
+        expected_output=spec.expected_output,
+        resolves=spec.resolves,
     )
 
 
@@ -318,28 +419,32 @@ def _start(state: TaskState, command: c.Start) -> e.Event | None:
         return None  # our own event: its acknowledgement was lost
     if state.dispatch != command.dispatch or state.status not in {"queued", *LEASED}:
         raise c.Obsolete(f"dispatch {command.dispatch} was overtaken: the task is {state.status}")
-    supersedes = None
+    supersedes, charged = None, e.Usage()
     if state.status in LEASED:
         if command.supersede_lease != state.lease:
             raise c.Held(state.runner, state.lease)
-        supersedes = state.lease
+        supersedes, charged = state.lease, _lost_usage(state, command.lost_usage)
         if state.status == "cancelling":
             if command.phase == "cancelling":
-                return e.TaskCancelled(lease=state.lease)
-            return e.TaskFailed(lease=state.lease, kind="cancelled", message="cancelled; its runner was gone")
-        if failed := _lost_too_often(state):
+                return e.TaskCancelled(lease=state.lease, usage=charged)
+            words = "cancelled; its runner was gone"
+            return e.TaskFailed(lease=state.lease, kind="cancelled", message=words, usage=charged)
+        if failed := _lost_too_often(state, charged):
             return failed
     if command.phase == "cancelling":
-        return e.TaskCancelled(lease=supersedes)
+        return e.TaskCancelled(lease=supersedes, usage=charged)
     if command.phase == "paused":
-        return e.TaskReleased(lease=supersedes, reason="the plan is paused")
+        return e.TaskReleased(lease=supersedes, reason="the plan is paused", usage=charged)
     if command.reopened:
-        return e.TaskReleased(lease=supersedes, reason=f"{', '.join(command.reopened)} is to run again first")
+        reason = f"{', '.join(command.reopened)} is to run again first"
+        return e.TaskReleased(lease=supersedes, reason=reason, usage=charged)
     return e.TaskStarted(
         lease=state.lease + 1,
         runner=command.runner,
         execution=command.execution,
         supersedes=supersedes,
+        resumes=state.left_by,
+        charged=charged,
         seal_to=command.seal_to,
     )
 
@@ -352,12 +457,32 @@ def _release(state: TaskState, command: c.Release) -> e.Event | None:
         raise _stale(state, command.lease)
     if state.status not in LEASED:
         return None
-    if command.lost and state.status == "running" and (failed := _lost_too_often(state)):
+    charged = _lost_usage(state, command.usage)
+    if command.lost and state.status == "running" and (failed := _lost_too_often(state, charged)):
         return failed
-    return e.TaskReleased(lease=command.lease, reason=command.reason, lost=command.lost)
+    return e.TaskReleased(lease=command.lease, reason=command.reason, lost=command.lost, usage=charged)
 
 
-def _lost_too_often(state: TaskState) -> e.TaskFailed | None:
+def timer(state: TaskState) -> datetime | None:
+    """When something happens to the task by itself: a retry, or the end of the wait for an answer."""
+    if state.status == "retry_wait":
+        return state.retry_at
+    return state.approval.expires_at if state.status == "awaiting_approval" and state.approval else None
+
+
+def may_cost_usd(state: TaskState) -> float:
+    """The most that the task's attempt may still cost; programs and people cost nothing."""
+    if state.spec is None or state.agent is None or state.agent.sdk_type != "claude":
+        return 0.0
+    return max(0.0, state.spec.budget_usd - (state.spent_usd if state.attempt_open else 0.0))
+
+
+def _lost_usage(state: TaskState, reported: e.Usage | None) -> e.Usage:
+    """What a lease is charged that did not say itself what it consumed: its last report, or all that it might have."""
+    return e.Usage(cost_usd=may_cost_usd(state)) if reported is None else reported
+
+
+def _lost_too_often(state: TaskState, charged: e.Usage) -> e.TaskFailed | None:
     """The end of an attempt whose live lease is the last one that it may lose."""
     if state.lost + 1 < _attempts_max(state, "runner_lost"):
         return None
@@ -366,6 +491,7 @@ def _lost_too_often(state: TaskState) -> e.TaskFailed | None:
         kind="runner_lost",
         message=f"{state.lost + 1} runners were lost while they ran it, the last one was {state.runner}: "
         "look at their logs (out of memory?), then redispatch it",
+        usage=charged,
     )
 
 
@@ -382,6 +508,66 @@ def _complete(state: TaskState, command: c.Complete) -> e.Event | None:
         result=command.result,
         usage=command.usage,
     )
+
+
+def _request_approval(state: TaskState, command: c.RequestApproval) -> e.Event | None:
+    asked = state.approval
+    if asked is not None and (asked.lease, asked.approval) == (command.lease, command.approval):
+        return None
+    _check_lease(state, command.lease)
+    if state.status == "cancelling" or command.phase == "cancelling":
+        if state.status == "cancelling" and command.phase == "cancelling":
+            return e.TaskCancelled(lease=command.lease, usage=command.usage)
+        words = "cancelled while it asked for an approval"
+        return e.TaskFailed(lease=command.lease, kind="cancelled", message=words, usage=command.usage)
+    return e.TaskApprovalRequested(
+        lease=command.lease,
+        approval=command.approval,
+        kind=command.kind,
+        tool=command.tool,
+        input=command.input,
+        why=command.why,
+        expires_at=command.expires_at,
+        commit=command.commit,
+        base_commit=command.base_commit,
+        usage=command.usage,
+    )
+
+
+def _answer(state: TaskState, command: c.Approve | c.Deny) -> e.Event | None:
+    asked = state.approval
+    if asked is None or asked.approval != command.approval:
+        raise c.Refused("the task does not ask for that (any more): look at what it asks for now")
+    wanted = "granted" if isinstance(command, c.Approve) else "denied"
+    if state.status != "awaiting_approval":
+        if asked.answer == wanted:
+            return None
+        raise c.Refused(
+            f"it was {asked.answer} already" if asked.answer else f"the task is {state.status}: it waits for no answer"
+        )
+    if isinstance(command, c.Approve):
+        if asked.kind == "question" and not command.note.strip():
+            raise c.Refused("the agent asks a question: its answer belongs into the note")
+        return e.TaskApprovalGranted(approval=asked.approval, note=command.note)
+    if command.now is None:
+        return e.TaskApprovalDenied(approval=asked.approval, note=command.note)
+    if command.now < asked.expires_at:
+        return None
+    return e.TaskApprovalDenied(approval=asked.approval, note="nobody answered in time", expired=True)
+
+
+def _use_approval(state: TaskState, command: c.UseApproval) -> e.Event | None:
+    _check_lease(state, command.lease)
+    if state.status == "cancelling":
+        raise c.Refused("the task is being cancelled: nothing new is begun")
+    asked = state.approval
+    if asked is None or asked.approval != command.approval or asked.answer != "granted":
+        raise c.Refused("nobody allowed that")
+    if asked.used_by == command.lease:
+        return None
+    if asked.used_by:
+        raise c.Refused(f"lease {asked.used_by} ran it, or was about to: it was allowed once")
+    return e.TaskApprovalUsed(approval=asked.approval, lease=command.lease)
 
 
 def _fail(state: TaskState, command: c.Fail) -> e.Event | None:
@@ -403,6 +589,7 @@ def _fail(state: TaskState, command: c.Fail) -> e.Event | None:
         message=command.message,
         retry_at=retry_at,
         spent=not (limit_resets and retry_at is not None),
+        conflict=command.conflict,
         usage=command.usage,
     )
 

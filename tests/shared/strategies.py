@@ -66,6 +66,7 @@ SPECS = (
     PlanSpec(name="one", tasks=(TaskSpec(code="T1", name="T1", assignee="sh"),), agents={"sh": SH}),
     PlanSpec(name="other", tasks=(TaskSpec(code="T2", name="T2", assignee="sh"),), agents={"sh": SH}),
 )
+ADDED = TaskSpec(code="A1", name="A1", assignee="sh", resolves="T1")
 candidates = st.sampled_from(["c1", "c2", ""])
 
 plan_commands: st.SearchStrategy[c.PlanCommand] = st.one_of(
@@ -82,6 +83,12 @@ plan_commands: st.SearchStrategy[c.PlanCommand] = st.one_of(
     st.builds(c.Pause, reason=words),
     st.builds(c.Resume, budget_usd=st.none() | money),
     st.builds(c.CancelPlan, reason=words),
+    st.builds(
+        c.Extend,
+        tasks=st.lists(st.sampled_from([*SPECS[0].tasks, ADDED]), min_size=1, max_size=2).map(tuple),
+        before=st.sampled_from(["", "T1"]),
+        reason=words,
+    ),
     st.builds(c.ConfirmCancelled),
     st.builds(c.CompletePlan, head_commit=words),
 )
@@ -126,6 +133,27 @@ _starts = st.builds(
     execution=st.integers(1, 9).map(str),
     reopened=st.sampled_from([(), (), (), ("A",)]),
     supersede_lease=st.none() | _offsets,
+    lost_usage=st.none() | usages,
+)
+_approvals = st.sampled_from(["h1", "h1", "h2"])
+_asks: st.SearchStrategy[c.TaskCommand] = st.one_of(
+    st.builds(
+        c.RequestApproval,
+        now=times,
+        phase=st.sampled_from(["open", "open", "open", "paused", "cancelling"]),
+        lease=_offsets,
+        approval=_approvals,
+        kind=st.sampled_from(get_args(e.ApprovalKind)),
+        tool=words,
+        input=words,
+        why=words,
+        expires_at=times,
+        commit=words,
+        usage=usages,
+    ),
+    st.builds(c.Approve, approval=_approvals, note=words),
+    st.builds(c.Deny, approval=_approvals, note=words, now=st.none() | times),
+    st.builds(c.UseApproval, lease=_offsets, approval=_approvals),
 )
 readied_events: st.SearchStrategy[e.TaskReadied] = st.builds(
     e.TaskReadied,
@@ -164,7 +192,9 @@ task_wishes: st.SearchStrategy[c.TaskCommand] = st.one_of(
     _by_hand,
     _starts,
     _starts,
-    st.builds(c.Release, lease=st.none() | _offsets, reason=words, lost=st.booleans()),
+    st.builds(c.Release, lease=st.none() | _offsets, reason=words, lost=st.booleans(), usage=st.none() | usages),
+    _asks,
+    _asks,
     st.builds(
         c.Complete,
         lease=_offsets,
@@ -204,7 +234,7 @@ def fitted(wish: c.TaskCommand, state: TaskState) -> c.TaskCommand:
             return replace(wish, dispatch=state.dispatch + wish.dispatch, supersede_lease=supersede)
         case c.HandOut():
             return replace(wish, readied=replace(wish.readied, dispatch=state.dispatch))
-        case c.Complete() | c.Fail():
+        case c.Complete() | c.Fail() | c.RequestApproval() | c.UseApproval():
             return replace(wish, lease=state.lease + wish.lease)
         case c.Release():
             return replace(wish, lease=None if wish.lease is None else state.lease + wish.lease)
@@ -219,6 +249,7 @@ plan_events: st.SearchStrategy[e.Event] = st.one_of(
     st.builds(e.PlanDrafted, candidate=candidates, spec=plan_specs(3), repo_url=words, base_commit=words),
     st.builds(e.PlanFinalizing, candidate=candidates, digest=words, count=st.integers(0, 99)),
     st.builds(e.PlanFinalized, digest=words),
+    st.builds(e.PlanExtended, tasks=st.just((ADDED,)), before=st.sampled_from(["", "T1"]), reason=words),
     st.builds(e.PlanPaused, reason=words),
     st.builds(e.PlanResumed, budget_usd=st.none() | money),
     st.builds(e.PlanCancelRequested, reason=words),
@@ -245,8 +276,30 @@ task_events: st.SearchStrategy[e.Event] = st.one_of(
     ),
     readied_events,
     st.builds(e.TaskEdited, spec=task_specs(), agent=agents),
-    st.builds(e.TaskStarted, lease=leases, runner=words, execution=words, supersedes=st.none() | leases),
-    st.builds(e.TaskReleased, lease=st.none() | leases, reason=words, lost=st.booleans()),
+    st.builds(
+        e.TaskStarted,
+        lease=leases,
+        runner=words,
+        execution=words,
+        supersedes=st.none() | leases,
+        resumes=leases,
+        charged=usages,
+    ),
+    st.builds(e.TaskReleased, lease=st.none() | leases, reason=words, lost=st.booleans(), usage=usages),
+    st.builds(
+        e.TaskApprovalRequested,
+        lease=leases,
+        approval=_approvals,
+        kind=st.sampled_from(get_args(e.ApprovalKind)),
+        tool=words,
+        input=words,
+        why=words,
+        expires_at=times,
+        usage=usages,
+    ),
+    st.builds(e.TaskApprovalGranted, approval=_approvals, note=words),
+    st.builds(e.TaskApprovalDenied, approval=_approvals, note=words, expired=st.booleans()),
+    st.builds(e.TaskApprovalUsed, approval=_approvals, lease=leases),
     st.builds(e.TaskCompleted, lease=leases, base_commit=words, commit=words, result=results, usage=usages),
     st.builds(
         e.TaskFailed,
@@ -255,6 +308,7 @@ task_events: st.SearchStrategy[e.Event] = st.one_of(
         message=words,
         retry_at=st.none() | times,
         spent=st.booleans(),
+        conflict=st.none() | st.builds(e.Conflict, files=codes, tasks=codes),
         usage=usages,
     ),
     st.builds(e.TaskCancelRequested, reason=words),

@@ -13,7 +13,7 @@ from shared.board import Board, in_order
 from shared.plan import decide as decide_plan
 from shared.spec import DELIVER, MAX_PARALLEL, AgentSpec, PlanSpec, TaskSpec
 from shared.subjects import PLAN
-from shared.task import IN_FLIGHT, TaskState
+from shared.task import IN_FLIGHT, TaskState, timer
 from shared.task import decide as decide_task
 from tests.shared.strategies import NOW, PERSON, SH, plan_specs
 
@@ -113,14 +113,52 @@ class Game:
             phase = self.board.plan.phase
             self.to_task(code, c.Fail(now=NOW, phase=phase, lease=state.lease, kind=kind, message="m", usage=usage))
 
+    def ask(self, code: str) -> None:
+        state = self.board.tasks[code]
+        phase, expires_at = self.board.plan.phase, NOW + timedelta(hours=1)
+        asks = c.RequestApproval(
+            now=NOW,
+            phase=phase,
+            lease=state.lease,
+            approval=f"h{state.lease}",
+            kind="tool",
+            why="w",
+            expires_at=expires_at,
+            usage=e.Usage(),
+        )
+        self.to_task(code, asks)
+
+    def answer(self, code: str, draw: st.DrawFn) -> None:
+        asked = self.board.tasks[code].approval
+        assert asked is not None
+        late = c.Deny(approval=asked.approval, now=LATER)
+        answers: tuple[c.TaskCommand, ...] = (c.Approve(approval=asked.approval), c.Deny(approval=asked.approval), late)
+        self.to_task(code, draw(st.sampled_from(answers)))
+
+    def extend(self, code: str) -> None:
+        """A task that comes before one that has not begun, after everything that this one waits for."""
+        state, number = self.board.tasks[code], len(self.board.plan.added)
+        if state.lease or state.status not in ("pending", "needs_attention") or state.spec is None:
+            return
+        new = TaskSpec(code=f"M{number}", name="m", assignee="sh", depends_on=state.spec.depends_on, resolves=code)
+        self.to_plan(c.Extend(tasks=(new,), before=code, reason="r"))
+        if new not in self.board.plan.added:
+            return
+        index = len(in_order(self.spec)) + number
+        self.to_task(new.code, c.PlanTask(digest=self.board.plan.digest, index=index, spec=new, agent=SH))
+        self.codes.append(new.code)
+
     def move(self, draw: st.DrawFn) -> None:
         """One step: mostly forward, sometimes a person's."""
-        what = draw(st.sampled_from(["forward"] * 6 + ["person"] * 3 + ["plan", "edit"]))
+        what = draw(st.sampled_from(["forward"] * 6 + ["person"] * 3 + ["plan", "edit", "extend"]))
         if what == "plan":
             plan_wishes: tuple[c.PlanCommand, ...] = (c.Pause(), c.Resume(), c.Resume(), c.CancelPlan())
             self.to_plan(draw(st.sampled_from(plan_wishes)))
             return
         code = draw(st.sampled_from(self.codes))
+        if what == "extend":
+            self.extend(code)
+            return
         if what == "edit":
             self.edit(code, draw(st.sampled_from(list(self.spec.agents.values()))))
             return
@@ -136,6 +174,10 @@ class Game:
                 self.to_task(code, c.MarkComplete())
             case "queued":
                 self.start(code)
+            case "awaiting_approval":
+                self.answer(code, draw)
+            case "running" if draw(st.sampled_from([False, False, False, True])):
+                self.ask(code)
             case "running" | "cancelling":
                 self.end(code, draw(st.sampled_from([None, None, None, "unavailable", "agent_error"])))
             case _ if draw(st.booleans()):
@@ -169,7 +211,7 @@ def games(draw: st.DrawFn) -> Game:
 def depends_on(board: Board, code: str) -> tuple[str, ...]:
     spec = board.tasks[code].spec
     assert spec is not None
-    return spec.depends_on
+    return (*spec.depends_on, *board.plan.also_before.get(code, ()))
 
 
 def ancestors(board: Board, code: str) -> set[str]:
@@ -233,9 +275,10 @@ def test_what_was_kept_up_to_date_equals_what_is_folded_from_scratch(game: Game)
     assert +board.counts == +scratch.counts
     assert set(board.reopening()) == set(scratch.reopening())
     assert (board.settled, board.standing()) == (scratch.settled, scratch.standing())
-    waiting = [(s.retry_at, code) for code, s in board.tasks.items() if s.status == "retry_wait"]
-    assert {(at, code) for at, code in waiting if code not in board._due} == set(board.retries())
-    assert sorted(waiting) == scratch.retries()
+    waiting = [(at, code) for code, s in board.tasks.items() if (at := timer(s)) is not None]
+    assert {(at, code) for at, code in waiting if code not in board._due} == set(board.timers())
+    assert sorted(waiting) == scratch.timers()
+    assert all(board.tasks[code].status == "awaiting_approval" for code in board.expired())
 
 
 @given(games())
@@ -264,7 +307,9 @@ def test_a_standing_says_whether_anything_can_go_on_without_a_person(game: Game)
         for code, s in board.tasks.items()
     )
     stuck = not moving and any(s.status == "needs_attention" for s in board.tasks.values())
-    waiting = not moving and any(s.status == "readied" or by_hand(s) for s in board.tasks.values())
+    waiting = not moving and any(
+        s.status in ("readied", "awaiting_approval") or by_hand(s) for s in board.tasks.values()
+    )
     going = "paused" if status == "paused" else "waiting" if waiting else "running"
     assert board.standing() == ("needs_attention" if stuck else going)
 

@@ -91,9 +91,29 @@ def test_a_plan_only_goes_forward_but_for_pause_and_resume(life: Life) -> None:
 
 @given(lives())
 def test_the_choice_of_a_candidate_is_final(life: Life) -> None:
-    for before, _, _, after in life:
-        if before.chosen is not None:
-            assert (after.chosen, after.digest, after.count) == (before.chosen, before.digest, before.count)
+    for before, _, event, after in life:
+        if before.chosen is None or after.chosen is None:
+            continue
+        assert after.digest == before.digest
+        assert after.count == before.count + (len(event.tasks) if isinstance(event, e.PlanExtended) else 0)
+        if isinstance(event, e.PlanResumed) and event.budget_usd is not None:
+            spec = msgspec.structs.replace(before.chosen.spec, budget_usd=event.budget_usd)
+            assert after.chosen == msgspec.structs.replace(before.chosen, spec=spec)
+        else:
+            assert after.chosen == before.chosen
+
+
+@given(lives())
+def test_tasks_are_added_once_and_only_while_the_plan_runs(life: Life) -> None:
+    for before, _, event, after in life:
+        if not isinstance(event, e.PlanExtended):
+            assert (after.added, after.also_before) == (before.added, before.also_before)
+            continue
+        assert before.status in ("active", "paused")
+        codes = [task.code for task in (*(before.chosen.spec.tasks if before.chosen else ()), *after.added)]
+        assert len(set(codes)) == len(codes)
+        waits = after.also_before.get(event.before, ()) if event.before else ()
+        assert not event.before or waits[-len(event.tasks) :] == tuple(task.code for task in event.tasks)
 
 
 @given(lives())

@@ -65,7 +65,20 @@ def commands(state: TaskState) -> Iterator[c.TaskCommand]:
             )
         for kind in get_args(e.FailureKind):
             yield c.Fail(now=NOW, phase=phase, lease=state.lease, kind=kind, message="m", usage=e.Usage())
+        yield c.RequestApproval(
+            now=NOW,
+            phase=phase,
+            lease=state.lease,
+            approval="h",
+            kind="tool",
+            why="w",
+            expires_at=NOW,
+            usage=e.Usage(),
+        )
         yield c.CancelTask(phase=phase)
+    yield c.Approve(approval="h")
+    yield c.Deny(approval="h")
+    yield c.UseApproval(lease=state.lease, approval="h")
     for lost in (False, True):
         yield c.Release(lease=state.lease, reason="r", lost=lost)
     yield c.Release(lease=None, reason="r")
@@ -83,7 +96,8 @@ def derive() -> Table:
     open_ = [INITIAL]
     while open_:
         state = open_.pop()
-        look = (state.status, state.reopening, state.attempt_open, min(state.lost, 3), min(state.tries, 3))
+        asked = state.approval and (state.approval.answer, state.approval.used_by == state.lease)
+        look = (state.status, state.reopening, state.attempt_open, min(state.lost, 3), min(state.tries, 3), asked)
         if look in seen:
             continue
         seen.add(look)

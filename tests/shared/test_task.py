@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 
 from shared import commands as c
 from shared import events as e
-from shared.spec import DELIVER, Retry, TaskSpec
+from shared.spec import DELIVER, AgentSpec, Retry, TaskSpec
 from shared.task import (
     FINAL,
     INITIAL,
@@ -22,6 +22,7 @@ from shared.task import (
     TaskState,
     decide,
     evolve,
+    may_cost_usd,
 )
 from tests.shared.strategies import NOW, SH, dispatches, fails, fitted, openings, task_events, task_specs, task_wishes
 
@@ -213,8 +214,11 @@ def test_a_cancelled_plan_starts_nothing(life: list[Step], data: st.DataObject) 
 
 def fold(*commands: c.TaskCommand, spec: TaskSpec | None = None) -> TaskState:
     spec = spec or TaskSpec(code="T1", name="T1", assignee="sh")
-    state = INITIAL
-    for command in (c.PlanTask(digest="d", index=0, spec=spec, agent=SH), *commands):
+    return fold_on(INITIAL, c.PlanTask(digest="d", index=0, spec=spec, agent=SH), *commands)
+
+
+def fold_on(state: TaskState, *commands: c.TaskCommand) -> TaskState:
+    for command in commands:
         event = decide(state, command)
         assert event is not None, command
         state = evolve(state, event)
@@ -334,7 +338,7 @@ def test_a_live_lease_is_superseded_only_by_its_number() -> None:
         decide(state, start(execution="x2"))
     assert (held.value.runner, held.value.lease) == ("r1", 1)
     event = decide(state, start(execution="x2", supersede=1))
-    assert event == e.TaskStarted(lease=2, runner="r1", execution="x2", supersedes=1)
+    assert event == e.TaskStarted(lease=2, runner="r1", execution="x2", supersedes=1, resumes=1)
 
 
 def test_handing_back_a_superseded_lease_is_refused_so_that_nobody_acknowledges_its_successors_message() -> None:
@@ -366,3 +370,127 @@ def test_nothing_can_be_done_to_a_task_that_was_never_planned(dispatch: c.Dispat
     for command in (dispatch, failed):
         with pytest.raises(c.Refused, match="no such task"):
             decide(INITIAL, command)
+
+
+# Approvals --------------------------------------------------------------------------------------------------------
+
+CLAUDE = AgentSpec(sdk_type="claude", model="m")
+HOUR = timedelta(hours=1)
+
+
+def asks(
+    lease: int = 1, kind: e.ApprovalKind = "tool", approval: str = "h1", cost_usd: float = 0.0
+) -> c.RequestApproval:
+    return c.RequestApproval(
+        now=NOW,
+        phase="open",
+        lease=lease,
+        approval=approval,
+        kind=kind,
+        tool="Bash",
+        input="{}",
+        why="not allowed beforehand",
+        expires_at=NOW + HOUR,
+        usage=e.Usage(cost_usd=cost_usd),
+    )
+
+
+def test_an_approval_ends_the_lease_and_its_answer_continues_the_same_attempt() -> None:
+    parked = fold(DISPATCH, start(), asks())
+    assert (parked.status, parked.runner) == ("awaiting_approval", "")
+    with pytest.raises(c.StaleLease):
+        decide(parked, complete())
+    answered = fold(
+        DISPATCH, start(), asks(), c.Approve(approval="h1", note="go on"), DISPATCH, start(2, execution="x2")
+    )
+    assert (answered.status, answered.attempt, answered.lease) == ("running", 1, 2)
+    assert answered.approval is not None
+    assert (answered.approval.answer, answered.approval.note, answered.approval.used_by) == ("granted", "go on", 0)
+    event = decide(fold(DISPATCH, start(), asks(), c.Approve(approval="h1"), DISPATCH), start(2, execution="x2"))
+    assert isinstance(event, e.TaskStarted) and event.resumes == 1
+
+
+def test_an_answer_is_for_exactly_what_was_asked() -> None:
+    parked = fold(DISPATCH, start(), asks())
+    for answer in (c.Approve(approval="h2"), c.Deny(approval="h2")):
+        with pytest.raises(c.Refused, match="does not ask for that"):
+            decide(parked, answer)
+    granted = fold(DISPATCH, start(), asks(), c.Approve(approval="h1"))
+    assert decide(granted, c.Approve(approval="h1")) is None
+    with pytest.raises(c.Refused, match="granted already"):
+        decide(granted, c.Deny(approval="h1"))
+    with pytest.raises(c.Refused, match="belongs into the note"):
+        decide(fold(DISPATCH, start(), asks(kind="question")), c.Approve(approval="h1", note=" "))
+
+
+def test_no_answer_in_time_is_a_denial_and_before_that_it_is_nothing() -> None:
+    parked = fold(DISPATCH, start(), asks())
+    assert decide(parked, c.Deny(approval="h1", now=NOW + HOUR - timedelta(seconds=1))) is None
+    event = decide(parked, c.Deny(approval="h1", now=NOW + HOUR))
+    assert isinstance(event, e.TaskApprovalDenied) and event.expired
+
+
+def test_what_was_allowed_runs_once_whoever_takes_over() -> None:
+    used = fold(
+        DISPATCH, start(), asks(), c.Approve(approval="h1"), DISPATCH, start(2, execution="x2"),
+        c.UseApproval(lease=2, approval="h1"),
+    )  # fmt: skip
+    assert decide(used, c.UseApproval(lease=2, approval="h1")) is None
+    taken_over = decide(used, start(2, execution="x3", supersede=2))
+    assert taken_over is not None
+    with pytest.raises(c.Refused, match="allowed once"):
+        decide(evolve(used, taken_over), c.UseApproval(lease=3, approval="h1"))
+    denied = fold(DISPATCH, start(), asks(), c.Deny(approval="h1"), DISPATCH, start(2, execution="x2"))
+    with pytest.raises(c.Refused, match="nobody allowed"):
+        decide(denied, c.UseApproval(lease=2, approval="h1"))
+
+
+def test_a_new_attempt_knows_nothing_of_an_older_approval() -> None:
+    granted = (DISPATCH, start(), asks(), c.Approve(approval="h1"), DISPATCH, start(2, execution="x2"), fail(2))
+    state = fold(*granted, c.Redispatch(), DISPATCH, start(3, execution="x3"))
+    assert state.attempt == 2 and state.approval is None
+
+
+# Money ------------------------------------------------------------------------------------------------------------
+
+
+def spending(*commands: c.TaskCommand) -> TaskState:
+    spec = TaskSpec(code="T1", name="T1", assignee="claude", budget_usd=5.0)
+    return fold_on(INITIAL, c.PlanTask(digest="d", index=0, spec=spec, agent=CLAUDE), *commands)
+
+
+def test_all_leases_of_an_attempt_share_its_budget() -> None:
+    state = spending(DISPATCH, start(), asks(cost_usd=2.0), c.Approve(approval="h1"), DISPATCH)
+    assert may_cost_usd(state) == 3.0
+    state = spending(DISPATCH, start(), c.Release(lease=1, reason="r", usage=e.Usage(cost_usd=6.0)), DISPATCH)
+    assert (may_cost_usd(state), state.usage.cost_usd) == (0.0, 6.0)
+    assert may_cost_usd(spending(DISPATCH, start(), fail())) == 5.0
+
+
+def test_a_lost_lease_is_charged_its_last_report_or_else_all_that_it_had_reserved() -> None:
+    reported = msgspec.structs.replace(start(execution="x2", supersede=1), lost_usage=e.Usage(cost_usd=1.5))
+    assert spending(DISPATCH, start(), reported).usage.cost_usd == 1.5
+    silent = spending(DISPATCH, start(), start(execution="x2", supersede=1))
+    assert (silent.usage.cost_usd, may_cost_usd(silent)) == (5.0, 0.0)
+    gone = spending(DISPATCH, start(), c.Release(lease=1, reason="r", lost=True, usage=None))
+    assert gone.usage.cost_usd == 5.0
+
+
+# Going on where a lease stopped -----------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("end", "resumes"),
+    [
+        ((c.Release(lease=1, reason="r"),), 1),
+        ((fail(kind="usage_limit", retry_after_s=7200.0),), 1),
+        ((fail(kind="unavailable"),), 0),
+        ((fail(), c.Redispatch()), 0),
+    ],
+    ids=["handed back", "limit", "retry", "asked again"],
+)
+def test_a_lease_goes_on_with_what_an_unspent_one_left(end: tuple[c.TaskCommand, ...], resumes: int) -> None:
+    state = fold(DISPATCH, start(), *end)
+    state = fold_on(state, msgspec.structs.replace(DISPATCH, now=state.retry_at or NOW))
+    event = decide(state, start(2, execution="x2"))
+    assert isinstance(event, e.TaskStarted) and event.resumes == resumes

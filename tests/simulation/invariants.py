@@ -22,6 +22,8 @@ class History:
         """Commit → the tasks whose work it contains."""
         self.dispatched: dict[str, e.TaskDispatched] = {}
         self.readied: dict[str, e.TaskReadied] = {}
+        self.asked: set[tuple[str, str]] = set()
+        self.used: set[tuple[str, str]] = set()
         self.in_flight_most = 0
         self.must_not_run: set[str] = set()
         """Asked to run again in the very moment in which a successor started: they have to stay abandoned."""
@@ -47,6 +49,10 @@ class History:
         assert self.plan.status not in plan.ENDED, f"{event} after the plan was {self.plan.status}"
         if isinstance(event, e.PlanFinalized):
             assert len(self.tasks) == self.plan.count
+        if isinstance(event, e.PlanExtended):
+            assert self.plan.status in ("active", "paused")
+            waiting = self.tasks[event.before]
+            assert waiting.status not in task.FINAL and waiting.conflict, f"{event.before} has no conflict to merge"
         if isinstance(event, e.PlanCancelled):
             assert all(s.status in ("completed", "cancelled", "abandoned") for s in self.tasks.values())
         if isinstance(event, e.PlanCompleted):
@@ -86,6 +92,17 @@ class History:
                 self.dispatched[code] = event
             case e.TaskStarted():
                 self._check_start(code, before, event)
+            case e.TaskApprovalRequested():
+                assert before.status == "running" and before.lease == event.lease
+                assert (code, event.approval) not in self.asked, f"{code} asks twice for one and the same"
+                self.asked.add((code, event.approval))
+            case e.TaskApprovalUsed():
+                assert before.status == "running" and before.lease == event.lease
+                assert (code, event.approval) not in self.used, f"{code}: what was allowed once ran twice"
+                assert before.approval is not None and before.approval.answer == "granted"
+                self.used.add((code, event.approval))
+            case e.TaskApprovalGranted() | e.TaskApprovalDenied():
+                assert before.status == "awaiting_approval"
             case e.TaskCompleted() | e.TaskFailed():
                 assert before.status in task.LEASED and before.lease == event.lease
                 self.ends[code, before.attempt] += 1
@@ -122,7 +139,7 @@ class History:
     def _depends_on(self, code: str) -> tuple[str, ...]:
         spec = self.tasks[code].spec
         assert spec is not None
-        return spec.depends_on
+        return (*spec.depends_on, *(c for c in self.plan.also_before.get(code, ()) if c in self.tasks))
 
     def _ancestors(self, code: str) -> set[str]:
         found: set[str] = set()

@@ -2,12 +2,14 @@
 
 import asyncio
 import contextlib
+from datetime import timedelta
 from random import Random
 from typing import NamedTuple
 
 from shared import commands as c
 from shared.clock import Clock
-from shared.events import FailureKind, Result, TaskDispatched, Usage
+from shared.events import Conflict, FailureKind, Result, TaskDispatched, Usage
+from shared.spec import DELIVER
 from shared.store import EventStore, MemoryStore, Meta
 from shared.subjects import MANUAL_POOL, pool
 from shared.task import LEASED
@@ -21,6 +23,8 @@ FAILURES: tuple[FailureKind, ...] = (
     "unavailable",
     "verification_failed",
     "usage_limit",
+    "merge_conflict",
+    "merge_conflict",
     "merge_conflict",
     "timeout",
 )
@@ -86,6 +90,7 @@ class Chances:
         self.sleep = 0.04
         """Not scheduled for minutes, then goes on as if nothing had happened."""
         self.hand_back = 0.05
+        self.asks = 0.08
 
 
 class SimulatedRunner:
@@ -135,6 +140,7 @@ class SimulatedRunner:
                 execution=execution,
                 reopened=await self._reopened(plan, dispatch),
                 supersede_lease=superseded,
+                lost_usage=self._rng.choice((None, Usage(input_tokens=1))),
             )
             try:
                 decided = await to_task(self._store, plan, task, start, self._meta())
@@ -164,6 +170,7 @@ class SimulatedRunner:
         self._held = key
         self._journal.add(key)
         cancelled = False
+        await self._use_approval(key)
         left_s = self._rng.expovariate(1 / 15)
         while left_s > 0 and not cancelled:
             if self._rng.random() < self._chances.sleep:
@@ -193,9 +200,28 @@ class SimulatedRunner:
         self._held = None
         self._journal.discard(key)
 
+    async def _use_approval(self, key: Key) -> None:
+        """As a runner does before it lets an allowed call run; whoever takes over finds it used."""
+        asked = (await patiently(lambda: load_task(self._store, key.plan, key.task))).state.approval
+        if asked is not None and asked.answer == "granted" and not asked.used_by:
+            with contextlib.suppress(c.Refused):
+                use = c.UseApproval(lease=key.lease, approval=asked.approval)
+                await to_task(self._store, key.plan, key.task, use, self._meta())
+
     async def _ending(self, delivery: Delivery, key: Key, cancelled: bool) -> c.TaskCommand:
         if not cancelled and self._rng.random() < self._chances.hand_back:
-            return c.Release(lease=key.lease, reason="stopped")
+            return c.Release(lease=key.lease, reason="stopped", usage=Usage(input_tokens=1))
+        if not cancelled and key.task != DELIVER and self._rng.random() < self._chances.asks:
+            return c.RequestApproval(
+                now=self._clock(),
+                phase=(await patiently(lambda: load_plan(self._store, key.plan))).state.phase,
+                lease=key.lease,
+                approval=f"{key.task}.{key.lease}",
+                kind="tool",
+                why="simulated",
+                expires_at=self._clock() + timedelta(seconds=self._rng.choice((1, 60, 600))),
+                usage=Usage(input_tokens=1),
+            )
         if not cancelled and self._rng.random() >= self._chances.failure:
             return c.Complete(
                 lease=key.lease,
@@ -214,6 +240,7 @@ class SimulatedRunner:
             usage=Usage(input_tokens=1),
             retry_after_s=self._rng.choice((None, 0.0, 30.0)),
             jitter=self._rng.random(),
+            conflict=Conflict(files=("a",), tasks=(key.task,)) if kind == "merge_conflict" else None,
         )
 
     def _meta(self) -> Meta:

@@ -14,8 +14,8 @@ from shared import commands as c
 from shared import task as tasks
 from shared.board import in_order
 from shared.clock import Clock
-from shared.events import TaskReadied
-from shared.spec import AgentSpec, PlanSpec, Retry, TaskSpec
+from shared.events import TaskApprovalRequested, TaskReadied
+from shared.spec import AgentSpec, PlanSettings, PlanSpec, Retry, TaskSpec
 from shared.store import MemoryStore, Meta, Recorded
 from shared.transact import fold, load_plan, patiently, to_plan, to_task
 from tests.simulation.faulty_store import FaultyStore
@@ -84,6 +84,7 @@ class World:
         for plan, spec in self.specs.items():
             self._in_background(self._submit(plan, spec))
             self._in_background(self._people(plan, spec))
+            self._in_background(self._approver(plan))
         self._in_background(self._breakage())
         # From then on nothing breaks and nobody meddles: what is left has to come to an end.
         await asyncio.sleep(self.rng.choice((5, 30, 100, 300, 900)))
@@ -170,6 +171,7 @@ class World:
             self._start_runner("r-last")
         self.queue.repeats_rate = 0.0
         self.chances.sleep = self.chances.hand_back = 0.0
+        self.chances.asks /= 10
         for store in self._stores:
             store.faults_rate = 0.0
 
@@ -180,7 +182,8 @@ class World:
         draft = c.Draft(candidate="c1", spec=spec, repo_url="https://example.org/r.git", base_commit="base")
         with contextlib.suppress(c.Refused):  # somebody cancelled it first
             await to_plan(store, plan, draft, PEOPLE)
-            await to_plan(store, plan, c.Finalize(candidate="c1"), PEOPLE)
+            settings = PlanSettings(on_conflict=self.rng.choice(("report", "agent")))
+            await to_plan(store, plan, c.Finalize(candidate="c1", settings=settings), PEOPLE)
 
     async def _people(self, plan: str, spec: PlanSpec) -> None:
         """Commands at random moments; a refusal is an answer like any other."""
@@ -192,6 +195,18 @@ class World:
             await asyncio.sleep(self.rng.expovariate(1 / meddling_s))
             with contextlib.suppress(c.Refused):
                 await self._meddle(store, plan, codes, ends_early)
+
+    async def _approver(self, plan: str) -> None:
+        """Answers what is asked, sometimes twice, sometimes too late, sometimes what was asked long ago."""
+        store, slowness_s = self._store(), self.rng.choice((1.0, 10.0, 1000.0))
+        async for batch in self.log.follow():
+            for record in batch.events:
+                asked = record.event
+                if record.plan == plan and isinstance(asked, TaskApprovalRequested):
+                    for answer in self.rng.choices((c.Approve, c.Deny), weights=(3, 1), k=self.rng.choice((1, 1, 2))):
+                        await asyncio.sleep(self.rng.expovariate(1 / slowness_s))
+                        with contextlib.suppress(c.Refused):
+                            await to_task(store, plan, record.entity, answer(approval=asked.approval), PEOPLE)
 
     async def _meddle(self, store: FaultyStore, plan: str, codes: list[str], ends_early: bool) -> None:
         code = self.rng.choice(codes)
