@@ -11,16 +11,17 @@ from collections.abc import Awaitable, Coroutine, Iterator
 from datetime import UTC, datetime
 from typing import Any, Protocol
 
+from services.dispatcher.conflicts import next_step
 from services.dispatcher.finalize import complete_finalize
 from services.dispatcher.prompt import build_prompt
 from shared import commands as c
 from shared.board import SETTLED, Board
 from shared.clock import Clock
 from shared.plan import ENDED
-from shared.spec import DELIVER
+from shared.spec import DELIVER, DeliveryRules, WorkRules
 from shared.store import EventStore, EventTooLarge, Meta, Recorded
 from shared.subjects import PLAN
-from shared.task import TaskState
+from shared.task import TaskState, timer
 from shared.transact import Loaded, to_plan, to_task
 
 log = logging.getLogger("treadle.dispatcher")
@@ -51,7 +52,8 @@ class Dispatcher:
         self._clock = clock
         self._boards: dict[str, Board] = {}
         self._ended: set[str] = set()
-        self._finalizing: set[str] = set()
+        self._planning: dict[str, int] = {}
+        """Plans whose tasks are being written down, with how many there are to be."""
         self._causes: dict[str, Recorded] = {}
         """The newest event of each open plan: what is decided for it follows from that one."""
         self._gate = asyncio.Semaphore(DISPATCHES_IN_FLIGHT)
@@ -90,7 +92,7 @@ class Dispatcher:
         while True:
             await asyncio.sleep(LOOK_AGAIN_S)
             for plan, board in list(self._boards.items()):
-                if board.counts["retry_wait"]:
+                if board.counts["retry_wait"] or board.counts["awaiting_approval"]:
                     self.wake(plan)
 
     def _fold(self, record: Recorded) -> None:
@@ -114,7 +116,7 @@ class Dispatcher:
         if board.plan.status in ENDED:
             del self._boards[record.plan]
             del self._causes[record.plan]
-            self._finalizing.discard(record.plan)
+            self._planning.pop(record.plan, None)
             self._ended.add(record.plan)
 
     def _take_over(self) -> None:
@@ -125,7 +127,7 @@ class Dispatcher:
             if board.fault:
                 continue
             with self._fence(plan):
-                for at, code in board.retries():
+                for at, code in board.timers():
                     self._spawn(plan, self._timers.set(plan, code, at))
                 self._settle(plan, board, list(board.tasks))
                 self._dispatch_ready(plan, board)
@@ -136,19 +138,19 @@ class Dispatcher:
             return
         codes = [r.entity for r in records if r.entity != PLAN]
         for code in codes:
-            state = board.tasks[code]
-            if state.status == "retry_wait" and state.retry_at:
-                self._spawn(plan, self._timers.set(plan, code, state.retry_at))
-        if any(r.type == "cancel_requested" and r.entity == PLAN for r in records):
+            if (at := timer(board.tasks[code])) is not None:
+                self._spawn(plan, self._timers.set(plan, code, at))
+        if any(r.type in ("cancel_requested", "resumed") and r.entity == PLAN for r in records):
             codes = list(board.tasks)
         self._settle(plan, board, codes)
         self._dispatch_ready(plan, board)
 
     def _settle(self, plan: str, board: Board, codes: list[str]) -> None:
         """Does what the plan's own state asks for; `codes` are the tasks that may have changed."""
-        half_planned = board.plan.status == "cancelling" and len(board.tasks) < board.plan.count
-        if (board.plan.status == "finalizing" or half_planned) and plan not in self._finalizing:
-            self._finalizing.add(plan)
+        half_planned = board.plan.status not in ("absent", "drafted") and len(board.tasks) < board.plan.count
+        unmarked = board.plan.status == "finalizing"
+        if (unmarked or half_planned) and self._planning.get(plan) != board.plan.count:
+            self._planning[plan] = board.plan.count
             self._spawn(plan, complete_finalize(self._store, plan, board.plan, set(board.tasks), self._meta(plan)))
         if board.tasks and board.visible and board.tasks[DELIVER].status == "completed":
             command = c.CompletePlan(head_commit=board.tasks[DELIVER].commit)
@@ -161,6 +163,16 @@ class Dispatcher:
                 self._spawn(plan, self._to_plan(plan, c.ConfirmCancelled(), self._meta(plan)))
         for code in board.reopening():
             self._reopen(plan, board, code)
+        if board.plan.settings.on_conflict == "agent" and board.plan.status == "active":
+            self._merge_conflicts(plan, board, codes)
+
+    def _merge_conflicts(self, plan: str, board: Board, codes: list[str]) -> None:
+        specs = (board.tasks[code].spec for code in codes)
+        for code in dict.fromkeys(spec.resolves or spec.code for spec in specs if spec is not None):
+            if isinstance(step := next_step(board, code), c.Extend):
+                self._spawn(plan, self._to_plan(plan, step, self._meta(plan)))
+            elif step is not None:
+                self._spawn(plan, self._to_task(plan, code, board, step))
 
     def _reopen(self, plan: str, board: Board, code: str) -> None:
         """An abandoned task is to run again: only if none of those that rest on it has begun; queued ones are recalled.
@@ -183,6 +195,9 @@ class Dispatcher:
         # A clock that is set back must not make a task undue that was found due.
         self._now = max(self._now, self._clock())
         board.wake(self._now)
+        for code in board.expired():
+            if asked := board.tasks[code].approval:
+                self._spawn(plan, self._to_task(plan, code, board, c.Deny(approval=asked.approval, now=self._now)))
         for code in board.take_ready():
             self._spawn(plan, self._dispatch(plan, board, code))
         if reason := board.over_budget():
@@ -196,6 +211,7 @@ class Dispatcher:
         chosen = board.plan.chosen
         if chosen is None:
             raise ValueError(f"plan {plan} runs without a chosen candidate")
+        settings = board.plan.settings
         state = board.tasks[code]
         if state.agent is not None and not state.agent.is_auto:
             ready = c.Ready(
@@ -221,6 +237,17 @@ class Dispatcher:
             plan_name=chosen.spec.name,
             setup=() if code == DELIVER else chosen.spec.setup,
             env_allow=chosen.spec.env_allow,
+            rules=WorkRules(
+                network_allow=chosen.spec.network_allow,
+                permissions=settings.permissions,
+                approval_timeout_s=settings.approval_timeout_minutes * 60,
+                verify_rounds=settings.verify_rounds,
+            ),
+            delivery=DeliveryRules(
+                kind=settings.delivery, branch=settings.delivery_branch, command=settings.delivery_command
+            )
+            if code == DELIVER
+            else DeliveryRules(),
         )
         return self._to_task(plan, code, board, command)
 
@@ -270,4 +297,4 @@ class Dispatcher:
                 task = asyncio.create_task(self._to_plan(plan, c.Pause(reason=reason), self._meta(plan)))
                 self._at_work.add(task)
                 task.add_done_callback(self._at_work.discard)
-            self._finalizing.discard(plan)  # a finalize that failed is taken up by the plan's next event, or a start
+            self._planning.pop(plan, None)  # a finalize that failed is taken up by the plan's next event, or a start

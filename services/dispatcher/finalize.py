@@ -1,4 +1,4 @@
-"""Turns a chosen candidate into tasks: one `planned` for each, then the plan's `finalized`.
+"""Turns a chosen candidate into tasks: one `planned` for each, then the plan's `finalized`; added tasks likewise.
 
 Any dispatcher may do it, several at once too, and again after a crash in the middle: a task is planned once, and a
 repeated decision finds its own event.
@@ -18,7 +18,7 @@ APPENDS_IN_FLIGHT = 256
 
 
 async def complete_finalize(store: EventStore, plan: str, state: PlanState, planned: set[str], meta: Meta) -> None:
-    """Plans every task of the choice that is not in `planned`, then marks the plan finalized."""
+    """Plans every task that is not in `planned`, then marks the plan finalized if it is not yet."""
     if state.chosen is None:
         return
     spec, choice = state.chosen.spec, state.digest
@@ -30,7 +30,7 @@ async def complete_finalize(store: EventStore, plan: str, state: PlanState, plan
             await to_task(store, plan, command.spec.code, command, meta, known=unborn)
 
     async with asyncio.TaskGroup() as group:
-        for index, task in enumerate(in_order(spec)):
+        for index, task in enumerate([*in_order(spec), *state.added]):
             if task.code in planned:
                 continue
             agent = None if task.code == DELIVER else spec.agents[task.assignee]

@@ -14,6 +14,7 @@ HOW_AN_AGENT_WORKS = (
     "Change files in it only. You need not commit: what you leave there is committed for you. "
     "End with a short summary of what you did, for those who do the next tasks."
 )
+NO_CHANGE_IS_A_FAILURE = "To change no file at all counts as a failure."
 HOW_A_PERSON_WORKS = (
     "## How to work\n\n"
     "This is a manual task: nobody prepares a worktree for you, and nothing is committed for you. Work where you like, "
@@ -34,12 +35,14 @@ def build_prompt(board: Board, code: str) -> str:
     if spec.description:
         parts.append(spec.description)
     if spec.expected_output:
-        parts.append(f"## What to deliver\n\n{spec.expected_output}")
+        parts.append(f"## What to deliver\n\n`{spec.expected_output}` has to be there when you are done.")
     if earlier := _earlier(board, code):
         parts.append("## What the tasks before this one report\n\n" + earlier)
     agent = board.tasks[code].agent
-    parts.append(HOW_A_PERSON_WORKS if agent is not None and not agent.is_auto else HOW_AN_AGENT_WORKS)
-    if spec.verify and (agent is None or agent.is_auto):
+    if agent is not None and not agent.is_auto:
+        return "\n\n".join([*parts, HOW_A_PERSON_WORKS]) + "\n"
+    parts.append(HOW_AN_AGENT_WORKS if spec.allow_no_change else f"{HOW_AN_AGENT_WORKS} {NO_CHANGE_IS_A_FAILURE}")
+    if spec.verify:
         commands = "\n".join(f"- `{command}`" for command in spec.verify)
         parts.append(f"Afterwards each of these commands must succeed in the worktree:\n{commands}")
     return "\n\n".join(parts) + "\n"

@@ -14,7 +14,7 @@ from shared import commands as c
 from shared.board import Board
 from shared.bus import BusSettings, connect
 from shared.clock import Clock, new_id, new_plan_id, utc_now
-from shared.events import FailureKind, Result, TaskDispatched, Usage
+from shared.events import Conflict, FailureKind, Result, TaskDispatched, Usage
 from shared.jetstream import JetStreamStore
 from shared.spec import AgentSpec, PlanSettings, PlanSpec, Retry, TaskSpec
 from shared.store import Meta, Recorded
@@ -26,6 +26,8 @@ from tests.nats_process import NatsServer
 DEADLINE_S = 30.0
 SH = AgentSpec(sdk_type="command", command=("true",))
 ANN = Meta(actor="user:ann")
+CONFLICT = Conflict(files=("shared.txt",), tasks=("T0", "T1"))
+"""What every pretended merge conflict is about."""
 
 Outcome = Callable[[str, TaskDispatched], FailureKind | None]
 
@@ -192,7 +194,10 @@ class PretendingRunner:
             )
         else:
             phase = (await load_plan(self._store, plan)).state.phase
-            command = c.Fail(now=utc_now(), phase=phase, lease=lease, kind=kind, message=kind, usage=Usage())
+            conflict = CONFLICT if kind == "merge_conflict" else None
+            command = c.Fail(
+                now=utc_now(), phase=phase, lease=lease, kind=kind, message=kind, usage=Usage(), conflict=conflict
+            )
         await to_task(self._store, plan, code, command, ANN)
 
 

@@ -1,15 +1,17 @@
 """Manual tasks, edits and budgets, on a real nats-server."""
 
 from collections.abc import AsyncIterator
+from datetime import timedelta
 
 import pytest
 from msgspec.structs import replace
 
 from shared import commands as c
-from shared.events import TaskDispatched, TaskReadied, Usage
-from shared.spec import AgentSpec, PlanSettings, PlanSpec, TaskSpec
+from shared.clock import utc_now
+from shared.events import FailureKind, TaskDispatched, TaskReadied, Usage
+from shared.spec import DELIVER, AgentSpec, DeliveryRules, Permission, PlanSettings, PlanSpec, TaskSpec, WorkRules
 from shared.transact import load_task, to_task
-from tests.dispatcher.loom import ANN, SH, Loom, give, loom, of_type
+from tests.dispatcher.loom import ANN, CONFLICT, SH, Loom, give, loom, of_type
 from tests.nats_process import NatsServer
 
 ANNA = AgentSpec(sdk_type=None, agent_id="a1")
@@ -117,3 +119,87 @@ async def test_what_the_project_says_when_a_plan_is_finalized_holds_for_that_pla
     assert isinstance(dispatched.event, TaskDispatched)
     assert dispatched.event.timeout_s == 7 * 60
     assert (dispatched.event.setup, dispatched.event.env_allow) == (("make deps",), ("CI",))
+
+
+async def test_an_approval_that_nobody_gives_in_time_is_denied_and_the_attempt_goes_on(bus: Loom) -> None:
+    async with bus.service():
+        runner = bus.start_runner()
+        runner.hold()
+        plan = await bus.submit(chain("claude"))
+        board = await bus.until(plan, lambda board: board.visible and board.tasks["T0"].status == "running")
+        asks = c.RequestApproval(
+            now=utc_now(),
+            phase="open",
+            lease=board.tasks["T0"].lease,
+            approval="h1",
+            kind="tool",
+            tool="Bash",
+            input="{}",
+            why="not allowed beforehand",
+            expires_at=utc_now() + timedelta(seconds=1),
+            usage=Usage(cost_usd=1.0),
+        )
+        await to_task(bus.store, plan, "T0", asks, ANN)
+        waiting = await bus.until(plan, lambda board: board.visible and board.tasks["T0"].status == "awaiting_approval")
+        assert waiting.standing() == "waiting"
+        board = await bus.until(plan, lambda board: board.visible and board.tasks["T0"].lease == 2)
+        asked = board.tasks["T0"].approval
+        assert asked is not None and (asked.answer, asked.expired) == ("denied", True)
+        assert board.tasks["T0"].attempt == 1
+        runner.let_go()
+        await bus.completed(plan)
+
+
+async def test_a_conflict_is_given_to_an_agent_as_a_task_of_its_own_before_the_one_that_met_it(bus: Loom) -> None:
+    bus.start_dispatcher()
+    met: list[str] = []
+
+    def outcome(code: str, _: TaskDispatched) -> FailureKind | None:
+        if code == "T2" and not met:
+            met.append(code)
+            return "merge_conflict"
+        return None
+
+    bus.start_runner(outcome)
+    tasks = (
+        TaskSpec(code="T0", name="T0", assignee="sh"),
+        TaskSpec(code="T1", name="T1", assignee="sh"),
+        TaskSpec(code="T2", name="T2", assignee="sh", depends_on=("T0", "T1")),
+    )
+    plan = await bus.submit(
+        PlanSpec(name="joined", tasks=tasks, agents={"sh": SH}), settings=PlanSettings(on_conflict="agent")
+    )
+    board = await bus.completed(plan)
+    assert board.codes == ["T0", "T1", "merge-T2", "T2", DELIVER]
+    merge = of_type(await bus.store.read(plan, "merge-T2"), "dispatched")[-1].event
+    assert isinstance(merge, TaskDispatched)
+    assert merge.rules.resolves == "T2" and [head.task for head in merge.heads] == ["T0", "T1"]
+    assert "- shared.txt" in merge.prompt and "T0 and T1" in merge.prompt
+    again = of_type(await bus.store.read(plan, "T2"), "dispatched")[-1].event
+    assert isinstance(again, TaskDispatched) and [head.task for head in again.heads] == ["merge-T2"]
+
+
+async def test_a_conflict_is_only_reported_where_the_project_says_so(bus: Loom) -> None:
+    bus.start_dispatcher()
+    bus.start_runner(lambda code, _: "merge_conflict" if code == "T1" else None)
+    plan = await bus.submit(chain("sh", "sh"))
+    board = await bus.until(plan, lambda board: board.visible and board.standing() == "needs_attention")
+    assert board.tasks["T1"].conflict == CONFLICT and not board.plan.added
+
+
+async def test_what_agents_may_do_is_in_the_dispatch_and_delivery_is_in_that_of_the_delivery(bus: Loom) -> None:
+    bus.start_dispatcher()
+    bus.start_runner()
+    rule = Permission(tool="Bash", pattern="git push*", answer="ask")
+    settings = PlanSettings(
+        permissions=(rule,), network_allow=("example.com",), verify_rounds=5, delivery="merge", delivery_branch="next"
+    )
+    plan = await bus.submit(replace(chain("sh"), network_allow=("*.example.org",)), settings=settings)
+    await bus.completed(plan)
+    first = of_type(await bus.store.read(plan, "T0"), "dispatched")[-1].event
+    last = of_type(await bus.store.read(plan, DELIVER), "dispatched")[-1].event
+    assert isinstance(first, TaskDispatched) and isinstance(last, TaskDispatched)
+    assert first.rules == WorkRules(
+        permissions=(rule,), network_allow=("example.com", "*.example.org"), verify_rounds=5
+    )
+    assert first.delivery == DeliveryRules() and last.delivery == DeliveryRules(kind="merge", branch="next")
