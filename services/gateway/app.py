@@ -26,6 +26,8 @@ from services.gateway.idempotency import BODY_MAX_BYTES, Idempotency
 from services.gateway.openapi import SchemaPage
 from services.gateway.operations import Measuring, Metrics, operations_router, raise_open_files_limit
 from services.gateway.options import Options
+from services.gateway.plans.approvals import approvals_router
+from services.gateway.plans.diff import diff_router
 from services.gateway.plans.routes import plans_router
 from services.gateway.plans.stream import stream_router
 from services.gateway.plans.tasks import tasks_router
@@ -102,6 +104,8 @@ def make_app(settings: Settings) -> Litestar:
         projects_router,
         plans_router,
         tasks_router,
+        approvals_router,
+        diff_router,
         stream_router,
         transcripts_router,
         operations_router,

@@ -15,6 +15,7 @@ def edit_task(request: EditRequest) -> EditReply:
     """The whole task as it would be; what is cleared gets its default."""
     faults = FaultList()
     now = {"depends_on": [], **msgspec.json.decode(msgspec.json.encode(request.task))}
+    now.pop("resolves", None)  # Treadle's own word: it stays, and is no field that could be written
     edited = {**now, **request.changes}
     fields = Fields(edited, faults, task=request.task.code)
     for name in _KEPT:
@@ -32,6 +33,7 @@ def edit_task(request: EditRequest) -> EditReply:
         faults.raise_if_any()
     except PlanFaults as found:
         return EditReply(faults=plan_faults(found.faults))
+    task = msgspec.structs.replace(task, resolves=request.task.resolves)
     return EditReply(task=task, agent=roster.agent(task.assignee))
 
 

@@ -17,11 +17,13 @@ from shared.spec import (
     OUTPUT_PATH_MAX_CHARS,
     TIMEOUT_MAX_MINUTES,
     TIMEOUT_MIN_MINUTES,
+    VERIFY_ROUNDS_MAX,
     Retry,
     TaskSpec,
 )
 
-_TASK_FIELDS = (*TaskSpec.__struct_fields__, "requires_approval")
+_TASK_FIELDS = tuple(name for name in TaskSpec.__struct_fields__ if name != "resolves")
+"""What a conflict's task resolves is for Treadle alone to say."""
 _TASK_DEFAULTS = TaskSpec(code="", name="", assignee="")
 _RETRY_DEFAULTS = Retry()
 
@@ -29,8 +31,6 @@ _RETRY_DEFAULTS = Retry()
 def read_task(fields: Fields, code: str, roster: Roster, *, depends_on: tuple[str, ...]) -> TaskSpec:
     """The task as its fields describe it, with defaults filled in; notes what is wrong with them."""
     fields.check_names(_TASK_FIELDS)
-    if fields.boolean("requires_approval"):
-        fields.add("is not supported yet: it would be ignored", "requires_approval")
     name = fields.line_text("name", max_chars=NAME_MAX_CHARS)
     assignee = roster.resolve(fields)
     description = fields.long_text("description", max_bytes=DESCRIPTION_MAX_BYTES)
@@ -48,6 +48,9 @@ def read_task(fields: Fields, code: str, roster: Roster, *, depends_on: tuple[st
         ),
         verify=fields.texts("verify", "commands", max_items=COMMANDS_MAX, max_bytes=COMMAND_MAX_BYTES),
         retry=_retry(fields),
+        verify_rounds=fields.whole_or_none("verify_rounds", low=0, high=VERIFY_ROUNDS_MAX, unit="rounds"),
+        requires_approval=fields.boolean("requires_approval"),
+        allow_no_change=fields.boolean("allow_no_change"),
         budget_usd=fields.number(
             "budget_usd",
             low=BUDGET_MIN_USD,

@@ -6,6 +6,7 @@ from services.planner.faults import FaultList, found, label, refusal, shown
 from services.planner.fields import WORD_MAX_CHARS, Fields, id_of
 from services.planner.graph import cycles
 from services.planner.tasks import note_twice, read_task
+from shared.host_pattern import BadHostPattern, parse_host_pattern
 from shared.spec import (
     BUDGET_MIN_USD,
     COMMAND_MAX_BYTES,
@@ -13,6 +14,7 @@ from shared.spec import (
     DESCRIPTION_MAX_BYTES,
     ENV_NAME,
     ENV_RESERVED,
+    HOSTS_MAX,
     MAX_PARALLEL_MAX,
     NAME_MAX_CHARS,
     PLAN_BUDGET_MAX_USD,
@@ -58,6 +60,7 @@ def validate(data: object, team: Team = NO_TEAM) -> PlanSpec:
         ),
         setup=fields.texts("setup", "commands", max_items=COMMANDS_MAX, max_bytes=COMMAND_MAX_BYTES),
         env_allow=_env_allow(fields),
+        network_allow=_network_allow(fields),
         tasks=tasks,
         agents=roster.spec(),
     )
@@ -180,3 +183,14 @@ def _env_allow(fields: Fields) -> tuple[str, ...]:
         elif name.upper().startswith(ENV_RESERVED):
             fields.add(f"{shown(name)} can't be passed on: the runner sets such variables itself", "env_allow")
     return names
+
+
+def _network_allow(fields: Fields) -> tuple[str, ...]:
+    """The hosts, each in the one spelling that whoever compares them expects."""
+    hosts: dict[str, None] = {}
+    for text in fields.texts("network_allow", "hosts", max_items=HOSTS_MAX, max_bytes=WORD_MAX_CHARS):
+        try:
+            hosts[str(parse_host_pattern(text))] = None
+        except BadHostPattern as error:
+            fields.add(f"{shown(text)} is no host to reach: {error}", "network_allow")
+    return tuple(hosts)

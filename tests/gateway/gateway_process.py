@@ -32,13 +32,20 @@ class GatewayProcess:
     """
 
     def __init__(
-        self, directory: Path, nats: NatsServer, database_url: str, environment: Mapping[str, str] | None = None
+        self,
+        directory: Path,
+        nats: NatsServer,
+        database_url: str,
+        environment: Mapping[str, str] | None = None,
+        is_migrated: bool = False,
     ) -> None:
+        """With `is_migrated`, the database has its tables already."""
         self.directory = directory / "gateway"
         self.database_url = database_url
         self.environment = dict(environment or {})
         """More settings; whoever changes it restarts the gateway."""
         self._nats = nats
+        self._is_migrated = is_migrated
         self._port = ReservedPort()
         self.url = f"http://{LOOPBACK}:{self._port.number}"
         self.log = self.directory / f"gateway-{self._port.number}.log"
@@ -54,7 +61,8 @@ class GatewayProcess:
 
     def __enter__(self) -> Self:
         try:
-            self.migrate()
+            if not self._is_migrated:
+                self.migrate()
             self.start()
         except BaseException:
             self.close()

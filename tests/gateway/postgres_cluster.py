@@ -42,10 +42,11 @@ class PostgresCluster:
         self.url = url
         """Of its maintenance database."""
 
-    def fresh_database(self) -> str:
-        """The address of a new, empty database."""
+    def fresh_database(self, template_url: str | None = None) -> str:
+        """The address of a new database: an empty one, or a copy of one that nobody is connected to."""
         name = f"test_{secrets.token_hex(6)}"
-        self._execute(f'CREATE DATABASE "{name}"')
+        template = f' TEMPLATE "{make_url(template_url).database}"' if template_url else ""
+        self._execute(f'CREATE DATABASE "{name}"{template}')
         return make_url(self.url).set(database=name).render_as_string()
 
     def drop(self, url: str) -> None:

@@ -21,6 +21,10 @@ TASK = TaskSpec(
     verify=("make",),
     retry=Retry(max_attempts=4),
     budget_usd=2.0,
+    verify_rounds=4,
+    requires_approval=True,
+    allow_no_change=True,
+    resolves="T0",
 )
 MINE = AgentSpec(sdk_type="command", command=("y",))
 REQUEST = EditRequest(
@@ -30,6 +34,11 @@ REQUEST = EditRequest(
     mode="auto",
     agents=TEAM.agents,
     declared={"coder": CODER.spec, "mine": MINE},
+)
+
+KNOWN = (
+    '"code", "name", "assignee", "description", "depends_on", "expected_output", "timeout_minutes", "verify", '
+    '"retry", "verify_rounds", "requires_approval", "allow_no_change", "budget_usd"'
 )
 
 
@@ -44,8 +53,9 @@ def test_an_edit_of_nothing_changes_nothing() -> None:
 
 def test_null_clears_to_the_default() -> None:
     fields = ("description", "expected_output", "timeout_minutes", "verify", "retry", "budget_usd")
-    reply = edit_task(edited(**dict.fromkeys(fields)))
-    assert reply.task == TaskSpec(code="T2", name="Second", assignee="coder", depends_on=("T1",))
+    words = ("verify_rounds", "requires_approval", "allow_no_change")
+    reply = edit_task(edited(**dict.fromkeys((*fields, *words))))
+    assert reply.task == TaskSpec(code="T2", name="Second", assignee="coder", depends_on=("T1",), resolves="T0")
 
 
 @pytest.mark.parametrize(
@@ -77,7 +87,9 @@ def test_whoever_has_the_task_keeps_it_even_if_they_could_not_get_it_now() -> No
          '"tester", "shell"'),
         ({"timeout_minutes": 5000}, "task T2, timeout_minutes: 5000 is out of range: 0.01 to 1440 minutes"),
         ({"retry": {"x": 1}}, 'task T2, retry.x: unknown field; known are "max_attempts", "backoff_s"'),
-        ({"requires_approval": True}, "task T2, requires_approval: is not supported yet: it would be ignored"),
+        ({"requires_approval": 1}, "task T2, requires_approval: expected true or false, found the number 1"),
+        ({"verify_rounds": 11}, "task T2, verify_rounds: 11 is out of range: 0 to 10 rounds"),
+        ({"resolves": "T1"}, f"task T2, resolves: unknown field; known are {KNOWN}"),
         ({"expected_output": "../x"}, 'task T2, expected_output: "../x" is not a path inside the repository: '
          'it has ".."'),
         ({"verify": "make"}, 'task T2, verify: expected a list of commands, found the text "make"; '

@@ -11,9 +11,13 @@ from services.planner.faults import FAULTS_MAX, FAULTS_PRINTED_MAX, Fault, PlanF
 from services.planner.graph import cycles
 from services.planner.parse import read_plan
 from services.planner.validate import validate
-from shared.spec import DEFAULT_MODEL, PLAN_MAX_BYTES, TASKS_MAX, AgentSpec, PlanSpec
+from shared.spec import DEFAULT_MODEL, HOSTS_MAX, PLAN_MAX_BYTES, TASKS_MAX, AgentSpec, PlanSpec
 
 PLANS = Path(__file__).parent / "plans"
+KNOWN = (
+    '"code", "name", "assignee", "description", "depends_on", "expected_output", "timeout_minutes", "verify", '
+    '"retry", "verify_rounds", "requires_approval", "allow_no_change", "budget_usd"'
+)
 AGENTS: dict[str, object] = {
     "coder": {"sdk_type": "claude"},
     "sh": {"sdk_type": "command", "command": ["sh", "-c", "true"]},
@@ -111,7 +115,7 @@ UNSAFE = 'is not safe: a code is letters, digits, "-" and "_", at most 63, begin
         (
             plan_of(task(), description="x"),
             'description: unknown field; known are "name", "tasks", "agents", "goal", '
-            '"max_parallel", "budget_usd", "setup", "env_allow"',
+            '"max_parallel", "budget_usd", "setup", "env_allow", "network_allow"',
         ),
         (plan_of(task(), agents=[1]), "agents: expected a mapping, found a list"),
         (
@@ -191,9 +195,7 @@ UNSAFE = 'is not safe: a code is letters, digits, "-" and "_", at most 63, begin
         (plan_of(task(timout_minutes=1)), 'task T1, timout_minutes: unknown field; did you mean "timeout_minutes"?'),
         (
             plan_of(task(**{"\x1b[2J": 1})),
-            'task T1, \\u{1b}[2J: unknown field; known are "code", "name", "assignee", '
-            '"description", "depends_on", "expected_output", "timeout_minutes", "verify", "retry", "budget_usd", '
-            '"requires_approval"',
+            f"task T1, \\u{{1b}}[2J: unknown field; known are {KNOWN}",
         ),
         (plan_of(task(timeout_minutes=0)), "task T1, timeout_minutes: 0 is out of range: 0.01 to 1440 minutes"),
         (
@@ -219,8 +221,26 @@ UNSAFE = 'is not safe: a code is letters, digits, "-" and "_", at most 63, begin
             'task T1, retry.attempts: unknown field; did you mean "max_attempts"?',
         ),
         (
-            plan_of(task(requires_approval=True)),
-            "task T1, requires_approval: is not supported yet: it would be ignored",
+            plan_of(task(allow_no_change=1)),
+            "task T1, allow_no_change: expected true or false, found the number 1",
+        ),
+        (plan_of(task(verify_rounds=11)), "task T1, verify_rounds: 11 is out of range: 0 to 10 rounds"),
+        (
+            plan_of(task(verify_rounds=1.5)),
+            "task T1, verify_rounds: expected a whole number, 0 to 10 rounds, found the number 1.5",
+        ),
+        (plan_of(task(resolves="T2")), f"task T1, resolves: unknown field; known are {KNOWN}"),
+        (
+            plan_of(task(), network_allow=["https://example.com"]),
+            'network_allow: "https://example.com" is no host to reach: it has a scheme; name the host alone',
+        ),
+        (
+            plan_of(task(), network_allow=["\x1b[2J"]),
+            "network_allow: holds the control character U+001B",
+        ),
+        (
+            plan_of(task(), network_allow=["a.example"] * (HOSTS_MAX + 1)),
+            "network_allow: 201 are too many: at most 200 hosts",
         ),
         (
             plan_of(task(requires_approval="no")),
@@ -334,7 +354,25 @@ def test_a_model_that_nobody_named_is_pinned() -> None:
 def test_null_counts_as_not_given() -> None:
     fields = {name: None for name in PlanSpec.__struct_fields__ if name not in ("name", "tasks")}
     bare = dict.fromkeys(("depends_on", "retry", "verify", "timeout_minutes", "requires_approval", "assignee"))
+    bare |= dict.fromkeys(("verify_rounds", "allow_no_change"))
     assert validate(plan_of(task(**bare), **fields)) == validate(plan_of(task()))
+
+
+def test_what_people_decide_and_how_often_verification_goes_back_is_read() -> None:
+    read = validate(plan_of(task(requires_approval=True, allow_no_change=True, verify_rounds=0))).tasks[0]
+    assert (read.requires_approval, read.allow_no_change, read.verify_rounds) == (True, True, 0)
+    bare = validate(plan_of(task())).tasks[0]
+    assert (bare.requires_approval, bare.allow_no_change, bare.verify_rounds) == (False, False, None)
+
+
+def test_hosts_get_the_one_spelling_and_come_once() -> None:
+    written = ["Example.COM", "example.com.", "*.Example.com:8443", "192.0.2.7", "[2001:DB8:0::1]:443"]
+    assert validate(plan_of(task(), network_allow=written)).network_allow == (
+        "example.com",
+        "*.example.com:8443",
+        "192.0.2.7",
+        "[2001:db8::1]:443",
+    )
 
 
 def test_a_whole_number_and_a_fraction_give_the_same_plan() -> None:

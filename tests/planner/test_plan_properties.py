@@ -84,6 +84,8 @@ tasks_near_valid = st.fixed_dictionaries(
         "retry": st.one_of(st.dictionaries(st.sampled_from(["max_attempts", "backoff_s", "x"]), leaves), leaves),
         "timeout_minutes": leaves,
         "requires_approval": leaves,
+        "allow_no_change": leaves,
+        "verify_rounds": leaves,
         "expected_output": leaves,
     },
 )
@@ -92,6 +94,7 @@ plans_near_valid = st.fixed_dictionaries(
     optional={
         "agents": st.one_of(st.just({"sh": {"sdk_type": "command", "command": ["x"]}}), data),
         "setup": data,
+        "network_allow": data,
         "max_parallel": leaves,
     },
 )
@@ -131,6 +134,9 @@ def plans(draw: st.DrawFn) -> PlanSpec:
                 timeout_minutes=draw(st.floats(0.01, 1440)),
                 verify=tuple(draw(st.lists(lines, max_size=2))),
                 retry=draw(st.none() | st.builds(Retry, max_attempts=st.integers(1, 20), backoff_s=st.floats(0, 600))),
+                verify_rounds=draw(st.none() | st.integers(0, 10)),
+                requires_approval=draw(st.booleans()),
+                allow_no_change=draw(st.booleans()),
                 budget_usd=draw(st.floats(0.01, 1000)),
             )
         )
@@ -142,6 +148,7 @@ def plans(draw: st.DrawFn) -> PlanSpec:
         max_parallel=draw(st.integers(1, 1000)),
         setup=tuple(draw(st.lists(lines, max_size=2))),
         env_allow=tuple(draw(st.lists(st.sampled_from(["PATH", "no", "_X1"]), max_size=2))),
+        network_allow=tuple(draw(st.sets(st.sampled_from(["a.example", "*.b.example:22", "[::1]:80"])))),
     )
 
 

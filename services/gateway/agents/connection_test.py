@@ -23,7 +23,7 @@ NO_RUNNER = Problem(
     status=503,
     code="no_runner",
     title="No runner answers",
-    detail="no runner answers, and only a runner can try that: start one (`treadle doctor` tells what runs)",
+    detail="no runner answers, and only a runner can do that: start one (`treadle doctor` tells what runs)",
 )
 
 
@@ -40,18 +40,24 @@ async def try_out(
 
     Raises `ProblemError` 503 `no_runner` where no runner answers.
     """
-    introduction = await _ask(nc, RUNNER_INTRODUCE, b"", Introduction, INTRODUCTION_TIMEOUT_S)
+    runner, sealed = await choose_runner(nc, kind, plaintext)
+    request = TestRequest(kind=kind, sealed=sealed, sdk_type=sdk_type, model=model, repo_urls=repo_urls)
+    return await ask(nc, runner_test(runner), msgspec.json.encode(request), TestReply, TEST_TIMEOUT_S)
+
+
+async def choose_runner(nc: Client, kind: CredentialKind, plaintext: bytes | None) -> tuple[str, bytes]:
+    """Some runner's name, and the credentials sealed to it; empty where there are none. Raises `ProblemError` 503."""
+    introduction = await ask(nc, RUNNER_INTRODUCE, b"", Introduction, INTRODUCTION_TIMEOUT_S)
     runner = introduction.runner
     try:
-        subject = runner_test(runner)
-        sealed = seal(introduction.seal_to, plaintext, test_context(runner, kind)) if plaintext is not None else b""
+        runner_test(runner)  # a name that makes no subject is none
+        return runner, seal(introduction.seal_to, plaintext, test_context(runner, kind)) if plaintext else b""
     except ValueError as error:
         raise _no_runner("a runner introduced itself without a usable name or key: look at the runners' log") from error
-    request = TestRequest(kind=kind, sealed=sealed, sdk_type=sdk_type, model=model, repo_urls=repo_urls)
-    return await _ask(nc, subject, msgspec.json.encode(request), TestReply, TEST_TIMEOUT_S)
 
 
-async def _ask(nc: Client, subject: str, body: bytes, reply: type[R], timeout_s: float) -> R:
+async def ask(nc: Client, subject: str, body: bytes, reply: type[R], timeout_s: float) -> R:
+    """What a runner answers. Raises `ProblemError` 503 `no_runner` where none does."""
     try:
         message = await nc.request(subject, body, timeout=timeout_s)
         return msgspec.json.decode(message.data, type=reply)

@@ -15,6 +15,8 @@ from sqlalchemy.engine import Dialect
 from sqlalchemy.orm import DeclarativeBase, Mapped, mapped_column
 from sqlalchemy.types import DateTime, TypeDecorator
 
+from shared.spec import APPROVAL_TIMEOUT_MINUTES, VERIFY_ROUNDS
+
 Role = Literal["admin", "user"]
 Mode = Literal["auto", "manual"]
 
@@ -54,6 +56,7 @@ class Table(DeclarativeBase):
         datetime: UtcTime(),
         dict[str, Any]: JSON,
         list[str]: JSON,
+        list[dict[str, Any]]: JSON,
     }
 
 
@@ -220,8 +223,17 @@ class Project(Table):
     budget_usd: Mapped[float | None]
     """The most that one plan may cost."""
     delivery: Mapped[str] = mapped_column(String(16))
+    delivery_branch: Mapped[str] = mapped_column(String(255), default="")
+    """Empty: the repository's default branch."""
+    delivery_command: Mapped[str] = mapped_column(default="")
+    on_conflict: Mapped[str] = mapped_column(String(16), default="report")
+    verify_rounds: Mapped[int] = mapped_column(default=VERIFY_ROUNDS)
+    approval_timeout_minutes: Mapped[float] = mapped_column(default=APPROVAL_TIMEOUT_MINUTES)
     setup: Mapped[list[str]]
     env_allow: Mapped[list[str]]
+    network_allow: Mapped[list[str]] = mapped_column(default=list)
+    permissions: Mapped[list[dict[str, Any]]] = mapped_column(default=list)
+    """Each a `shared.spec.Permission`; the first that fits decides."""
     allow_concurrent_plans: Mapped[bool] = mapped_column(default=False)
     final_plan_id: Mapped[str | None] = mapped_column(ID)
     """The plan that was finalized last: with concurrent plans not allowed, the next one waits for its end."""

@@ -22,7 +22,7 @@ from services.gateway.projection.reads import MinSeq, TaskFilters, asked_tasks, 
 from services.gateway.projection.views import PlanFold, TaskView
 from shared import commands as c
 from shared.clock import utc_now
-from shared.events import TaskDispatched, TaskReadied
+from shared.events import TaskApprovalRequested, TaskDispatched, TaskReadied
 from shared.plan import ENDED, Candidate
 from shared.requests import EditRequest, ProjectAgent
 from shared.spec import DELIVER, DESCRIPTION_MAX_BYTES
@@ -35,6 +35,8 @@ Unset = msgspec.UnsetType
 UNSET = msgspec.UNSET
 Word = Annotated[str | None, QueryParameter(max_length=64)]
 
+IS_CUT = b'"input_is_cut":true'
+"""In the JSON of a task whose approval is not shown whole."""
 NOT_DISPATCHED = Problem(
     status=409, code="not_dispatched", title="Not dispatched yet", detail="task T1 has not been dispatched yet"
 )
@@ -67,6 +69,9 @@ class TaskChanges(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fiel
     expected_output: str | Unset | None = UNSET
     timeout_minutes: float | Unset | None = UNSET
     verify: list[str] | Unset | None = UNSET
+    verify_rounds: int | Unset | None = UNSET
+    requires_approval: bool | Unset | None = UNSET
+    allow_no_change: bool | Unset | None = UNSET
     retry: RetryChange | Unset | None = UNSET
     budget_usd: float | Unset | None = UNSET
 
@@ -101,14 +106,29 @@ async def list_tasks(
         return json_answer(await reads.list_tasks(session, row, filters, asked))
 
 
-@get("/plans/{plan:str}/tasks/{code:str}", response_headers=[ETAG], responses=documented(400, 401, 404))
+@get("/plans/{plan:str}/tasks/{code:str}", response_headers=[ETAG], responses=documented(400, 401, 404, 503))
 async def read_task(
     plan: FromPath[str], code: FromPath[str], state: State, request: Request[Caller, Any, Any], min_seq: MinSeq = 0
 ) -> Response[TaskView]:
     """One task. Its ETag is what a change of it must carry as `If-Match`."""
     async with reading_plan(state, request.user, plan, min_seq) as (session, _):
         task = await reads.find_task(session, request.user, plan, code)
-        return json_answer(task.view, {"ETag": etag(task.seq)})
+    body = task.view
+    if IS_CUT in body:  # never within a text, where quotes are escaped
+        body = await _with_whole_input(state, plan, code, body)
+    return json_answer(body, {"ETag": etag(task.seq)})
+
+
+async def _with_whole_input(state: State, plan: str, code: str, body: bytes) -> bytes:
+    """What an agent wants to do can be a megabyte: rows hold its beginning, the log all of it."""
+    task = msgspec.json.decode(body, type=TaskView)
+    shown = task.approval
+    for record in reversed(await promptly(state.store.read(plan, code))):
+        event = record.event
+        if isinstance(event, TaskApprovalRequested) and shown is not None and event.approval == shown.approval:
+            whole = msgspec.structs.replace(shown, input=event.input, input_is_cut=False)
+            return msgspec.json.encode(msgspec.structs.replace(task, approval=whole))
+    return body
 
 
 @get("/plans/{plan:str}/tasks/{code:str}/prompt", responses=documented(401, 404, NOT_DISPATCHED))

@@ -6,15 +6,17 @@ from hashlib import sha256
 import msgspec
 
 from services.gateway.database.tables import Mode
+from services.gateway.projection.approval_view import ApprovalView, approval_view
 from shared.board import Board, Standing
-from shared.events import FailureKind, Usage
+from shared.events import Conflict, FailureKind, TaskApprovalRequested, Usage
 from shared.plan import Candidate, PlanStatus
 from shared.spec import DELIVER, PlanSpec, encode_spec
 from shared.store import Recorded
 from shared.subjects import PLAN
-from shared.task import LEASED, TaskStatus
+from shared.task import LEASED, TaskState, TaskStatus
 
 WAITING_FOR_SHOWN_MAX = 20
+_LEASE_ENDS = ("completed", "failed", "cancelled", "released", "approval_requested")
 TASK_BYTES = 4096
 """What a task takes in memory beside the texts that its plan gives it."""
 
@@ -56,6 +58,10 @@ class TaskView(msgspec.Struct, frozen=True, kw_only=True):
     summary: str
     commit: str
     base_commit: str
+    approval: ApprovalView | None
+    """What the newest attempt asked a person last."""
+    conflict: Conflict | None
+    """Whose work could not be merged, and which files; only of a failure that is shown."""
     waiting_for: tuple[str, ...]
     """Predecessors that have not ended, at most `WAITING_FOR_SHOWN_MAX`; only while the task is pending."""
 
@@ -130,7 +136,11 @@ class PlanFold:
         self.usage = Usage()
         self._times: dict[str, TaskTimes] = {}
         self._bases: dict[str, str] = {}
+        self._asked_bytes: dict[str, int] = {}
+        """By task, what its newest approval takes in memory."""
         self._texts: dict[str, _Text] = {}
+        self._places: dict[str, int] = {}
+        """The visible tasks, in topological order."""
         self._view_json = b""
         self._task_json: dict[str, bytes] = {}
 
@@ -152,28 +162,40 @@ class PlanFold:
         if record.event is None:
             self.board.fault = f"event {record.seq} ({record.type}) can't be read: {record.fault}"
             return []
-        was_visible = self.board.visible
         before = self.board.tasks.get(record.entity)
         self.board.apply(record.entity, record.event, record.seq)
         if record.entity == PLAN:
             specs = {name: one.spec for name, one in self._held().items()}
             self._texts = {name: text for name, text in self._texts.items() if text.spec is specs.get(name)}
-            return self.board.codes if self.board.visible and not was_visible else []
+            return self._laid_out_anew()
         self._keep_times(record)
-        if not was_visible:
+        if anew := self._laid_out_anew():
+            return anew
+        if record.entity not in self._places:
             return []
         after = self.board.tasks[record.entity]
         if before is not None and (before.satisfied, before.commit) == (after.satisfied, after.commit):
             return [record.entity]
         return [record.entity, *self._waiting_behind(record.entity)]
 
+    def _laid_out_anew(self) -> list[str]:
+        """All tasks, where some of them were not there before: each may stand at another place, and wait for others."""
+        codes = self.board.codes
+        if len(codes) == len(self._places):
+            return []
+        self._places = {code: place for place, code in enumerate(codes)}
+        return codes
+
     def _keep_times(self, record: Recorded) -> None:
         times = self._times.setdefault(record.entity, TaskTimes())
         if record.type == "started":
             times.started_at, times.ended_at = record.time, None
-        elif record.type in ("completed", "failed", "cancelled", "released"):
+            self.usage += getattr(record.event, "charged", Usage())
+        elif record.type in _LEASE_ENDS:
             times.ended_at = record.time
             self.usage += getattr(record.event, "usage", Usage())
+        if isinstance(record.event, TaskApprovalRequested):
+            self._asked_bytes[record.entity] = len(record.event.input)
         if record.type == "completed":
             self._bases[record.entity] = getattr(record.event, "base_commit", "")
 
@@ -199,7 +221,7 @@ class PlanFold:
         if self.board.plan.chosen is not None:
             texts *= 2  # the tasks' own events bring it again
         tasks = len(self.board.tasks) + sum(len(one.spec.tasks) for one in held.values())
-        return (1 + tasks) * TASK_BYTES + texts
+        return (1 + tasks) * TASK_BYTES + texts + sum(self._asked_bytes.values())
 
     def _held(self) -> dict[str, Candidate]:
         """The candidates that are kept: all of them, or the chosen one."""
@@ -243,7 +265,7 @@ class PlanFold:
             created_at=self.created_at,
             updated_at=self.updated_at,
             seq=self.seq,
-            tasks=len(candidate.spec.tasks) if candidate else 0,
+            tasks=self._count(candidate),
             counts={status: count for status, count in self.board.counts.items() if count},
             usage=self.usage,
             budget_usd=candidate.spec.budget_usd if candidate else None,
@@ -254,6 +276,11 @@ class PlanFold:
             is_busy=self.is_busy,
             fault=self.board.fault,
         )
+
+    def _count(self, candidate: Candidate | None) -> int:
+        if self._places:
+            return len(self._places) - (DELIVER in self._places)
+        return len(candidate.spec.tasks) if candidate else 0
 
     def _candidate(self, name: str, candidate: Candidate) -> CandidateView:
         return CandidateView(
@@ -277,7 +304,7 @@ class PlanFold:
 
     def has_task(self, code: str) -> bool:
         """Whether the finalized plan has that task."""
-        return self.board.visible and code in self.board.tasks
+        return code in self._places
 
     def task(self, code: str) -> TaskView:
         """One task. Raises KeyError."""
@@ -287,13 +314,13 @@ class PlanFold:
         spec = state.spec
         return TaskView(
             code=code,
-            place=state.index,
+            place=self._places.get(code, state.index),
             seq=self.board.seqs[code],
             name=spec.name if spec else "",
             status=state.status,
             dispatch_mode="auto" if state.agent is None or state.agent.is_auto else "manual",
             agent=spec.assignee if spec and code != DELIVER else "",
-            depends_on=spec.depends_on if spec and code != DELIVER else (),
+            depends_on=self._depends_on(code),
             timeout_minutes=spec.timeout_minutes if spec else None,
             budget_usd=spec.budget_usd if spec else 0.0,
             attempt=state.attempt,
@@ -303,13 +330,26 @@ class PlanFold:
             ended_at=times.ended_at,
             retry_at=state.retry_at,
             usage=state.usage,
-            failure=state.kind if state.status in ("needs_attention", "retry_wait") else None,
+            failure=state.kind if _has_failed(state) else None,
             message=state.message,
             summary=state.summary,
             commit=state.commit,
             base_commit=self._bases.get(code, ""),
+            approval=approval_view(state.approval) if state.approval else None,
+            conflict=state.conflict if _has_failed(state) else None,
             waiting_for=tuple(waiting),
         )
+
+    def _depends_on(self, code: str) -> tuple[str, ...]:
+        spec = self.board.tasks[code].spec
+        if spec is None or code == DELIVER:
+            return ()
+        also = self.board.plan.also_before.get(code, ())
+        return (*spec.depends_on, *(one for one in also if one in self._places))
+
+
+def _has_failed(state: TaskState) -> bool:
+    return state.status in ("needs_attention", "retry_wait")
 
 
 def event_json(record: Recorded) -> dict[str, object]:

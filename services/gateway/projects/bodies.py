@@ -10,25 +10,36 @@ import msgspec
 
 from services.gateway.database.tables import Mode, Project
 from services.gateway.problems import FieldFault, ProblemError
+from services.gateway.projects import work_rules
+from services.gateway.projects.work_rules import BRANCH_MAX_CHARS
 from shared.repo_url import ADDRESS_MAX_CHARS, BadRepoUrl, check_repo_url, is_local_path
 from shared.spec import (
+    APPROVAL_TIMEOUT_MAX_MINUTES,
+    APPROVAL_TIMEOUT_MIN_MINUTES,
+    APPROVAL_TIMEOUT_MINUTES,
     BUDGET_MIN_USD,
     COMMAND_MAX_BYTES,
     COMMANDS_MAX,
     DESCRIPTION_MAX_BYTES,
     ENV_NAME,
     ENV_RESERVED,
+    HOSTS_MAX,
     MAX_PARALLEL,
     MAX_PARALLEL_MAX,
     NAME_MAX_CHARS,
     OUTPUT_PATH_MAX_CHARS,
+    PERMISSIONS_MAX,
     PLAN_BUDGET_MAX_USD,
     TIMEOUT_MAX_MINUTES,
     TIMEOUT_MIN_MINUTES,
     TIMEOUT_MINUTES,
     UNPRINTABLE_LINE,
     UNPRINTABLE_TEXT,
+    VERIFY_ROUNDS,
+    VERIFY_ROUNDS_MAX,
     Delivery,
+    OnConflict,
+    Permission,
 )
 
 COLLAB_DIR = "treadle"
@@ -50,6 +61,26 @@ Minutes = Annotated[float, _bounds(minimum=TIMEOUT_MIN_MINUTES, maximum=TIMEOUT_
 Parallel = Annotated[int, _bounds(minimum=1, maximum=MAX_PARALLEL_MAX)]
 Budget = Annotated[float, _bounds(minimum=BUDGET_MIN_USD, maximum=PLAN_BUDGET_MAX_USD)]
 Commands = Annotated[list[str], _bounds(maxItems=COMMANDS_MAX)]
+Hosts = Annotated[list[str], _bounds(maxItems=HOSTS_MAX, examples=[["pypi.org", "*.example.com:8443"]])]
+Permissions = Annotated[
+    list[Permission],
+    _bounds(
+        maxItems=PERMISSIONS_MAX,
+        examples=[
+            [
+                {"tool": "Bash", "pattern": "git push*", "answer": "never"},
+                {"tool": "Bash", "pattern": "pip install *", "answer": "ask"},
+                {"tool": "WebFetch", "answer": "always"},
+            ]
+        ],
+    ),
+]
+AnswerWithin = Annotated[
+    float, _bounds(minimum=APPROVAL_TIMEOUT_MIN_MINUTES, maximum=APPROVAL_TIMEOUT_MAX_MINUTES, examples=[60])
+]
+Rounds = Annotated[int, _bounds(minimum=0, maximum=VERIFY_ROUNDS_MAX)]
+Branch = Annotated[str, _bounds(maxLength=BRANCH_MAX_CHARS, examples=["main"])]
+DeliveryCommand = Annotated[str, _bounds(maxLength=COMMAND_MAX_BYTES, examples=["gh pr create --fill"])]
 AgentIds = Annotated[list[str], _bounds(maxItems=AGENTS_MAX)]
 Unset = msgspec.UnsetType
 UNSET = msgspec.UNSET
@@ -78,6 +109,21 @@ class NewProject(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_field
     budget_usd: Budget | None = None
     """The most that one plan may cost; null: no limit."""
     delivery: Delivery = "branch"
+    """`branch`: the plan's branch is left as it is; `merge`: it is merged; `command`: a command gets it."""
+    delivery_branch: Branch = ""
+    """Only for `merge`: what it is merged into; empty: the repository's default branch."""
+    delivery_command: DeliveryCommand = ""
+    """Only for `command`, and needed there: a shell command that runs in a workspace of the branch."""
+    on_conflict: OnConflict = "report"
+    """Where tasks' work can't be merged: `report` it to a person, or give it to an `agent` as a task of its own."""
+    verify_rounds: Rounds = VERIFY_ROUNDS
+    """How often what `verify` found goes back to the agent, in tasks that don't say it."""
+    approval_timeout_minutes: AnswerWithin = APPROVAL_TIMEOUT_MINUTES
+    """What nobody has answered by then is denied."""
+    permissions: Permissions = []
+    """What happens when an agent calls a tool; the first rule that fits decides."""
+    network_allow: Hosts = []
+    """Hosts that set-up, agents and verification may reach: names, names below one, addresses, each with a port."""
     setup: Commands = []
     """Shell commands that run in each fresh workspace first."""
     env_allow: Commands = []
@@ -100,6 +146,13 @@ class ProjectChanges(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_f
     max_parallel: Parallel | Unset = UNSET
     budget_usd: Budget | Unset | None = UNSET
     delivery: Delivery | Unset = UNSET
+    delivery_branch: Branch | Unset | None = UNSET
+    delivery_command: DeliveryCommand | Unset | None = UNSET
+    on_conflict: OnConflict | Unset = UNSET
+    verify_rounds: Rounds | Unset | None = UNSET
+    approval_timeout_minutes: AnswerWithin | Unset | None = UNSET
+    permissions: Permissions | Unset | None = UNSET
+    network_allow: Hosts | Unset | None = UNSET
     setup: Commands | Unset | None = UNSET
     env_allow: Commands | Unset | None = UNSET
     allow_concurrent_plans: bool | Unset = UNSET
@@ -124,6 +177,13 @@ class ProjectView(msgspec.Struct, frozen=True, kw_only=True):
     max_parallel: int
     budget_usd: float | None
     delivery: str
+    delivery_branch: str
+    delivery_command: str
+    on_conflict: str
+    verify_rounds: int
+    approval_timeout_minutes: float
+    permissions: list[Permission]
+    network_allow: list[str]
     setup: list[str]
     env_allow: list[str]
     allow_concurrent_plans: bool
@@ -162,6 +222,7 @@ def _viewed(project: Project, agent_ids: list[str], hint: str | None) -> dict[st
     shown = {name: getattr(project, name) for name in ProjectView.__struct_fields__ if hasattr(Project, name)}
     return {
         **shown,
+        "permissions": msgspec.convert(project.permissions, list[Permission]),
         "agent_ids": agent_ids,
         "has_git_credentials": hint is not None,
         "git_credentials_hint": hint or None,
@@ -173,7 +234,18 @@ def _viewed(project: Project, agent_ids: list[str], hint: str | None) -> dict[st
 
 def cleared(changes: Mapping[str, Any]) -> dict[str, Any]:
     """The changes with what null makes of each field."""
-    empty: dict[str, Any] = {"goal": "", "agent_ids": [], "setup": [], "env_allow": []}
+    empty: dict[str, Any] = {
+        "goal": "",
+        "agent_ids": [],
+        "setup": [],
+        "env_allow": [],
+        "network_allow": [],
+        "permissions": [],
+        "delivery_branch": "",
+        "delivery_command": "",
+        "verify_rounds": VERIFY_ROUNDS,
+        "approval_timeout_minutes": APPROVAL_TIMEOUT_MINUTES,
+    }
     return {name: empty.get(name) if value is None else value for name, value in changes.items()}
 
 
@@ -190,12 +262,27 @@ def checked(values: Mapping[str, Any], *, local_repositories: bool) -> dict[str,
     for name, check in _CHECKS.items():
         if stored.get(name) is not None:
             faults += [(name, why) for why in check(stored[name])]
+    if "network_allow" in stored:
+        stored["network_allow"], wrong = work_rules.hosts(stored["network_allow"])
+        faults += [("network_allow", why) for why in wrong]
+    _raise_if_any(faults)
+    if "permissions" in stored:
+        stored["permissions"] = msgspec.to_builtins(stored["permissions"])
+    return stored
+
+
+def check_together(project: Project) -> None:
+    """Whether the project's fields fit one another. Raises `ProblemError` 400 with every fault at once."""
+    names = ("delivery", "delivery_branch", "delivery_command")
+    _raise_if_any(work_rules.delivery({name: getattr(project, name) for name in names}))
+
+
+def _raise_if_any(faults: list[tuple[str, str]]) -> None:
     if faults:
         detail = "; ".join(f"{name}: {why}" for name, why in faults)
         refusal = ProblemError(400, "bad_request", "Bad request", detail)
         refusal.problem.fields = tuple(FieldFault(field=name, source="body", message=why) for name, why in faults)
         raise refusal
-    return stored
 
 
 def _repo_url(text: str, local: bool) -> str:
@@ -283,4 +370,9 @@ _CHECKS: dict[str, Callable[[Any], list[str]]] = {
     "setup": _setup,
     "env_allow": _env_allow,
     "agent_ids": _agent_ids,
+    "permissions": work_rules.permissions,
+    "approval_timeout_minutes": _between(APPROVAL_TIMEOUT_MIN_MINUTES, APPROVAL_TIMEOUT_MAX_MINUTES, "minutes"),
+    "verify_rounds": _between(0, VERIFY_ROUNDS_MAX, "rounds"),
+    "delivery_branch": work_rules.branch,
+    "delivery_command": work_rules.command,
 }

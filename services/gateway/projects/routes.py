@@ -29,6 +29,7 @@ from services.gateway.projects.bodies import (
     ProjectChanges,
     ProjectDetails,
     ProjectView,
+    check_together,
     checked,
     cleared,
     details,
@@ -87,6 +88,7 @@ async def create_project(
         project = await session.get(Project, project_id)
         if project is None:  # else a repetition of a request whose answer was lost
             project = Project(id=project_id, owner_id=caller.id, created_at=now, version=1, **values)
+            check_together(project)
             session.add(project)
             await session.flush()
             await set_agents(session, project, agent_ids)
@@ -132,6 +134,7 @@ async def change_project(
         known = {origin(url) for url in repositories.repo_urls(row)}
         for field in fields:
             setattr(row, field, wanted[field])
+        check_together(row)
         if not known.issuperset(map(origin, repositories.repo_urls(row))):
             await _leave_credentials_behind(session, row, caller, may_clear=may_clear)
         if agent_ids is not None:

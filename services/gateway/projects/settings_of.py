@@ -3,7 +3,7 @@
 import msgspec
 
 from services.gateway.database.tables import Project
-from shared.spec import Delivery, PlanSettings
+from shared.spec import Delivery, OnConflict, Permission, PlanSettings
 
 
 def settings_of(project: Project) -> PlanSettings:
@@ -14,5 +14,12 @@ def settings_of(project: Project) -> PlanSettings:
         budget_usd=project.budget_usd,
         setup=tuple(project.setup),
         env_allow=tuple(project.env_allow),
+        network_allow=tuple(project.network_allow),
+        permissions=msgspec.convert(project.permissions, tuple[Permission, ...]),
+        approval_timeout_minutes=project.approval_timeout_minutes,
+        verify_rounds=project.verify_rounds,
+        on_conflict=msgspec.convert(project.on_conflict, OnConflict),
         delivery=msgspec.convert(project.delivery, Delivery),
+        delivery_branch=project.delivery_branch,
+        delivery_command=project.delivery_command,
     )

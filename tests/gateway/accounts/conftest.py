@@ -8,15 +8,12 @@ import pytest
 
 from services.gateway.database.engine import Database
 from services.gateway.database.engine import database_url as parsed
-from services.gateway.database.migrate import migrate
 
 
 @pytest.fixture
-async def db(database_url: str) -> AsyncIterator[Database]:
+async def db(migrated_url: str) -> AsyncIterator[Database]:
     """With all tables and no row, of either kind."""
-    url = parsed(database_url)
-    await migrate(url)
-    database = Database(url)
+    database = Database(parsed(migrated_url))
     try:
         yield database
     finally:

@@ -8,7 +8,6 @@ import pytest
 
 from services.gateway.database.engine import Database
 from services.gateway.database.engine import database_url as checked_url
-from services.gateway.database.migrate import migrate
 from tests.gateway.conftest import DATABASES, MakeDatabase
 from tests.gateway.gateway_process import GatewayProcess
 from tests.nats_process import NatsServer
@@ -27,19 +26,21 @@ def lone_nats(tmp_path_factory: pytest.TempPathFactory) -> Iterator[NatsServer]:
 @pytest.fixture(scope="module", params=DATABASES)
 def lone_gateway(
     request: pytest.FixtureRequest,
-    make_database: MakeDatabase,
+    make_migrated_database: MakeDatabase,
     lone_nats: NatsServer,
     tmp_path_factory: pytest.TempPathFactory,
 ) -> Iterator[GatewayProcess]:
     directory = tmp_path_factory.mktemp("gateway")
-    with make_database(request.param, directory) as url, GatewayProcess(directory, lone_nats, url) as running:
+    with (
+        make_migrated_database(request.param, directory) as url,
+        GatewayProcess(directory, lone_nats, url, is_migrated=True) as running,
+    ):
         yield running
 
 
 @pytest.fixture
-async def db(database_url: str) -> AsyncIterator[Database]:
+async def db(migrated_url: str) -> AsyncIterator[Database]:
     """Migrated and empty."""
-    made = Database(checked_url(database_url))
-    await migrate(made.url)
+    made = Database(checked_url(migrated_url))
     yield made
     await made.close()

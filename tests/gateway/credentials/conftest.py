@@ -10,15 +10,13 @@ import pytest
 from services.gateway.credentials.keyring import Keyring
 from services.gateway.database.engine import Database
 from services.gateway.database.engine import database_url as checked_url
-from services.gateway.database.migrate import migrate
 from tests.gateway.credentials.keyring_file import write_keyring
 from tests.nats_process import NatsServer
 
 
 @pytest.fixture
-async def db(database_url: str) -> AsyncIterator[Database]:
-    made = Database(checked_url(database_url))
-    await migrate(made.url)
+async def db(migrated_url: str) -> AsyncIterator[Database]:
+    made = Database(checked_url(migrated_url))
     yield made
     await made.close()
 

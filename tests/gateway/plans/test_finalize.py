@@ -76,6 +76,31 @@ async def test_the_settings_of_the_moment_are_those_of_the_plan(gateway: Gateway
         assert (spec["budget_usd"], spec["setup"], spec["env_allow"]) == (9, ["a"], ["B"])
 
 
+async def test_what_agents_may_do_is_what_the_project_said_at_the_finalizing(
+    gateway: GatewayProcess, planner: None
+) -> None:
+    async with gateway.as_user("ann") as ann:
+        said = {
+            "network_allow": ["pypi.org"],
+            "permissions": [{"tool": "Bash", "pattern": "git push*", "answer": "never"}],
+            "approval_timeout_minutes": 5.0,
+            "verify_rounds": 1,
+            "on_conflict": "agent",
+            "delivery": "merge",
+            "delivery_branch": "main",
+        }
+        project = await made.project(ann, **said)
+        plan = await made.plan(ann, project, text=f"network_allow: [files.example.com]{made.TWO}")
+        await made.finalized(ann, plan)
+        later = {**dict.fromkeys(said), "delivery": "branch", "on_conflict": "report"}
+        await ok(ann.patch(f"/api/projects/{project}", json=later))
+        events = (await ok(ann.get(f"/api/plans/{plan}/events")))["events"]
+        [settings] = [event["settings"] for event in events if event["type"] == "finalizing"]
+        assert {name: settings[name] for name in said} == said
+        spec = await ok(ann.get(f"/api/plans/{plan}/spec"))
+        assert spec["network_allow"] == ["pypi.org", "files.example.com"]
+
+
 async def test_an_agent_that_became_unusable_is_named(gateway: GatewayProcess, planner: None) -> None:
     async with gateway.as_user("ann") as ann:
         coder = await made.agent(ann, slug="worn-out")

@@ -7,7 +7,6 @@ import secrets
 from datetime import UTC, datetime, timedelta
 from typing import Any
 
-import pytest
 from sqlalchemy import select, text
 
 from services.gateway.credentials.keyring import Keyring
@@ -148,8 +147,7 @@ async def test_answers_are_forgotten_after_a_day(own_gateway: GatewayProcess) ->
         assert first["id"] != second["id"]
 
 
-@pytest.mark.parametrize("canary", ["trd_", "a-secret-of-this-test-0123456789"])
-async def test_what_is_kept_shows_nothing(own_gateway: GatewayProcess, canary: str) -> None:
+async def test_what_is_kept_shows_nothing(own_gateway: GatewayProcess) -> None:
     async with own_gateway.as_user("ann") as ann:
         body = {"name": "T", "sdk_type": "claude", "api_key": "a-secret-of-this-test-0123456789"}
         await ok(ann.post("/api/agent-types", json=body, headers=key()))
@@ -162,4 +160,6 @@ async def test_what_is_kept_shows_nothing(own_gateway: GatewayProcess, canary: s
     finally:
         await database.close()
     assert len(rows) == 2
-    assert canary.encode() not in b"".join(bytes(row.answer) + row.fingerprint.encode() for row in rows)
+    kept = b"".join(bytes(row.answer) + row.fingerprint.encode() for row in rows)
+    assert b"trd_" not in kept
+    assert b"a-secret-of-this-test-0123456789" not in kept

@@ -8,7 +8,6 @@ import pytest
 
 from services.gateway.database.engine import Database
 from services.gateway.database.engine import database_url as checked_url
-from services.gateway.database.migrate import migrate
 from shared.bus import BusSettings, connect
 from shared.jetstream import JetStreamStore
 from shared.streams import declare_streams
@@ -16,9 +15,8 @@ from tests.nats_process import NatsServer
 
 
 @pytest.fixture
-async def db(database_url: str) -> AsyncIterator[Database]:
-    made = Database(checked_url(database_url))
-    await migrate(made.url)
+async def db(migrated_url: str) -> AsyncIterator[Database]:
+    made = Database(checked_url(migrated_url))
     yield made
     await made.close()
 

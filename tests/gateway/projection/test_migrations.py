@@ -3,6 +3,7 @@
 import asyncio
 from collections.abc import AsyncIterator
 
+import alembic.command
 import pytest
 from alembic.autogenerate import compare_metadata
 from alembic.runtime.migration import MigrationContext
@@ -11,8 +12,10 @@ from sqlalchemy.exc import IntegrityError
 
 from services.gateway.database.engine import Database
 from services.gateway.database.engine import database_url as checked_url
-from services.gateway.database.migrate import check_migrated, migrate
-from services.gateway.database.tables import Table
+from services.gateway.database.migrate import alembic_config, check_migrated, migrate
+from services.gateway.database.tables import Project, Table
+from services.gateway.projects.settings_of import settings_of
+from shared.spec import PlanSettings
 
 
 @pytest.fixture
@@ -39,6 +42,32 @@ async def test_the_comparison_notices_a_difference(database: Database) -> None:
         await connection.execute(text("ALTER TABLE project ADD COLUMN surprise INTEGER"))
     async with database.connection() as connection:
         assert len(await connection.run_sync(_differences)) == 2
+
+
+async def test_a_project_of_an_older_schema_keeps_what_it_had_and_gets_the_rest(database: Database) -> None:
+    async with database.connection() as connection, connection.begin():
+        await connection.run_sync(lambda c: alembic.command.upgrade(alembic_config(c), "0001"))
+        await connection.execute(
+            text(
+                "INSERT INTO user_account (id, name, role, password_hash, is_frozen, session_version, created_at) "
+                "VALUES ('u', 'ann', 'user', NULL, :no, 1, '2026-01-01 00:00:00')"
+            ),
+            {"no": False},
+        )
+        await connection.execute(
+            text(
+                "INSERT INTO project (id, owner_id, name, goal, mode, code_repo_url, collab_dir, planning_mode, "
+                "task_timeout_minutes, max_parallel, delivery, setup, env_allow, allow_concurrent_plans, created_at, "
+                "version) VALUES ('p', 'u', 'P', '', 'auto', 'https://git.example.com/a/b.git', 'treadle', "
+                "'balanced', 30, 4, 'branch', '[\"make\"]', '[]', :no, '2026-01-01 00:00:00', 3)"
+            ),
+            {"no": False},
+        )
+    await migrate(database.url)
+    async with database.read() as session:
+        project = await session.get_one(Project, "p")
+    assert (project.setup, project.version) == (["make"], 3)
+    assert settings_of(project) == PlanSettings(max_parallel=4, setup=("make",))
 
 
 async def test_an_unmigrated_database_is_refused_with_the_command_that_migrates_it(database: Database) -> None:

@@ -10,14 +10,17 @@ from sqlalchemy import text, update
 
 from services.gateway.database.engine import Database
 from services.gateway.database.tables import ProjectionHead
+from services.gateway.projection.folds import read_fold
 from services.gateway.projection.projector import Projector
 from shared import commands as c
 from shared.events import TaskAbandoned
+from shared.spec import TaskSpec
 from shared.store import MemoryStore
-from shared.transact import to_plan, to_task
+from shared.transact import load_plan, to_plan, to_task
 from tests.gateway.projection.histories import (
     ANN,
     DEADLINE_S,
+    SH,
     GrowingStore,
     agree,
     found_rows,
@@ -148,6 +151,32 @@ async def test_a_task_that_stands_for_what_came_before_it_hands_its_waiting_on(d
         await projector.at_least(decided.seq, DEADLINE_S)
     await agree(db, store._log)
     assert any(isinstance(record.event, TaskAbandoned) for _, record in store._log)
+
+
+async def test_tasks_that_come_after_the_finalizing_appear_whole_and_in_their_place(db: Database) -> None:
+    store = MemoryStore()
+    plan = await submit(store, spec_of({"A": (), "B": ("A",)}))
+    projector = Projector(store, db, lambda: store.last_seq(plan, "_plan"))
+    digest = (await load_plan(store, plan)).state.digest
+    added = TaskSpec(code="R", name="Resolve", assignee="sh", depends_on=("A",), resolves="B")
+    async with running(projector.run()):
+        extended = await to_plan(store, plan, c.Extend(tasks=(added,), before="B", reason="a conflict"), ANN)
+        await projector.at_least(extended.seq, DEADLINE_S)
+        await agree(db, store._log)
+        half = await read_fold(store, plan)
+        assert half is not None
+        assert (half.view().tasks, half.board.codes, half.task("B").depends_on) == (2, ["A", "B", "_deliver"], ("A",))
+        planned = await to_task(store, plan, "R", c.PlanTask(digest=digest, index=3, spec=added, agent=SH), ANN)
+        await projector.at_least(planned.seq, DEADLINE_S)
+        await agree(db, store._log)
+        abandoned = await to_task(store, plan, "R", c.Abandon(), ANN)
+        await projector.at_least(abandoned.seq, DEADLINE_S)
+    await agree(db, store._log)
+    whole = await read_fold(store, plan)
+    assert whole is not None
+    assert (whole.view().tasks, [task.code for task in whole.tasks()]) == (3, ["A", "R", "B", "_deliver"])
+    assert [task.place for task in whole.tasks()] == [0, 1, 2, 3]
+    assert (whole.task("B").depends_on, whole.task("R").depends_on) == (("A", "R"), ("A",))
 
 
 async def test_hostile_names_do_not_stop_the_projection(db: Database) -> None:

@@ -30,6 +30,12 @@ async def test_every_fault_of_a_project_is_named_at_once(gateway: GatewayProcess
             "budget_usd": 0,
             "setup": ["", "a\x00"],
             "env_allow": ["A-B", "ANTHROPIC_API_KEY"],
+            "network_allow": ["https://a.example", "*"],
+            "permissions": [{"tool": "rm -rf", "answer": "ask"}, {"tool": "Bash", "pattern": "\x00", "answer": "ask"}],
+            "approval_timeout_minutes": 0,
+            "verify_rounds": 11,
+            "delivery_branch": "-x",
+            "delivery_command": "\x1b",
         }
         fields = assert_problem(await ann.post("/api/projects", json=body), 400, "bad_request")["fields"]
         assert {fault["field"] for fault in fields} == set(body)
@@ -46,13 +52,34 @@ BAD_DIRS = ["/x", "a\\b", "a/../b", "a//b", "./a", ".git", "a/.GIT/b", "~", "-x"
 BAD_URLS = [
     "/srv/repo", "ext::sh -c x", "http://a.example/b", "https://127.0.0.1/a/b", "https://10.1/a/b", "../x", "",
 ]  # fmt: skip
+BAD_BRANCHES = [
+    "-x", "a..b", "a b", "a\x00", "a\x1bb", "a~1", "a^", "a:b", "a?", "a*", "[a", "a\\b", "@{u}", "@", "HEAD", "a//b",
+    "/a", "a/", ".a", "a/.b", "a.lock", "a.lock/b", "a.", "refs/heads/main", "treadle/x", "Treadle/x", "\u202ex",
+    "x" * 201,
+]  # fmt: skip
 BAD_WORDS: list[dict[str, Any]] = [
     {"mode": "both"},
     {"max_parallel": 10**400},
     {"max_parallel": -(2**70)},
     {"budget_usd": 10**400},
     {"task_timeout_minutes": 1e308},
-    {"delivery": "merge"},
+    {"delivery": "push"},
+    {"delivery": "command"},
+    {"delivery_command": "make release"},
+    {"delivery_branch": "main"},
+    {"delivery": "merge", "delivery_command": "x"},
+    {"delivery": "command", "delivery_command": "x", "delivery_branch": "main"},
+    {"delivery": "command", "delivery_command": " "},
+    {"on_conflict": "force"},
+    {"verify_rounds": -1},
+    {"verify_rounds": 1.5},
+    {"approval_timeout_minutes": 10**400},
+    {"network_allow": ["a.example"] * 201},
+    {"permissions": [{"tool": "*", "answer": "ask"}] * 201},
+    {"permissions": [{"tool": "*", "answer": "maybe"}]},
+    {"permissions": [{"tool": "*", "answer": "ask", "who": "me"}]},
+    {"permissions": [{"tool": "*", "pattern": " ", "answer": "ask"}]},
+    {"permissions": [{"answer": "ask"}]},
     {"planning_mode": "x"},
     {"agent_ids": ["x"]},
     {"nonsense": 1},
@@ -61,7 +88,11 @@ BAD_WORDS: list[dict[str, Any]] = [
 
 
 @pytest.mark.parametrize(
-    "fields", [{"collab_dir": d} for d in BAD_DIRS] + [{"code_repo_url": url} for url in BAD_URLS] + BAD_WORDS
+    "fields",
+    [{"collab_dir": d} for d in BAD_DIRS]
+    + [{"code_repo_url": url} for url in BAD_URLS]
+    + [{"delivery": "merge", "delivery_branch": name} for name in BAD_BRANCHES]
+    + BAD_WORDS,
 )
 async def test_what_can_not_be_is_refused(gateway: GatewayProcess, fields: dict[str, Any]) -> None:
     async with gateway.as_user("ann") as ann:
@@ -99,6 +130,57 @@ async def test_a_change_is_three_valued(gateway: GatewayProcess) -> None:
             "allow_concurrent_plans",
         ):
             assert (await ann.patch(path, json={field: None})).status_code == 400
+
+
+PEOPLE: dict[str, Any] = {
+    "network_allow": ["pypi.org", "*.example.com:8443"],
+    "permissions": [
+        {"tool": "Bash", "pattern": "git push*", "answer": "never"},
+        {"tool": "*", "pattern": "https://*", "answer": "ask"},
+    ],
+    "approval_timeout_minutes": 90.0,
+    "verify_rounds": 0,
+    "delivery_command": "make release",
+}
+
+
+async def test_what_people_and_agents_may_do_is_kept_and_cleared(gateway: GatewayProcess) -> None:
+    async with gateway.as_user("ann") as ann:
+        bare = await ok(ann.post("/api/projects", json=GOOD), 201)
+        assert {name: bare[name] for name in (*PEOPLE, "delivery", "delivery_branch", "on_conflict")} == {
+            "network_allow": [],
+            "permissions": [],
+            "approval_timeout_minutes": 1440.0,
+            "verify_rounds": 2,
+            "delivery": "branch",
+            "delivery_branch": "",
+            "delivery_command": "",
+            "on_conflict": "report",
+        }
+        path = f"/api/projects/{bare['id']}"
+        more = {**PEOPLE, "delivery": "command", "on_conflict": "agent"}
+        whole = await ok(ann.patch(path, json=more))
+        assert whole == {**bare, **more, "version": 2}
+        assert (await ok(ann.patch(path, json=more)))["version"] == 2
+        assert await ok(ann.get(path)) == whole
+        respelled = await ok(ann.patch(path, json={"network_allow": ["PyPI.org.", "*.example.com:8443", "pypi.org"]}))
+        assert respelled == whole
+        cleared = await ok(ann.patch(path, json={**dict.fromkeys(PEOPLE), "delivery": "branch"}))
+        assert cleared == {**bare, "on_conflict": "agent", "version": 3}
+        for field in ("delivery", "on_conflict"):
+            assert_problem(await ann.patch(path, json={field: None}), 400, "bad_request")
+
+
+async def test_a_change_of_delivery_has_to_fit_what_is_there(gateway: GatewayProcess) -> None:
+    async with gateway.as_user("ann") as ann:
+        made_so = {**GOOD, "delivery": "merge", "delivery_branch": "release/1.x"}
+        project = await ok(ann.post("/api/projects", json=made_so), 201)
+        path = f"/api/projects/{project['id']}"
+        refused = assert_problem(await ann.patch(path, json={"delivery": "command"}), 400, "bad_request")
+        assert [fault["field"] for fault in refused["fields"]] == ["delivery_command", "delivery_branch"]
+        assert await ok(ann.get(path)) == project
+        change = {"delivery": "command", "delivery_branch": None, "delivery_command": "gh pr create"}
+        assert (await ok(ann.patch(path, json=change)))["delivery_command"] == "gh pr create"
 
 
 async def test_a_precondition_is_honoured(gateway: GatewayProcess) -> None:
