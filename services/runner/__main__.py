@@ -1,7 +1,8 @@
 """`python -m services.runner`: settings come from the environment, secrets as a line of JSON on standard input.
 
-`TREADLE_RUNNER_NAME` (runner-<host name>), `TREADLE_RUNNER_DIR`, `TREADLE_DATA`, `TREADLE_SLOTS`, and those of
-`shared.bus`.
+`TREADLE_RUNNER_NAME` (runner-<host name>), `TREADLE_RUNNER_DIR`, `TREADLE_DATA`, `TREADLE_SLOTS`, `TREADLE_SANDBOX`
+(required, preferred or off), `TREADLE_SANDBOX_READ`, `TREADLE_DISK_FLOOR_MB` (1024), `TREADLE_CACHE_MB` (5120), and
+those of `shared.bus`.
 """
 
 import asyncio
@@ -11,7 +12,11 @@ import socket
 import sys
 from pathlib import Path
 
+import msgspec
+
 from services.runner.app import RunnerSettings, main, read_secrets
+from services.runner.sandbox import NoSandbox
+from services.runner.sandbox_mode import SandboxMode
 from shared.bus import bus_settings_from_environment
 
 EX_CONFIG = 78
@@ -25,6 +30,9 @@ def run() -> int:
             directory=Path(os.environ["TREADLE_RUNNER_DIR"]),
             data_dir=Path(os.environ["TREADLE_DATA"]),
             slots=int(os.environ.get("TREADLE_SLOTS", "2")),
+            disk_floor_bytes=int(os.environ.get("TREADLE_DISK_FLOOR_MB", "1024")) << 20,
+            caches_max_bytes=int(os.environ.get("TREADLE_CACHE_MB", "5120")) << 20,
+            sandbox=msgspec.convert(os.environ.get("TREADLE_SANDBOX") or "preferred", SandboxMode),
         )
         secrets = read_secrets()
         settings.directory.mkdir(parents=True, exist_ok=True)
@@ -37,7 +45,12 @@ def run() -> int:
         # The error's text could quote the line with the secrets, so only its kind is told.
         print(f"runner: its settings can't be used: {type(error).__name__}", file=sys.stderr)  # noqa: T201 - as above
         return EX_CONFIG
-    asyncio.run(main(bus_settings_from_environment(), settings, secrets))
+    try:
+        asyncio.run(main(bus_settings_from_environment(), settings, secrets))
+    except NoSandbox as why:
+        words = f"TREADLE_SANDBOX is required, and there is no sandbox: {why}"
+        print(f"runner: {words}", file=sys.stderr)  # noqa: T201 - as above
+        return EX_CONFIG
     return 0
 
 

@@ -14,22 +14,29 @@ from faststream.nats import NatsMessage
 from nats.aio.client import Client
 
 from services.runner.agents import AGENTS, open_runner
+from services.runner.caches import SetupCaches
 from services.runner.connection_test import ConnectionTests
 from services.runner.credentials import CredentialDesk
 from services.runner.deleted import DeletedProjects
-from services.runner.execution import AgentExecutor, DeliverExecutor
+from services.runner.delivery_executor import DeliverExecutor
+from services.runner.diff import Diffs
+from services.runner.disk_floor import DiskFloor
+from services.runner.execution import AgentExecutor
 from services.runner.git_threads import git_threads
+from services.runner.housekeeping import keep_house
 from services.runner.lease import Journal, Key
 from services.runner.presence import show_presence
 from services.runner.runner import Executor, Runner
+from services.runner.sandbox import find_sandbox
+from services.runner.sandbox_mode import SandboxMode
 from shared import streams
 from shared.alive import show_life
 from shared.bus import BusSettings, make_broker
 from shared.clock import utc_now
 from shared.memory import hide_memory
-from shared.requests import TestRequest
+from shared.requests import DiffRequest, RunnerPresence, TestRequest
 from shared.sealed import SealKey
-from shared.subjects import DELIVER_POOL, RUNNER_INTRODUCE, runner_holds, runner_test
+from shared.subjects import DELIVER_POOL, RUNNER_INTRODUCE, runner_diff, runner_holds, runner_test
 
 log = logging.getLogger("treadle.runner")
 
@@ -39,6 +46,7 @@ GOODBYE_WITHIN_S = 1.0
 POOL_QUIETLY_WITHIN_S, POOL_WITHIN_S = 5.0, 120.0
 """How long a dispatcher that starts beside us may take; after the second one we end, and are started again."""
 TESTS_AT_ONCE = 8
+DIFFS_AT_ONCE = 4
 
 
 class Secrets(msgspec.Struct, frozen=True):
@@ -64,22 +72,32 @@ class RunnerSettings(msgspec.Struct, frozen=True):
     data_dir: Path
     """Shared by the machine's runners: mirrors and workspaces."""
     slots: int
+    sandbox: SandboxMode = "preferred"
+    disk_floor_bytes: int = 1024 << 20
+    """With less room on the disk no new work is taken."""
+    caches_max_bytes: int = 5120 << 20
+    """How large the caches of what set-up downloads may become."""
 
 
 async def main(bus: BusSettings, settings: RunnerSettings, secrets: Secrets) -> None:
-    """Runs until SIGTERM or SIGINT; then hands back what runs."""
+    """Runs until SIGTERM or SIGINT; then hands back what runs. Raises NoSandbox where that is required and missing."""
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(name)s: %(message)s")
     hide_memory()
+    sandbox = find_sandbox(settings.sandbox, hidden=[settings.data_dir, settings.directory])
+    environment = allowed_environment(secrets)
+    caches = SetupCaches(settings.data_dir, settings.caches_max_bytes, git_threads())
     async with AsyncExitStack() as held:
-        executors: dict[str, Executor] = {DELIVER_POOL: DeliverExecutor(settings.data_dir)}
+        executors: dict[str, Executor] = {DELIVER_POOL: DeliverExecutor(settings.data_dir, environment, sandbox)}
         for pool in AGENTS:
             agent = await held.enter_async_context(open_runner(pool, secrets.environment()))
-            executors[pool] = AgentExecutor(settings.data_dir, agent, allowed_environment(secrets))
-        await make_app(bus, settings, executors).run()
+            executors[pool] = AgentExecutor(settings.data_dir, agent, environment, sandbox, caches)
+        await make_app(bus, settings, executors, caches, sandbox.version if sandbox else "none").run()
 
 
-def make_app(bus: BusSettings, settings: RunnerSettings, executors: Mapping[str, Executor]) -> FastStream:
-    """The service around one `Runner`."""
+def make_app(
+    bus: BusSettings, settings: RunnerSettings, executors: Mapping[str, Executor], caches: SetupCaches, sandbox: str
+) -> FastStream:
+    """The service around one `Runner`; `sandbox` is what it says of its own."""
     broker = make_broker(bus, f"treadle-{settings.name}")
     app = FastStream(broker, logger=None)
     show_life(app, broker)
@@ -87,6 +105,8 @@ def make_app(bus: BusSettings, settings: RunnerSettings, executors: Mapping[str,
     tasks: dict[str, asyncio.Task[None]] = {}
     seal_key, threads, private_dir = SealKey(), git_threads(), settings.directory / "private"
     tests = ConnectionTests(settings.name, seal_key, private_dir, threads)
+    floor = DiskFloor(settings.data_dir, settings.disk_floor_bytes)
+    diffs = Diffs(settings.name, settings.data_dir, seal_key, private_dir, threads)
 
     @broker.subscriber(runner_holds(settings.name))
     async def holds(message: NatsMessage) -> bytes:
@@ -100,6 +120,10 @@ def make_app(bus: BusSettings, settings: RunnerSettings, executors: Mapping[str,
     async def test(message: NatsMessage) -> bytes:
         return msgspec.json.encode(await tests.test(msgspec.json.decode(message.body, type=TestRequest)))
 
+    @broker.subscriber(runner_diff(settings.name), max_workers=DIFFS_AT_ONCE)
+    async def diff(message: NatsMessage) -> bytes:
+        return await diffs.answer(msgspec.json.decode(message.body, type=DiffRequest))
+
     @app.on_startup
     async def prepare() -> None:
         nc = await broker.connect()
@@ -108,17 +132,21 @@ def make_app(bus: BusSettings, settings: RunnerSettings, executors: Mapping[str,
             await wait_for_pool(nc, pool)
         journal = Journal(settings.directory / "leases")
         desk = CredentialDesk(nc, seal_key, private_dir)
-        parts["runner"] = Runner(nc, settings.name, executors, settings.slots, journal, desk, utc_now)
+        parts["runner"] = Runner(nc, settings.name, executors, settings.slots, journal, desk, utc_now, hindrance=floor)
 
     @app.after_startup
     async def start() -> None:
         nc, position = broker.connection, settings.directory / "projects-position"
         deleted = DeletedProjects(nc, settings.data_dir, position, threads)
         tasks["deleted"] = asyncio.create_task(deleted.run())
-        tasks["presence"] = asyncio.create_task(show_presence(nc, parts["runner"].presence))
+        tasks["presence"] = asyncio.create_task(show_presence(nc, presence))
+        tasks["house"] = asyncio.create_task(keep_house(settings.data_dir, caches, threads, parts["runner"].came_back))
         tasks["run"] = asyncio.create_task(parts["runner"].run())
         for task in tasks.values():
             task.add_done_callback(ended)
+
+    def presence() -> RunnerPresence:
+        return msgspec.structs.replace(parts["runner"].presence(), sandbox=sandbox, full=floor())
 
     def ended(task: asyncio.Task[None]) -> None:
         # A runner that stopped taking work must not look alive: the process ends and its supervisor starts another.
@@ -133,6 +161,7 @@ def make_app(bus: BusSettings, settings: RunnerSettings, executors: Mapping[str,
         parts["runner"].stop()
         tasks["deleted"].cancel()
         tasks["presence"].cancel()
+        tasks["house"].cancel()
         try:
             await asyncio.wait_for(tasks["run"], STOP_WITHIN_S)
         except TimeoutError:

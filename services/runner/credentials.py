@@ -17,6 +17,7 @@ from nats.errors import Error as NatsError
 
 from services.runner.failed import Failed
 from services.runner.git_access import GitAccess
+from services.runner.redaction import Redactor
 from shared.events import TaskDispatched
 from shared.repo_url import is_local_path
 from shared.requests import (
@@ -104,6 +105,8 @@ class LeaseCredentials:
     def __init__(self, desk: CredentialDesk, plan: str, task: str, lease: int) -> None:
         self._desk = desk
         self._lease = (plan, task, lease)
+        self.redactor = Redactor()
+        """Takes what the lease must keep secret out of what is published."""
 
     async def agent(self, dispatch: TaskDispatched) -> AgentCredentials | None:
         """The agent type's; None for an agent of the plan's own, which works with the runner's. Raises `Failed`."""
@@ -113,7 +116,9 @@ class LeaseCredentials:
         if opened is None:
             words = "The task's agent type has no API key: put one into the agent type, then redispatch the task."
             raise Failed("authentication_refused", words)
-        return _decoded(opened, AgentCredentials, "agent")
+        credentials = _decoded(opened, AgentCredentials, "agent")
+        self.redactor.learn(credentials.api_key)
+        return credentials
 
     async def git(self, dispatch: TaskDispatched) -> GitAccess | None:
         """The project's, for the code repository; None: the operator's own means are to be used. Raises `Failed`."""
@@ -122,7 +127,9 @@ class LeaseCredentials:
         opened = await self._desk.ask(*self._lease, "git")
         if opened is None:
             return None
-        return GitAccess(_decoded(opened, GitCredentials, "git"), dispatch.repo_url, self._desk.private_dir)
+        credentials = _decoded(opened, GitCredentials, "git")
+        self.redactor.learn(credentials.secret)
+        return GitAccess(credentials, dispatch.repo_url, self._desk.private_dir)
 
 
 _WHAT: dict[CredentialKind, str] = {"agent": "agent type's API key", "git": "project's git credentials"}

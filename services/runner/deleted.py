@@ -17,6 +17,7 @@ from nats.aio.msg import Msg
 from nats.errors import Error as NatsError
 from nats.js.errors import APIError
 
+from services.runner.caches import cache_of, remove_cache
 from services.runner.git import GitFailed, run_git
 from services.runner.git_threads import in_thread
 from services.runner.in_use import alone, lock_of
@@ -143,6 +144,7 @@ def _remove_mirror(data_dir: Path, mirror: Mirror) -> None:
             remove_tree(leaving)
             mirror.path.rename(leaving)  # whole or not at all: half a mirror would be taken for one
             remove_tree(leaving)
+            remove_cache(cache_of(data_dir, mirror.path), wait=False)
             log.info("its project was deleted: removed %s, the mirror of %s", mirror.path, mirror.shown)
     except BlockingIOError:
         log.info("its project was deleted, but a task of another one works with it: %s stays", mirror.path)

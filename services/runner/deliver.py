@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 from services.runner.git import GitFailed, GitRejected, MergeConflict, checked_commit, checked_ids, printable, run_git
-from services.runner.merge import contains, merge_base_commit, tasks_that_touched
+from services.runner.merge import contains, merge_base_commit, merge_branch, tasks_that_touched
 from services.runner.mirror import Mirror
 from services.runner.workspace import PUSHED, Workspace
 from shared.events import Head
@@ -70,45 +70,83 @@ def delete_task_refs(mirror: Mirror, plan: str) -> int:
 def deliver(mirror: Mirror, plan: str, base: str, heads: Sequence[Head]) -> Delivered:
     """Merges the heads and makes the plan's branch of them; never takes from it what somebody else put there.
 
-    Whoever pushed to the branch keeps their commits: the heads are merged on top. May be repeated. Raises
-    `MergeConflict`, and `GitFailed` when the branch is checked out, or the repository refuses it.
+    Whoever pushed to the branch keeps their commits: what it lacks is merged on top, and what somebody merged there by
+    hand is not merged again. May be repeated. Raises `MergeConflict`, and `GitFailed` when the branch is checked out,
+    or the repository refuses it.
     """
     checked_ids(plan, DELIVER)
-    branch = f"treadle/{plan}"
-    ref = f"refs/heads/{branch}"
+    branch = branch_of(plan)
     mirror.ensure(plan, [base, *(h.commit for h in heads)])
-    own = merge_base_commit(mirror.path, base, heads)
+
+    def with_heads(tip: str | None) -> str:
+        if tip is None:
+            return _merged(mirror.path, branch, base, heads)
+        mirror.ensure(plan, [tip])
+        missing = [h for h in heads if not contains(mirror.path, tip, h.commit)]
+        if not missing and contains(mirror.path, tip, base):
+            return tip
+        return _merge_onto(mirror.path, branch, tip, base, missing)
+
+    commit = advance(mirror, branch, with_heads)
+    return Delivered(commit, branch, commit != base)
+
+
+def branch_of(plan: str) -> str:
+    """The plan's branch."""
+    return f"treadle/{plan}"
+
+
+def advance(mirror: Mirror, branch: str, merged: Callable[[str | None], str]) -> str:
+    """Moves a branch to what `merged` makes of its tip (None: it does not exist), and returns where it is then.
+
+    Only ever forward: where somebody else moved it meanwhile, it is merged again with what they put there. Nothing is
+    pushed when `merged` returns the tip. Raises `GitRejected` when the branch is checked out in a repository of this
+    machine or the repository refuses it, `GitFailed` when it never stands still, and what `merged` raises.
+    """
+    ref = f"refs/heads/{branch}"
     refused_at: str | None = None
     for tries in range(DELIVER_TRIES):
         tip = mirror.remote_tip(ref)
-        if tip is not None:
-            mirror.ensure(plan, [tip])
-            if contains(mirror.path, tip, own):
-                return Delivered(tip, branch, tip != base)
-        commit = own if tip is None else _merge_onto(mirror.path, branch, tip, base, own, heads)
+        commit = merged(tip)
+        if commit == tip:
+            return commit
         _refuse_checked_out(mirror, ref)
         try:
             # Not forced: the server takes it only while the branch is where we saw it, and only forward from there.
             mirror.push(mirror.path, f"{commit}:{ref}")
-        except GitRejected:
+        except GitRejected as refusal:
             # Refused although nobody moved it: then trying again changes nothing.
             if tries and tip == refused_at:
-                raise
+                raise GitRejected(
+                    f"{refusal}; is the branch {branch} protected, or is a name in its way? Let Treadle push to it, "
+                    "then redispatch the delivery"
+                ) from refusal
             refused_at = tip
             continue
-        return Delivered(commit, branch, commit != base)
+        return commit
     raise GitFailed(
         f"the branch {branch} of {mirror.shown} moved {DELIVER_TRIES} times while the plan was being delivered: "
         "redispatch the delivery when it is quiet"
     )
 
 
-def _merge_onto(repo: Path, branch: str, tip: str, base: str, own: str, heads: Sequence[Head]) -> str:
+def _merged(repo: Path, branch: str, base: str, heads: Sequence[Head]) -> str:
     try:
-        return merge_base_commit(repo, tip, [Head(DELIVER, own)])
+        return merge_base_commit(repo, base, heads)
+    except MergeConflict as conflict:
+        remedy = f"Merge refs/treadle/<plan>/<task>/head of each by hand, push that as the branch {branch}, then "
+        remedy += "redispatch the delivery; or have an agent merge them (the project's on_conflict: agent)."
+        raise MergeConflict(conflict.files, conflict.codes, remedy=remedy) from None
+
+
+def _merge_onto(repo: Path, branch: str, tip: str, base: str, heads: Sequence[Head]) -> str:
+    own = _merged(repo, branch, base, heads)
+    try:
+        return merge_branch(repo, tip, own, f"Merge {', '.join(h.task for h in heads[:5])}")
     except MergeConflict as conflict:
         codes = tasks_that_touched(repo, base, heads, conflict.files)
-        raise MergeConflict(conflict.files, codes, f"what somebody put on the branch {branch}") from None
+        remedy = f"Merge {own} (or the tasks' heads) into that branch by hand, push it, then redispatch the delivery."
+        raise MergeConflict(conflict.files, codes, f"what somebody put on the branch {branch}", remedy) from None
 
 
 def _refuse_checked_out(mirror: Mirror, ref: str) -> None:
@@ -124,7 +162,7 @@ def _refuse_checked_out(mirror: Mirror, ref: str) -> None:
             place = value
         elif key == "branch" and value == ref:
             branch = ref.removeprefix("refs/heads/")
-            raise GitFailed(
+            raise GitRejected(
                 f"the branch {branch} is checked out in {printable(place)}, whose files Treadle never changes: "
                 "switch to another branch there, then redispatch the delivery"
             )

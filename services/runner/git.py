@@ -135,11 +135,14 @@ class MergeConflict(Exception):
 
     `files` are repository-relative paths; `codes` the tasks already merged that touched them, then the incoming one.
     Where it is no task that they conflict with, `against` names it, and `codes` are the tasks that touched the files.
+    `remedy` is what a person can do, where it is something special.
     """
 
-    def __init__(self, files: Sequence[str], codes: Sequence[str], against: str = "") -> None:
+    def __init__(self, files: Sequence[str], codes: Sequence[str], against: str = "", remedy: str = "") -> None:
         self.files = tuple(files)
         self.codes = tuple(codes)
+        self.against = against
+        self.remedy = remedy
         shown = ", ".join(printable(f) for f in self.files[:20])
         more = f" and {len(self.files) - 20} more files" if len(self.files) > 20 else ""
         incoming = ", ".join(self.codes if against else self.codes[-1:]) or "the plan"

@@ -5,15 +5,32 @@ lease yet. A runner that comes back under the same name finds there what its for
 once, instead of after the server's `ack_wait`.
 """
 
+from __future__ import annotations
+
 import asyncio
+import logging
+from collections.abc import Awaitable, Callable
 from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 import msgspec
 from nats.aio.msg import Msg
 
 from services.runner.credentials import LeaseCredentials
 from shared.clock import new_id
-from shared.events import Result, TaskDispatched, Usage
+from shared.events import ApprovalKind, Result, TaskDispatched, Usage
+from shared.task import Approval, TaskState, may_cost_usd
+
+if TYPE_CHECKING:
+    from services.runner.checkpoint import LeaseMemory
+
+
+log = logging.getLogger("treadle.runner")
+
+AGENT_ENDS_WITHIN_S = 2.0
+"""How long an agent that is told to stop may take with all its processes."""
+SAVE_WITHIN_S = 3.0
+"""How long the saving of an interrupted lease's files may take, so that a runner stops within seconds."""
 
 
 class Key(msgspec.Struct, frozen=True):
@@ -35,6 +52,7 @@ class Lease:
         delivery: Msg,
         correlation: str,
         credentials: LeaseCredentials,
+        state: TaskState,
     ) -> None:
         self.key = key
         self.seq = seq
@@ -44,17 +62,54 @@ class Lease:
         """The newest delivery of the message: what is acknowledged in the end."""
         self.correlation = correlation
         self.credentials = credentials
+        self.state = state
+        """The task as the lease's start left it."""
+        self.memory: LeaseMemory | None = None
+        """Set before the work begins; None for a delivery, which has no conversation."""
+        self.use_approval: Callable[[], Awaitable[None]] | None = None
+        """Says in the log that what was allowed is about to run.
+
+        Raises `Fenced` once the lease is over, and `Refused` for what nobody allowed, or what may have run before.
+        """
         self.work: asyncio.Task[None] | None = None
         self.stale = False
         """The log says that the lease is over: kill, and send nothing."""
         self.cancelling = False
         """Somebody asked the task to stop."""
+        self.in_doubt = asyncio.Event()
+        """Somebody else may have the lease: look at the log now, and not at the next heartbeat."""
         self._interrupted = False
+
+    @property
+    def approval(self) -> Approval | None:
+        """What was asked in this attempt last, with its answer."""
+        return self.state.approval
+
+    @property
+    def budget_usd(self) -> float:
+        """What the lease may cost; programs and people cost nothing."""
+        return may_cost_usd(self.state)
+
+    @property
+    def usage(self) -> Usage:
+        """What the lease consumed as far as its agent has told."""
+        return self.memory.usage if self.memory else Usage()
+
+    @property
+    def hands_back(self) -> bool:
+        """Interrupted because the runner stops: what there is, is kept for the next lease."""
+        return self._interrupted and not self.stale and not self.cancelling
 
     def interrupt(self) -> None:
         """Ends the work: stale, cancelled, or else because the runner stops. A second call changes nothing."""
         if self.work is not None and not self._interrupted:
             self._interrupted = True  # cancelling twice would cut off the killing of the agent's processes
+            self.work.cancel()
+
+    def cut_off(self) -> None:
+        """Ends work that was interrupted and does not come to an end."""
+        if self.work is not None and not self.work.done():
+            log.error("%s does not end: it is given up, and what it did not save is lost", self.key)
             self.work.cancel()
 
 
@@ -64,6 +119,20 @@ class Completion(msgspec.Struct, frozen=True, kw_only=True):
     base_commit: str
     commit: str
     result: Result
+    usage: Usage = Usage()
+
+
+class Parked(msgspec.Struct, frozen=True, kw_only=True):
+    """The attempt waits for a person: what it had is saved, and its commit, if any, stored under the lease's ref."""
+
+    kind: ApprovalKind
+    tool: str = ""
+    input: dict[str, Any] = {}
+    """The call's, the question's, or what the result is; what a person allows is bound to it."""
+    why: str
+    """For the person who answers."""
+    commit: str = ""
+    base_commit: str = ""
     usage: Usage = Usage()
 
 

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from services.runner.git import GitFailed, MergeConflict, checked_commit, run_git
+from services.runner.git import GitFailed, MergeConflict, checked_commit, printable, run_git
 from shared.events import Head
 
 DIFF_MAX_BYTES = 4 * 1024 * 1024
@@ -29,25 +29,69 @@ def merge_base_commit(repo: Path, base: str, heads: Sequence[Head]) -> str:
     the same commit, wherever and whenever. What another one contains is skipped. Needs git 2.38. Raises
     `MergeConflict`.
     """
+    parts = independent_parts(repo, base, heads)
+    tasks = {h.commit: h.task for h in reversed(heads)}
+    merged = parts[0]
+    for number, part in enumerate(parts[1:], start=1):
+        tree = merge_tree(repo, merged, part)
+        if tree.files:
+            earlier = [Head(tasks[c], c) for c in parts[:number] if c in tasks]
+            raise MergeConflict(tree.files, [*tasks_that_touched(repo, base, earlier, tree.files), tasks[part]])
+        merged = commit_merge(repo, tree.id, (merged, part), f"Merge {tasks[part]}")
+    return merged
+
+
+def merge_branch(repo: Path, ours: str, theirs: str, message: str) -> str:
+    """The commit that has both: one of them where it contains the other, else a merge of a fixed author and date.
+
+    Raises `MergeConflict` with the files, and no tasks.
+    """
+    if contains(repo, ours, theirs):
+        return ours
+    if contains(repo, theirs, ours):
+        return theirs
+    tree = merge_tree(repo, ours, theirs)
+    if tree.files:
+        raise MergeConflict(tree.files, ())
+    return commit_merge(repo, tree.id, (ours, theirs), message)
+
+
+def independent_parts(repo: Path, base: str, heads: Sequence[Head]) -> list[str]:
+    """The base and the heads, in order, without those that another one contains."""
     commits = list(dict.fromkeys([checked_commit(base), *(checked_commit(h.commit) for h in heads)]))
     if len(commits) == 1:
-        return base
+        return commits
     done = run_git("merge-base", "--independent", *commits, doing="comparing the tasks' commits", git_dir=repo)
     independent = set(done.out.decode().split())
-    parts = [c for c in commits if c in independent]
-    if len(parts) == 1:
-        return parts[0]
-    tasks = {h.commit: h.task for h in reversed(heads)}
-    dates = _commit_dates(repo, parts)
-    merged, date = parts[0], dates[0]
-    for number, part in enumerate(parts[1:], start=1):
-        date = max(date, dates[number])
-        tree, conflicting = _merge_tree(repo, merged, part)
-        if conflicting:
-            earlier = [Head(tasks[c], c) for c in parts[:number] if c in tasks]
-            raise MergeConflict(conflicting, [*tasks_that_touched(repo, base, earlier, conflicting), tasks[part]])
-        merged = _commit_merge(repo, tree, (merged, part), f"Merge {tasks[part]}", date)
-    return merged
+    return [c for c in commits if c in independent]
+
+
+@dataclass(frozen=True)
+class MergedTree:
+    """What a merge of two commits makes, which may have conflicts in it."""
+
+    id: str
+    """With conflict markers, labelled with the two commits' ids, in what conflicts and has lines."""
+    files: tuple[str, ...]
+    """Those that conflict."""
+    conflicts: tuple[str, ...]
+    """What is wrong in them, in git's words."""
+
+
+def merge_tree(repo: Path, ours: str, theirs: str) -> MergedTree:
+    """Merges two commits without a worktree; writes the tree, conflicts or not."""
+    args = ("merge-tree", "--write-tree", "--messages", "--name-only", "-z", ours, theirs)
+    done = run_git(*args, doing="merging the tasks' commits", git_dir=repo, statuses=(0, 1, 129))
+    if done.status == 129:
+        version = run_git("version", doing="asking git for its version").out.decode(errors="replace").strip()
+        raise GitFailed(
+            f"merging the tasks' commits needs git 2.38 or newer, and this is {version}: install a newer git"
+        )
+    tree, _, rest = done.out.partition(b"\0")
+    names, _, messages = rest.partition(b"\0\0")
+    if not done.status:
+        return MergedTree(tree.decode().strip(), (), ())
+    return MergedTree(tree.decode().strip(), tuple(_names(names)), tuple(_conflicts(messages)))
 
 
 def diff(repo: Path, base: str, commit: str) -> Diff:
@@ -81,23 +125,12 @@ def _commit_dates(repo: Path, commits: Sequence[str]) -> list[int]:
     return [max(0, min(dates[c], 2**31 - 1)) for c in commits]
 
 
-def _merge_tree(repo: Path, ours: str, theirs: str) -> tuple[str, list[str]]:
-    """The merged tree, and the files that conflict in it."""
-    args = ("merge-tree", "--write-tree", "--no-messages", "--name-only", "-z", ours, theirs)
-    done = run_git(*args, doing="merging the tasks' commits", git_dir=repo, statuses=(0, 1, 129))
-    if done.status == 129:
-        version = run_git("version", doing="asking git for its version").out.decode(errors="replace").strip()
-        raise GitFailed(
-            f"merging the tasks' commits needs git 2.38 or newer, and this is {version}: install a newer git"
-        )
-    tree, _, names = done.out.partition(b"\0")
-    return tree.decode().strip(), _names(names) if done.status else []
-
-
-def _commit_merge(repo: Path, tree: str, parents: tuple[str, str], message: str, date: int) -> str:
-    when = f"@{date} +0000"
+def commit_merge(repo: Path, tree: str, parents: Sequence[str], message: str) -> str:
+    """A commit of a fixed author, whose date is its newest parent's: the same wherever it is made."""
+    when = f"@{max(_commit_dates(repo, parents))} +0000"
+    named = [word for parent in parents for word in ("-p", checked_commit(parent))]
     done = run_git(
-        *("commit-tree", checked_commit(tree), "-p", parents[0], "-p", parents[1], "-m", message),
+        *("commit-tree", checked_commit(tree), *named, "-m", message),
         doing="merging the tasks' commits",
         git_dir=repo,
         env={"GIT_AUTHOR_DATE": when, "GIT_COMMITTER_DATE": when},
@@ -112,3 +145,17 @@ def _touched(repo: Path, base: str, commit: str) -> set[str]:
 
 def _names(listing: bytes) -> list[str]:
     return [n.decode(errors="replace") for n in dict.fromkeys(listing.split(b"\0")) if n]
+
+
+def _conflicts(messages: bytes) -> list[str]:
+    """From records of: how many paths, the paths, the kind of message, the message."""
+    fields, found = iter(messages.split(b"\0")), []
+    for count in fields:
+        if not count.isdigit():
+            break
+        for _ in range(int(count)):
+            next(fields, b"")
+        kind, text = next(fields, b""), next(fields, b"")
+        if kind.startswith(b"CONFLICT"):
+            found.append(printable(text.decode(errors="replace")))
+    return found

@@ -31,6 +31,7 @@ from services.runner.git import (
     printable,
     run_git,
 )
+from services.runner.wanted import forget, wanted_by_others, wanting
 from shared.repo_url import is_local_path
 from shared.spec import DELIVER
 
@@ -71,12 +72,11 @@ class Mirror:
         wanted = [checked_commit(c) for c in dict.fromkeys(commits)]
         if not self._incomplete(wanted):
             return
-        with self.locked():
+        with wanting(self.path, plan, wanted), self.locked():
             if missing := self._incomplete(wanted):
                 write_bare_repository(self.path)
                 self._sweep()
-                self._fetch(plan, missing)
-                for commit in missing:
+                for commit in self._fetch_for_all(plan, missing):
                     self.mark_complete(commit)
 
     def mark_complete(self, commit: str) -> None:
@@ -103,14 +103,21 @@ class Mirror:
         """The commit that a ref of the mirrored repository has now; None when it does not exist."""
         return next((checked_commit(commit) for commit, name in self._list_remote(ref) if name == ref), None)
 
+    def default_branch(self) -> str | None:
+        """The name of the mirrored repository's default branch; None where its HEAD names none."""
+        for target, name in self._list_remote("HEAD", "--symref"):
+            if name == "HEAD" and target.startswith("ref: refs/heads/"):
+                return target.removeprefix("ref: refs/heads/")
+        return None
+
     def remote_refs(self, pattern: str) -> list[str]:
         """The names of the mirrored repository's refs that match."""
         return [name for _, name in self._list_remote(pattern)]
 
-    def _list_remote(self, pattern: str) -> list[tuple[str, str]]:
+    def _list_remote(self, pattern: str, *options: str) -> list[tuple[str, str]]:
         local = [_LOCAL_UPLOAD] if is_local_path(self.repo_url) else []
         done = run_git(
-            *("ls-remote", "--quiet", *local, "--", self.repo_url, pattern),
+            *("ls-remote", "--quiet", *options, *local, "--", self.repo_url, pattern),
             doing=f"asking {self.shown} for {pattern}",
             git_dir=self.path,
             as_operator=True,
@@ -129,6 +136,20 @@ class Mirror:
 
     def _marker(self, commit: str) -> Path:
         return self.path / "complete" / commit[:2] / commit[2:]
+
+    def _fetch_for_all(self, plan: str, missing: Sequence[str]) -> list[str]:
+        """Fetches these, and with them what others wait for, if all of it can be had; returns what has come."""
+        others = wanted_by_others(self.path, missing)
+        others = {commit: others[commit] for commit in self._incomplete(list(others))}
+        if others and (self.path / "fetched").exists():
+            wants = [*((commit, plan) for commit in missing), *others.items()]
+            try:
+                self._run_fetch(*(f"+{commit}:refs/fetched/{of}/{at}" for at, (commit, of) in enumerate(wants)))
+                return [*missing, *others]
+            except GitFailed:
+                forget(self.path, others)  # each for itself then: what can't be had must not spoil the rest
+        self._fetch(plan, missing)
+        return list(missing)
 
     def _fetch(self, plan: str, commits: Sequence[str]) -> None:
         fetched_before = self.path / "fetched"

@@ -2,8 +2,9 @@
 
 Every process of a lease carries `TREADLE_LEASE=<plan>/<task>/<lease>` in its environment and hands it down to its
 children, whatever session or process group they move to. So a lease's processes are: those with its mark, and
-their descendants (which may have cleared their environment). Only a program that clears its environment *and* has been
-orphaned before we look gets away; the sandbox's process namespace is what closes that gap.
+their descendants (which may have cleared their environment). A program that clears its environment *and* has been
+orphaned before we look gets away, unless it is in a sandbox (`services.runner.sandbox`): there it stays a descendant of
+the namespace's first process, and when that one ends, the kernel ends all the others.
 """
 
 from __future__ import annotations
@@ -16,17 +17,23 @@ import shutil
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import IO
 
 import psutil
+
+from services.runner.sandbox_enter import CANNOT_START, FAILED
 
 LEASE_VARIABLE = "TREADLE_LEASE"
 READ_BYTES = 32 * 1024
 
 _POLL_S = 0.01
 _PIPE_GRACE_S = 0.5
+_STILL_WITHIN_S = 0.5
+_BWRAP = "bwrap"
+_BWRAP_FAILED, _BWRAP_SAYS = 1, "bwrap: "
+_FIRST_WORDS_MAX_BYTES = 2048
 
 Output = Callable[[bytes], None]
 
@@ -58,9 +65,15 @@ async def run_program(
 
     Output arrives in pieces of at most `READ_BYTES`, as it comes; a slow receiver slows the program down. When
     cancelled, ends the whole tree before it raises. Returns the exit status (negative: the signal that killed
-    it). Raises CannotStart.
+    it). Raises CannotStart, also when `argv` are the words of an enclosure and the program didn't come to run in it.
     """
     program = _resolve(argv[0], cwd, env)
+    first_words = bytearray()
+
+    def errors(piece: bytes) -> None:
+        first_words.extend(piece[: _FIRST_WORDS_MAX_BYTES - len(first_words)])
+        stderr(piece)
+
     with contextlib.ExitStack() as files:
         # A file as standard input, not a pipe: a program that doesn't read it can neither block nor break us.
         prompt = files.enter_context(tempfile.TemporaryFile())
@@ -86,18 +99,32 @@ async def run_program(
         out_write.close()
         err_write.close()
         exited = asyncio.create_task(process.wait())
-        reading = asyncio.gather(_read(out_read, stdout), _read(err_read, stderr))
+        reading = asyncio.gather(_read(out_read, stdout), _read(err_read, errors))
         try:
             await asyncio.wait((exited, reading), return_when=asyncio.FIRST_COMPLETED)
             if not exited.done():
                 await reading  # raises what the receiver of the output raised; else the program only closed its output
-            return await exited
+            await exited
         finally:
             await end_lease(env[LEASE_VARIABLE])
             await asyncio.wait((exited, reading), timeout=_PIPE_GRACE_S)
             reading.cancel()
             exited.cancel()
             await asyncio.gather(reading, exited, return_exceptions=True)
+    if Path(program).name == _BWRAP and (why := _why_not_in_sandbox(exited.result(), first_words)):
+        raise CannotStart(why)
+    return exited.result()
+
+
+def _why_not_in_sandbox(status: int, first_words: bytearray) -> str | None:
+    """What bubblewrap or `sandbox_enter` said, when it did not get to the program. (A program inside may say the same,
+    and then is believed: it fails either way.)"""
+    said = first_words.decode(errors="replace").partition("\n")[0]
+    if status == _BWRAP_FAILED and said.startswith(_BWRAP_SAYS):
+        return f"the sandbox could not be made ({said.removeprefix(_BWRAP_SAYS)}): treadle doctor says what to do"
+    if status == CANNOT_START and said.startswith(FAILED):
+        return said.removeprefix(FAILED)
+    return None
 
 
 def _resolve(program: str, cwd: Path, env: Mapping[str, str]) -> str:
@@ -105,6 +132,8 @@ def _resolve(program: str, cwd: Path, env: Mapping[str, str]) -> str:
     path = env.get("PATH", os.defpath)
     found = shutil.which(cwd / program) if "/" in program else shutil.which(program, path=path)
     if found is None:
+        if Path(program).name == _BWRAP:
+            raise CannotStart(f"the sandbox is gone: there is no {program} any more, install bubblewrap again")
         where = cwd if "/" in program else f"PATH ({path})"
         raise CannotStart(f"there is no executable {program} in {where}: install it, or correct the agent's command")
     return found
@@ -130,11 +159,12 @@ async def _read(pipe: IO[bytes], output: Output) -> None:
 async def end_lease(mark: str, *, grace_s: float = 0.3, deadline_s: float = 5.0) -> None:
     """Ends every process of a lease: SIGTERM first, SIGKILL after `grace_s`. Returns when all are gone.
 
+    A sandbox's own process is spared the first signal: it would take all that is inside with it, without any grace.
     Also for what an earlier life of this runner left behind. What can't be killed within `deadline_s` (a process stuck
     in the kernel) is logged.
     """
     known = await asyncio.to_thread(_processes_of, mark)
-    _signal(known, psutil.Process.terminate)
+    _signal([process for process in known if not _is_sandbox(process)], psutil.Process.terminate)
     await _gone(known, grace_s)
     deadline = time.monotonic() + deadline_s
     while alive := {process for process in known if _is_alive(process)}:
@@ -149,6 +179,42 @@ async def end_lease(mark: str, *, grace_s: float = 0.3, deadline_s: float = 5.0)
         if not children:
             _signal(alive, psutil.Process.kill)
             await _gone(alive, _POLL_S * 10)
+
+
+@contextlib.contextmanager
+def held_still(mark: str) -> Iterator[None]:
+    """Stops every process of a lease for the length of the block: nothing changes under the hands of who looks. Blocks.
+
+    What stops late (a process stuck in the kernel) can't do anything meanwhile either.
+    """
+    held: set[psutil.Process] = set()
+    try:
+        while found := {process for process in _processes_of(mark) - held if _is_alive(process)}:
+            _signal(found, psutil.Process.suspend)
+            held |= found
+        deadline = time.monotonic() + _STILL_WITHIN_S
+        while not all(map(_is_still, held)) and time.monotonic() < deadline:
+            time.sleep(_POLL_S / 10)
+        yield
+    finally:
+        _signal(held, psutil.Process.resume)
+
+
+def cpu_time_s(mark: str) -> float:
+    """What a lease's processes have used so far, with those of their children that they saw end."""
+    used_s = 0.0
+    for process in _processes_of(mark):
+        with contextlib.suppress(psutil.NoSuchProcess):
+            used_s += sum(process.cpu_times()[:4])  # user, system, and the same of its ended children
+    return used_s
+
+
+def lease_marks() -> set[str]:
+    """The marks of all processes that this user may look at, of whatever runner or installation they are."""
+    variable = f"{LEASE_VARIABLE}=".encode()
+    environments = (_environment(pid) for pid in psutil.pids())
+    found = (one for environment in environments for one in environment if one.startswith(variable))
+    return {one.removeprefix(variable).decode(errors="replace") for one in found}
 
 
 def _processes_of(mark: str) -> set[psutil.Process]:
@@ -182,6 +248,20 @@ def _is_alive(process: psutil.Process) -> bool:
         return process.is_running() and process.status() != psutil.STATUS_ZOMBIE
     except psutil.NoSuchProcess:
         return False
+
+
+def _is_sandbox(process: psutil.Process) -> bool:
+    try:
+        return process.name() == _BWRAP
+    except psutil.NoSuchProcess:
+        return False
+
+
+def _is_still(process: psutil.Process) -> bool:
+    try:
+        return process.status() in (psutil.STATUS_STOPPED, psutil.STATUS_ZOMBIE, psutil.STATUS_TRACING_STOP)
+    except psutil.NoSuchProcess:
+        return True
 
 
 def _signal(processes: Iterable[psutil.Process], send: Callable[[psutil.Process], None]) -> None:

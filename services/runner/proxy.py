@@ -10,6 +10,7 @@ from __future__ import annotations
 import asyncio
 import hmac
 import secrets
+import socket
 from collections.abc import Iterator, Mapping, Set
 from contextlib import contextmanager
 from types import TracebackType
@@ -20,6 +21,8 @@ from aiohttp import web
 from multidict import CIMultiDict
 from yarl import URL
 
+from services.runner.redaction import LEASE_TOKEN
+from services.runner.retry_after import retry_after_s
 from services.runner.usage_meter import UsageMeter
 from shared.events import Usage
 from shared.requests import AgentCredentials
@@ -31,6 +34,9 @@ OPEN_CALLS_MAX = 4
 
 ERROR_MAX_BYTES = 64 * 1024
 """An error's body is read whole, up to here, so that it can be understood and stripped of the key."""
+
+LONG_WAIT_S = 60.0
+"""A limit that lifts sooner is overload, which a retry survives; past it, somebody's allowance is used up."""
 
 _CONNECT_TIMEOUT_S = 10.0
 _PATHS = ("/v1/messages", "/v1/messages/count_tokens")
@@ -83,13 +89,15 @@ class Access:
     def __init__(self, base_url: str, budget_usd: float, upstream: Upstream) -> None:
         self.base_url = base_url
         self.upstream = upstream
-        self.token = secrets.token_urlsafe(32)
+        self.token = LEASE_TOKEN + secrets.token_urlsafe(32)
         self.budget_usd = budget_usd
         self.meter = UsageMeter()
         self.refusal: Refusal | None = None
         self.open_calls = asyncio.Semaphore(OPEN_CALLS_MAX)
         self.has_answered = False
         """Whether any call of this lease succeeded."""
+        self.passed_bytes = 0
+        """Of answers, so far: as long as this grows, the model is at work."""
 
     @property
     def usage(self) -> Usage:
@@ -123,6 +131,8 @@ class KeyProxy:
         self._runner = web.AppRunner(app, access_log=None, handler_cancellation=True, shutdown_timeout=0.1)
         await self._runner.setup()
         await web.TCPSite(self._runner, "127.0.0.1", 0).start()
+        host, port = self._runner.addresses[0][:2]
+        self._base_url = f"http://{host}:{port}"
         return self
 
     async def __aexit__(
@@ -131,6 +141,16 @@ class KeyProxy:
         await self._runner.cleanup()
         for session in self._sessions.values():
             await session.close()
+
+    async def serve(self, listening: socket.socket) -> None:
+        """Serves on one more listening socket, a sandbox's, until it is cancelled."""
+        site = web.SockSite(self._runner, listening)
+        await site.start()
+        try:
+            await asyncio.Event().wait()
+        finally:
+            if site in self._runner.sites:  # else the whole proxy has ended meanwhile
+                await site.stop()
 
     @contextmanager
     def lease(self, budget_usd: float, credentials: AgentCredentials | None = None) -> Iterator[Access]:
@@ -143,8 +163,7 @@ class KeyProxy:
             upstream = Upstream(credentials.api_key, credentials.base_url or DEFAULT_UPSTREAM)
         if upstream is None:
             raise NoKey
-        host, port = self._runner.addresses[0][:2]
-        access = Access(f"http://{host}:{port}", budget_usd, upstream)
+        access = Access(self._base_url, budget_usd, upstream)
         self._leases.append(access)
         try:
             yield access
@@ -196,7 +215,7 @@ class KeyProxy:
             if answer.status >= 400:
                 return await self._refused(answer, headers, access)
             access.has_answered = True
-            return await _stream(request, answer, headers, access.meter)
+            return await _stream(request, answer, headers, access)
 
     async def _refused(
         self, answer: aiohttp.ClientResponse, headers: CIMultiDict[str], access: Access
@@ -207,7 +226,8 @@ class KeyProxy:
         body = body[:ERROR_MAX_BYTES].replace(access.upstream.key.encode(), b"[key]")
         access.refusal = _refusal(answer, body)
         headers.popall("content-length", None)
-        if answer.status == 401:
+        wait_s = access.refusal.retry_after_s or 0.0
+        if answer.status == 401 or (answer.status == 429 and wait_s > LONG_WAIT_S):
             headers["x-should-retry"] = "false"  # the CLI would try a wrong key ten times, for minutes
         return web.Response(status=answer.status, headers=headers, body=body)
 
@@ -223,14 +243,15 @@ def _session(*, trust_env: bool) -> aiohttp.ClientSession:
 
 
 async def _stream(
-    request: web.Request, answer: aiohttp.ClientResponse, headers: CIMultiDict[str], meter: UsageMeter
+    request: web.Request, answer: aiohttp.ClientResponse, headers: CIMultiDict[str], access: Access
 ) -> web.StreamResponse:
     """Passes an answer on, piece by piece; `write` waits while the agent doesn't read."""
     response = web.StreamResponse(status=answer.status, headers=headers)
-    with meter.answer(is_stream=answer.content_type == "text/event-stream") as counted:
+    with access.meter.answer(is_stream=answer.content_type == "text/event-stream") as counted:
         await response.prepare(request)
         try:
             async for piece in answer.content.iter_any():
+                access.passed_bytes += len(piece)
                 counted.feed(piece)
                 await response.write(piece)
             await response.write_eof()
@@ -249,16 +270,8 @@ def _passed_on(headers: Mapping[str, str], dropped: Set[str]) -> CIMultiDict[str
 
 def _refusal(answer: aiohttp.ClientResponse, body: bytes) -> Refusal:
     error = said_by(body)
-    return Refusal(status=answer.status, kind=error.type, message=error.message, retry_after_s=_retry_after_s(answer))
-
-
-def _retry_after_s(answer: aiohttp.ClientResponse) -> float | None:
-    """How long the API wants us to wait, in seconds; None when it does not say so in numbers."""
-    try:
-        wait_s = float(answer.headers.get("retry-after", ""))
-    except ValueError:
-        return None
-    return wait_s if 0 <= wait_s < float("inf") else None
+    wait_s = retry_after_s(answer.status, answer.headers)
+    return Refusal(status=answer.status, kind=error.type, message=error.message, retry_after_s=wait_s)
 
 
 class ApiError(msgspec.Struct, frozen=True):

@@ -29,12 +29,19 @@ class SlotPull:
     """Calls `take` for each message, as a task of its own, at most `slots` at once. `take` owns the message."""
 
     def __init__(
-        self, nc: Client, pools: Sequence[str], slots: int, take: Callable[[Msg], Coroutine[object, object, None]]
+        self,
+        nc: Client,
+        pools: Sequence[str],
+        slots: int,
+        take: Callable[[Msg], Coroutine[object, object, None]],
+        hindrance: Callable[[], str] = lambda: "",
     ) -> None:
+        """`hindrance` tells why nothing new may begin just now; empty when it may. It is asked often."""
         self._nc = nc
         self._pools = pools
         self._free = slots
         self._take = take
+        self._hindrance = hindrance
         self._open: dict[str, int] = dict.fromkeys(pools, 0)
         self._changed = asyncio.Event()
         self._inboxes: dict[str, str] = {}
@@ -78,6 +85,8 @@ class SlotPull:
             await subscription.drain()  # type: ignore[no-untyped-call] # nats-py leaves this one untyped
 
     async def _fill(self) -> None:
+        if self._hindrance():
+            return
         for pool in self._pools:
             while self._open[pool] < self._free:
                 body = {"batch": 1, "expires": int(EXPIRES_S * 1e9)}
@@ -91,7 +100,7 @@ class SlotPull:
             # The request expired, or the consumer is not there just now: asking again can wait for the next check.
             return
         self._changed.set()
-        if self._free <= 0:
+        if self._free <= 0 or self._hindrance():
             await message.nak()
             return
         self._free -= 1

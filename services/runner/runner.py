@@ -8,8 +8,8 @@ of a finished task repeats the move and acknowledges.
 import asyncio
 import contextlib
 import logging
-import random
 from collections.abc import Callable, Mapping
+from functools import partial
 from importlib.metadata import version
 from typing import Protocol
 
@@ -19,14 +19,17 @@ from nats.aio.msg import Msg
 from nats.errors import Error as NatsError
 
 from services.runner.agents import Activity, Finished
+from services.runner.checkpoint import Checkpoints, Fenced, LeaseMemory
 from services.runner.credentials import CredentialDesk
-from services.runner.lease import Completion, Journal, Key, Lease, Taken
-from services.runner.process import end_lease, lease_mark
+from services.runner.endings import Ending, command_of
+from services.runner.former_life import FormerLife
+from services.runner.git_access import GitAccess
+from services.runner.lease import AGENT_ENDS_WITHIN_S, SAVE_WITHIN_S, Completion, Journal, Key, Lease, Taken
 from services.runner.pull import SlotPull
-from services.runner.transcript import Transcripts
+from services.runner.transcript import Transcripts, without_secrets
 from shared import commands as c
 from shared.clock import Clock, new_id
-from shared.events import TaskDispatched, TaskStarted
+from shared.events import Event, TaskDispatched, TaskStarted
 from shared.jetstream import JetStreamStore, read_message
 from shared.plan import INITIAL as NO_PLAN
 from shared.plan import PlanState, evolve
@@ -34,9 +37,7 @@ from shared.requests import PRESENCE_LEASES_MAX, PresentLease, RunnerPresence
 from shared.store import Meta, Recorded, StoreUnavailable
 from shared.streams import EVENTS, HEARTBEAT_S
 from shared.subjects import CANCEL_REQUESTS, PLAN, pool, runner_holds
-from shared.task import INITIAL as TASK_INITIAL
 from shared.task import LEASED, TaskState
-from shared.task import evolve as evolve_task
 from shared.transact import Decided, Loaded, fold, load_task, patiently, to_task
 
 log = logging.getLogger("treadle.runner")
@@ -44,14 +45,28 @@ log = logging.getLogger("treadle.runner")
 ASK_TIMEOUT_S = 1.0
 """How long the holder of a lease has to say that it lives."""
 TAKEOVERS_MAX = 5
+HAND_BACK_WITHIN_S = AGENT_ENDS_WITHIN_S + SAVE_WITHIN_S + 1.0
+"""How long an interrupted lease may take when we stop; the application's own patience is longer."""
 PLANS_KEPT = 200
 
 
 class Executor(Protocol):
     """Does the work of one pool's attempts."""
 
-    async def execute(self, lease: Lease, report: Callable[[Activity], None]) -> Completion | Finished:
-        """The work. Cancelled, it leaves no process behind. It raises nothing else: a fault is a `Finished`."""
+    async def execute(self, lease: Lease, report: Callable[[Activity], None]) -> Ending:
+        """The work. Cancelled, it leaves no process behind, and where `lease.hands_back`, it first saves what there is.
+
+        Raises nothing else but `Fenced`, where a newer lease has taken over: a fault is a `Finished`.
+        """
+        ...
+
+    async def salvage(
+        self, key: Key, dispatch: TaskDispatched, access: GitAccess | None, memory: LeaseMemory | None
+    ) -> None:
+        """Of a lease of a former life, whose processes have ended: saves the files for the next lease.
+
+        Harmless where there are none. `memory` stores for that lease, as long as it is not over; None: it has none.
+        """
         ...
 
     async def settle(self, plan: str, task: str, dispatch: TaskDispatched, commit: str) -> None:
@@ -82,6 +97,7 @@ class Runner:
         desk: CredentialDesk,
         clock: Clock,
         heartbeat_s: float = HEARTBEAT_S,
+        hindrance: Callable[[], str] = lambda: "",
     ) -> None:
         self.name = name
         self._nc = nc
@@ -95,13 +111,18 @@ class Runner:
         self._plans: dict[str, Loaded[PlanState]] = {}
         self._folding_plan = asyncio.Lock()
         self._transcripts = Transcripts(nc)
+        self._checkpoints = Checkpoints(nc)
+        self._former_life = FormerLife(name, self._store, self._checkpoints, journal, executors)
         self._slots = slots
-        self._pull = SlotPull(nc, list(executors), slots, self._handle)
+        self._pull = SlotPull(nc, list(executors), slots, self._handle, hindrance)
         self._started = clock()
+        self.came_back = asyncio.Event()
+        """What a former life held was handed back."""
 
     async def run(self) -> None:
         """Works until `stop`; then everything at work has been handed back."""
-        await self._hand_back_former_life()
+        await self._former_life.hand_back()
+        self.came_back.set()
         log_end = (await self._nc.jetstream().stream_info(EVENTS)).state.last_seq
         background = [
             asyncio.create_task(self._hear_cancels(log_end)),
@@ -121,7 +142,7 @@ class Runner:
         """Takes nothing more and hands back what runs."""
         self._pull.stop()
         for lease in self._leases.values():
-            lease.interrupt()
+            self._hand_back(lease)
 
     def holds(self, key: Key) -> Holds:
         """Whether we are running that lease."""
@@ -170,14 +191,15 @@ class Runner:
             return
         key = Key(plan, task, decided.state.lease)
         credentials = self._desk.of(plan, task, key.lease)
-        lease = Lease(key, decided.seq, dispatch, message, record.meta.correlation, credentials)
-        await self._hold(lease, Loaded(decided.state, decided.seq))
+        lease = Lease(key, decided.seq, dispatch, message, record.meta.correlation, credentials, decided.state)
+        lease.use_approval = partial(self._use_approval, lease)
+        await self._hold(lease, await self._resumes(key, decided.event), Loaded(decided.state, decided.seq))
 
     async def _take(
         self, plan: str, task: str, seq: int, dispatch: TaskDispatched, message: Msg, correlation: str
     ) -> Decided[TaskState] | None:
         """Asks the log for a lease. None where another live runner holds it, or we do."""
-        execution, superseded = new_id(), None
+        execution, superseded, lost_usage = new_id(), None, None
         for _ in range(TAKEOVERS_MAX):
             command = c.Start(
                 phase=(await self._plan(plan)).phase,
@@ -186,6 +208,7 @@ class Runner:
                 execution=execution,
                 reopened=await self._reopened(plan, dispatch),
                 supersede_lease=superseded,
+                lost_usage=lost_usage,
                 seal_to=self._desk.seal_to,
             )
             try:
@@ -197,9 +220,17 @@ class Runner:
                     return None
                 if held.runner != self.name and await self._lives(held.runner, key):
                     return None
-                superseded = held.lease
+                superseded, lost_usage = held.lease, await self._checkpoints.usage_of(key)
         log.warning("plan %s task %s: its lease changed hands %d times while we asked", plan, task, TAKEOVERS_MAX)
         return None
+
+    async def _resumes(self, key: Key, event: Event | None) -> int:
+        """The lease whose conversation and files a new one goes on with."""
+        if isinstance(event, TaskStarted):
+            return event.resumes
+        events = await patiently(lambda: self._store.read(key.plan, key.task))
+        starts = (record.event for record in events if isinstance(record.event, TaskStarted))
+        return next(start.resumes for start in starts if start.lease == key.lease)
 
     async def _plan(self, plan: str) -> PlanState:
         """The plan's own state as of now, without its tasks; only what is new is read."""
@@ -236,26 +267,31 @@ class Runner:
 
     # Holding ------------------------------------------------------------------------------------------------------
 
-    async def _hold(self, lease: Lease, known: Loaded[TaskState]) -> None:
-        key = lease.key
+    async def _hold(self, lease: Lease, resumes: int, known: Loaded[TaskState]) -> None:
+        key, redactor = lease.key, lease.credentials.redactor
         self._leases[key.plan, key.task] = lease
         executor = self._executor(lease.dispatch)
         heart = asyncio.create_task(self._beat(lease))
-        ending: Completion | Finished | None = None
+        ending: Ending | None = None
 
         async def work() -> None:
             nonlocal ending
             try:
-                ending = await executor.execute(lease, lambda activity: self._transcripts.tell(key, activity))
+                if lease.dispatch.agent is not None:
+                    lease.memory = await self._checkpoints.open(key, resumes, lease.dispatch.attempt)
+                    lease.memory.on_fenced = lease.in_doubt.set
+                ending = await executor.execute(lease, lambda activity: self._transcripts.tell(key, activity, redactor))
+            except Fenced as fenced:
+                ending = await self._fenced(lease, fenced)
             except Exception as error:
                 log.exception("%s: the runner itself failed", key)
                 message = f"runner {self.name} failed: {type(error).__name__}: {error}; its log tells more"
-                ending = Finished(kind="agent_error", message=message)
+                ending = Finished(kind="agent_error", message=message, usage=lease.usage)
 
         try:
             lease.work = asyncio.create_task(work())
             if self._pull.stopped:
-                lease.interrupt()
+                self._hand_back(lease)
             with contextlib.suppress(asyncio.CancelledError):
                 await lease.work
             await self._report(lease, ending, known)
@@ -263,7 +299,35 @@ class Runner:
             heart.cancel()
             if self._leases.get((key.plan, key.task)) is lease:
                 del self._leases[key.plan, key.task]
+            if lease.memory is not None:
+                await lease.memory.close()
             await executor.tidy(lease)
+
+    def _hand_back(self, lease: Lease) -> None:
+        """Interrupts the work because we stop; what it can't save in time is lost."""
+        lease.interrupt()
+        asyncio.get_running_loop().call_later(HAND_BACK_WITHIN_S, lease.cut_off)
+
+    async def _fenced(self, lease: Lease, fenced: Fenced) -> Finished | None:
+        """The memory says that a newer lease has taken over. The log has the last word."""
+        await patiently(lambda: self._look(lease))
+        if lease.stale:
+            return None
+        message = f"Somebody else stores what this lease alone may store ({fenced}): redispatch the task."
+        return Finished(kind="agent_error", message=message, usage=lease.usage)
+
+    async def _use_approval(self, lease: Lease) -> None:
+        """See `Lease.use_approval`."""
+        if lease.approval is None:
+            raise c.Refused("nothing was asked")
+        key = lease.key
+        command = c.UseApproval(lease=key.lease, approval=lease.approval.approval)
+        meta = self._meta(lease.seq, lease.correlation)
+        try:
+            decided = await to_task(self._store, key.plan, key.task, command, meta)
+        except c.StaleLease as stale:
+            raise Fenced(str(stale)) from stale
+        lease.seq, lease.state = max(lease.seq, decided.seq), decided.state
 
     async def _beat(self, lease: Lease) -> None:
         """Says that we live, after looking whether the lease still does. The first look comes at once."""
@@ -275,7 +339,10 @@ class Runner:
             except (StoreUnavailable, NatsError):
                 # An outage of the bus is no reason to stop an agent; the lease holds until somebody supersedes it.
                 log.warning("%s: NATS does not answer; working on", lease.key)
-            await asyncio.sleep(self._heartbeat_s)
+            with contextlib.suppress(TimeoutError):
+                async with asyncio.timeout(self._heartbeat_s):
+                    await lease.in_doubt.wait()
+            lease.in_doubt.clear()
 
     async def _look(self, lease: Lease) -> None:
         key = lease.key
@@ -287,8 +354,9 @@ class Runner:
                 log.warning("%s is over (the task is %s): killing its work", key, loaded.state.status)
             lease.stale = True
             lease.interrupt()
-        elif loaded.state.status == "cancelling":
-            lease.seq = loaded.seq
+            return
+        lease.seq = max(lease.seq, loaded.seq)
+        if loaded.state.status == "cancelling":
             lease.cancelling = True
             lease.interrupt()
 
@@ -303,7 +371,7 @@ class Runner:
 
     # Reporting ----------------------------------------------------------------------------------------------------
 
-    async def _report(self, lease: Lease, ending: Completion | Finished | None, known: Loaded[TaskState]) -> None:
+    async def _report(self, lease: Lease, ending: Ending | None, known: Loaded[TaskState]) -> None:
         """Tells the log how the work ended. `known` is the task as its start left it: mostly it still is so."""
         if lease.stale:
             return
@@ -313,7 +381,13 @@ class Runner:
                 self._store,
                 key.plan,
                 key.task,
-                await self._ending(lease, ending),
+                command_of(
+                    lease,
+                    without_secrets(ending, lease.credentials.redactor),
+                    runner=self.name,
+                    phase=(await self._plan(key.plan)).phase,
+                    now=self._clock(),
+                ),
                 self._meta(lease.seq, lease.correlation),
                 known=known,
             )
@@ -327,32 +401,6 @@ class Runner:
             await self._settle(key.plan, key.task, lease.dispatch, ending.commit)
         await self._acknowledge(lease.delivery)
 
-    async def _ending(self, lease: Lease, ending: Completion | Finished | None) -> c.TaskCommand:
-        number = lease.key.lease
-        if isinstance(ending, Completion):
-            return c.Complete(
-                lease=number,
-                base_commit=ending.base_commit,
-                commit=ending.commit,
-                result=ending.result,
-                usage=ending.usage,
-            )
-        if ending is None and not lease.cancelling:
-            return c.Release(lease=number, reason=f"runner {self.name} was stopped")
-        finished = ending or Finished(kind="cancelled", message="cancelled while it ran")
-        if finished.kind == "completed":
-            raise TypeError("an executor reports success by a Completion")
-        return c.Fail(
-            now=self._clock(),
-            phase=(await self._plan(lease.key.plan)).phase,
-            lease=number,
-            kind="cancelled" if lease.cancelling else finished.kind,
-            message=finished.message,
-            usage=finished.usage,
-            retry_after_s=finished.retry_after_s,
-            jitter=random.random(),  # noqa: S311 - spreads retries, hides nothing
-        )
-
     async def _settle(self, plan: str, task: str, dispatch: TaskDispatched, commit: str) -> None:
         try:
             await self._executor(dispatch).settle(plan, task, dispatch, commit)
@@ -363,30 +411,6 @@ class Runner:
     async def _acknowledge(self, message: Msg) -> None:
         with contextlib.suppress(NatsError):  # it comes again after `ack_wait` and is found obsolete
             await message.ack()
-
-    async def _hand_back_former_life(self) -> None:
-        for note, taken in self._journal.left_behind().items():
-            try:
-                await self._hand_back(taken)
-            except c.Refused as refusal:  # the log is not the one that the journal speaks of
-                log.warning("%s: a former life had it: %s", taken, refusal)
-            self._journal.remove(note)
-
-    async def _hand_back(self, taken: Taken) -> None:
-        """Ends what a former life left running, and gives its task back if it is still that life's."""
-        plan, task = taken.plan, taken.task
-        events = await patiently(lambda: self._store.read(plan, task))
-        starts = (record.event for record in reversed(events) if isinstance(record.event, TaskStarted))
-        if (start := next((start for start in starts if start.runner == self.name), None)) is not None:
-            await end_lease(lease_mark(plan, task, start.lease))
-        state = fold(TASK_INITIAL, evolve_task, events).state
-        command = c.Release(lease=None, reason=f"runner {self.name} was killed and came back")
-        if state.status in LEASED and state.runner == self.name:
-            command = msgspec.structs.replace(command, lease=state.lease, lost=True)
-        elif state.status != "queued" or state.dispatch != taken.dispatch:
-            return
-        await to_task(self._store, plan, task, command, self._meta(0, ""))
-        log.info("%s: a former life had it; handed back", taken)
 
     def _executor(self, dispatch: TaskDispatched) -> Executor:
         return self._executors[pool(dispatch)]

@@ -5,18 +5,49 @@ For people to watch and read, never for deciding: during an outage it drops the 
 
 import asyncio
 from collections import deque
+from typing import TypeVar
 
 import msgspec
 from nats.aio.client import Client
 from nats.errors import Error as NatsError
 
-from services.runner.agents import Activity
-from services.runner.lease import Key
+from services.runner.agents import ACTIVITY_BEYOND_BYTES, ACTIVITY_MAX_BYTES, Activity, Finished, cut
+from services.runner.lease import Completion, Key, Parked
+from services.runner.redaction import REDACTED, Redactor
 from shared.subjects import transcript
 
 WAITING_MAX = 2_000
 PUBLISH_TIMEOUT_S = 5.0
 AGAIN_S = 0.5
+_WORTH_BYTES = 64
+
+Ending = TypeVar("Ending", bound=Finished | Completion | Parked | None)
+
+NO_SECRETS = Redactor()
+"""Knows none by name; what looks like a credential goes all the same."""
+
+
+def published(activity: Activity, redactor: Redactor) -> Activity:
+    """The activity as everybody may see it: without secrets, and then of at most `ACTIVITY_MAX_BYTES`."""
+    text = redactor(activity.text)
+    if len(activity.text.encode(errors="replace")) > ACTIVITY_MAX_BYTES:
+        # It may have been cut already, and through a secret, whose beginning is then in its last part.
+        kept_bytes = len(text.encode(errors="replace")) - ACTIVITY_BEYOND_BYTES
+        text = cut(text, min(ACTIVITY_MAX_BYTES, kept_bytes)) if kept_bytes > _WORTH_BYTES else f"{REDACTED} … [cut]"
+    return msgspec.structs.replace(activity, text=cut(text, ACTIVITY_MAX_BYTES))
+
+
+def without_secrets(ending: Ending, redactor: Redactor) -> Ending:
+    """How an attempt ended, with words that may go into the log."""
+    match ending:
+        case Finished():
+            return msgspec.structs.replace(ending, message=redactor(ending.message), summary=redactor(ending.summary))
+        case Completion():
+            result = msgspec.structs.replace(ending.result, summary=redactor(ending.result.summary))
+            return msgspec.structs.replace(ending, result=result)
+        case Parked():
+            return msgspec.structs.replace(ending, why=redactor(ending.why))
+    return ending
 
 
 class Transcripts:
@@ -28,12 +59,14 @@ class Transcripts:
         self._arrived = asyncio.Event()
         self._dropped = 0
 
-    def tell(self, key: Key, activity: Activity) -> None:
-        """Queues an activity; returns at once."""
+    def tell(self, key: Key, activity: Activity, redactor: Redactor = NO_SECRETS) -> None:
+        """Queues an activity without its secrets; returns at once."""
         if len(self._waiting) >= WAITING_MAX:
             self._waiting.popleft()
             self._dropped += 1
-        self._waiting.append((transcript(key.plan, key.task, key.lease), msgspec.json.encode(activity)))
+        self._waiting.append(
+            (transcript(key.plan, key.task, key.lease), msgspec.json.encode(published(activity, redactor)))
+        )
         self._arrived.set()
 
     async def run(self) -> None:

@@ -95,10 +95,21 @@ class Stored:
     """Whether it holds work that was never pushed. A lease that is still running has such work too."""
 
 
-def create_workspace(data_dir: Path, mirror: Mirror, plan: str, task: str, lease: int, base: str) -> Workspace:
-    """Checks the base commit out for a new lease; the mirror must have it.
+@dataclass(frozen=True)
+class Resumed:
+    """What a former lease left, which the mirror has: where its agent's HEAD was, and the files as they lay there."""
 
-    It is built beside its place and moved there whole, so a workspace is either complete or not there.
+    head: str
+    tree: str
+
+
+def create_workspace(
+    data_dir: Path, mirror: Mirror, plan: str, task: str, lease: int, base: str, resumed: Resumed | None = None
+) -> Workspace:
+    """Checks the base commit out for a new lease, or puts a former lease's work back; the mirror must have both.
+
+    It is built beside its place and moved there whole, so a workspace is either complete or not there. What was
+    uncommitted is uncommitted again.
     """
     checked_ids(plan, task, lease)
     place = _place(data_dir, plan, task, lease)
@@ -108,17 +119,33 @@ def create_workspace(data_dir: Path, mirror: Mirror, plan: str, task: str, lease
     if building.exists():
         remove_tree(building)
     (building / "code").mkdir(parents=True)
-    _write_repositories(building, place, mirror, task, checked_commit(base))
-    run_git(
-        *("read-tree", "--reset", "-u", base),
-        doing=f"checking out {base[:12]} of {mirror.shown}",
-        git_dir=building / "runner.git",
-        work_tree=building / "code",
-    )
+    head = resumed.head if resumed else base
+    _write_repositories(building, place, mirror, task, checked_commit(base), checked_commit(head))
+    runners, code = building / "runner.git", building / "code"
+    agents_index = building / "repo.git/worktrees/code/index"
+    doing = f"checking out {base[:12]} of {mirror.shown}"
+    files = checked_commit(resumed.tree) if resumed else base
+    run_git("read-tree", "--reset", "-u", files, doing=doing, git_dir=runners, work_tree=code)
     # A copy with its time: git trusts a file's entry only when the index is younger than the file.
-    shutil.copy2(building / "runner.git/index", building / "repo.git/worktrees/code/index")
+    shutil.copy2(runners / "index", agents_index)
+    if resumed:
+        # What lies there already is kept as known, so neither of the two reads it all again.
+        move_index(agents_index, head, doing=doing, git_dir=runners, work_tree=code)
+        move_index(runners / "index", base, doing=doing, git_dir=runners, work_tree=code)
     building.rename(place)
     return Workspace(place, mirror, plan, task, lease, base)
+
+
+def move_index(index: Path, commit: str, *, doing: str, git_dir: Path, work_tree: Path) -> None:
+    """Makes an index that of another commit; what it knows of files that are the same there stays known.
+
+    It keeps its time: git looks into a file again that was changed in the very second in which the index was written,
+    but an index of a later second it believes, and `read-tree` writes one without having looked.
+    """
+    written = index.stat()
+    # -i: what lies in the worktree is nobody's reason to refuse.
+    run_git("read-tree", "-i", "-m", commit, doing=doing, git_dir=git_dir, work_tree=work_tree, index=index)
+    os.utime(index, ns=(written.st_atime_ns, written.st_mtime_ns))
 
 
 def remove_workspace(path: Path) -> None:
@@ -196,7 +223,7 @@ def _branch(task: str) -> str:
     return f"refs/heads/treadle/{task}"
 
 
-def _write_repositories(building: Path, place: Path, mirror: Mirror, task: str, base: str) -> None:
+def _write_repositories(building: Path, place: Path, mirror: Mirror, task: str, base: str, head: str) -> None:
     """Writes both repositories and the link between the agent's and `code`, as `git worktree add` would."""
     agents, runners = building / "repo.git", building / "runner.git"
     write_bare_repository(agents, alternates=[mirror.objects], config=_AGENTS_CONFIG)
@@ -206,7 +233,7 @@ def _write_repositories(building: Path, place: Path, mirror: Mirror, task: str, 
         shutil.copy(mirror.path / "shallow", runners)
     (agents / "info/exclude").write_text("".join(f"{p}\n" for p in SANDBOX_PLACEHOLDERS))
     (agents / "refs/heads/treadle").mkdir()
-    (agents / _branch(task)).write_text(f"{base}\n")
+    (agents / _branch(task)).write_text(f"{head}\n")
     link = agents / "worktrees/code"
     link.mkdir(parents=True)
     # A branch and not a detached HEAD: `git status` and `git commit` then say what agents know from elsewhere.
@@ -214,6 +241,14 @@ def _write_repositories(building: Path, place: Path, mirror: Mirror, task: str, 
     (link / "commondir").write_text("../..\n")
     (link / "gitdir").write_text(f"{place / 'code/.git'}\n")
     (building / "code/.git").write_text(f"gitdir: {place / 'repo.git/worktrees/code'}\n")
+
+
+def former_workspace(data_dir: Path, mirror: Mirror, plan: str, task: str, lease: int) -> Workspace | None:
+    """The workspace that a former life left of a lease; None when there is none."""
+    checked_ids(plan, task, lease)
+    place = _place(data_dir, plan, task, lease)
+    base = (_read_small(place / "runner.git/HEAD") or "").strip()
+    return Workspace(place, mirror, plan, task, lease, base) if _COMMIT.fullmatch(base) else None
 
 
 def _differs_from_base(path: Path, task: str) -> bool:

@@ -2,15 +2,19 @@
 
 from __future__ import annotations
 
+import itertools
 import subprocess
+from collections.abc import AsyncIterator
+from contextlib import AsyncExitStack
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 from services.runner.agents import Job
+from services.runner.sandbox import Unsandboxed, enclose, find_sandbox
 from shared.spec import AgentSpec
-from tests.agents.probes import MakeJob, Reported
+from tests.agents.probes import MakeJob, MakeLease, Reported
 
 
 @pytest.fixture
@@ -29,7 +33,7 @@ def worktree(tmp_path: Path) -> Path:
 def make_job(tmp_path: Path, worktree: Path) -> MakeJob:
     """Makes jobs of task T1 in the worktree; any field may be given."""
     scratch = tmp_path / "scratch"
-    scratch.mkdir()
+    scratch.mkdir(exist_ok=True)
 
     def make(**fields: Any) -> Job:
         values: dict[str, Any] = {
@@ -44,7 +48,32 @@ def make_job(tmp_path: Path, worktree: Path) -> MakeJob:
             "timeout_s": 60.0,
             "budget_usd": 5.0,
             "env": {},
+            "enclosure": Unsandboxed(),
         }
         return Job(**{**values, **fields})
 
     return make
+
+
+@pytest.fixture(params=["unsandboxed", "sandboxed"])
+async def make_lease(
+    request: pytest.FixtureRequest, tmp_path: Path, worktree: Path, make_job: MakeJob
+) -> AsyncIterator[MakeLease]:
+    """Makes jobs as `make_job` does, each with directories of its own, in what a runner really encloses it in."""
+    agents_repo, objects = tmp_path / "agent.git", tmp_path / "objects"
+    agents_repo.mkdir()
+    objects.mkdir()
+    sandbox = find_sandbox("required") if request.param == "sandboxed" else None
+    numbers = itertools.count()
+    async with AsyncExitStack() as held:
+
+        async def make(**fields: Any) -> Job:
+            scratch = tmp_path / f"scratch-{next(numbers)}"
+            scratch.mkdir()
+            code = fields.get("cwd", worktree)
+            enclosure = await held.enter_async_context(
+                enclose(sandbox, workspace_code=code, agents_repo=agents_repo, objects=objects, scratch=scratch)
+            )
+            return make_job(scratch=scratch, enclosure=enclosure, **fields)
+
+        yield make

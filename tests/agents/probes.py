@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import Callable
+from collections.abc import Awaitable, Callable
 from pathlib import Path
 
-from services.runner.agents import Activity, Job
+from services.runner.agents import Activity, AgentRunner, Asks, Finished, Job, Report
 from services.runner.process import LEASE_VARIABLE
 
 MakeJob = Callable[..., Job]
+MakeLease = Callable[..., Awaitable[Job]]
 
 
 class Reported(list[Activity]):
@@ -18,6 +19,19 @@ class Reported(list[Activity]):
 
     def texts(self, kind: str) -> list[str]:
         return [activity.text for activity in self if activity.kind == kind]
+
+
+async def run_agent(runner: AgentRunner, job: Job, report: Report) -> Finished:
+    """A session of one turn that nobody is asked in."""
+    end = await run_turn(runner, job, report)
+    assert isinstance(end, Finished)
+    return end
+
+
+async def run_turn(runner: AgentRunner, job: Job, report: Report) -> Finished | Asks:
+    """A session of one turn."""
+    async with runner.open(job, report) as session:
+        return await session.turn(job.prompt)
 
 
 def processes(job: Job) -> dict[int, str]:

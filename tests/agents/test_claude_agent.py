@@ -4,37 +4,28 @@ from __future__ import annotations
 
 import asyncio
 import json
-import shutil
 import sys
 import time
 from collections.abc import AsyncIterator
 from pathlib import Path
 from typing import Any
 
-import msgspec
 import pytest
+from claude_agent_sdk import AssistantMessage, TextBlock, ThinkingBlock
 
 from services.runner.agents import Activity, Finished, Job, open_runner
 from services.runner.agents.claude import ClaudeRunner
+from services.runner.agents.claude_activity import activities
+from services.runner.agents.claude_cli import Limits
 from services.runner.proxy import KeyProxy
 from shared.requests import AgentCredentials
 from shared.spec import AgentSpec
-from tests.agents.probes import MakeJob, Reported, command_lines, environments, eventually, processes
+from tests.agents.claude_probes import KEY, call, scripted
+from tests.agents.probes import MakeJob, Reported, command_lines, environments, eventually, processes, run_agent
 from treadle.scripted_model import ScriptedModel
-
-KEY = "sk-canary-0123456789"
 
 LOOK = "env; tr '\\0' '\\n' < /proc/$PPID/environ; : > started; while [ ! -e go ]; do sleep 0.1; done"
 PS = "for each in /proc/[0-9]*/cmdline; do tr '\\0' ' ' < $each; echo; done 2>/dev/null"
-
-
-def scripted(*turns: Any) -> str:
-    """A prompt that carries its own script."""
-    return f"# Task T1: a test\n\nDo it.\n\n```script\n{json.dumps(turns)}\n```\n"
-
-
-def call(tool: str, **arguments: Any) -> dict[str, Any]:
-    return {"tool": tool, "input": arguments}
 
 
 @pytest.fixture
@@ -46,7 +37,7 @@ async def model() -> AsyncIterator[ScriptedModel]:
 @pytest.fixture
 async def runner(model: ScriptedModel) -> AsyncIterator[ClaudeRunner]:
     async with KeyProxy(KEY, model.base_url) as proxy:
-        yield ClaudeRunner(proxy, retries_max=1, api_timeout_s=2.0, stream_idle_s=10.0)
+        yield ClaudeRunner(proxy, limits=Limits(retries_max=1, api_timeout_s=2.0, stream_idle_s=10.0))
 
 
 async def test_work_is_done_reported_and_counted(
@@ -59,7 +50,7 @@ async def test_work_is_done_reported_and_counted(
             [{"text": "A is 2 now."}],
         )
     )
-    finished = await runner.run(job, reported.append)
+    finished = await run_agent(runner, job, reported.append)
     assert (finished.kind, finished.message, finished.summary) == ("completed", "", "A is 2 now.")
     assert (job.cwd / "src/a.py").read_text() == "A = 2\n"
     assert reported.texts("tool") == ["Write src/a.py", "Edit src/a.py", "Bash pwd"]
@@ -80,7 +71,7 @@ async def test_key_arrives_at_the_api_and_nowhere_else(
 ) -> None:
     monkeypatch.setenv("ANTHROPIC_API_KEY", KEY)
     job = make_job(prompt=scripted([call("Bash", command=LOOK)], [{"text": "Seen."}]))
-    running = asyncio.create_task(runner.run(job, reported.append))
+    running = asyncio.create_task(run_agent(runner, job, reported.append))
     await eventually((job.cwd / "started").exists)
     shown = [*(text.encode() for text in processes(job).values()), *environments(job)]
     (job.cwd / "go").touch()
@@ -96,7 +87,7 @@ async def test_key_arrives_at_the_api_and_nowhere_else(
 
 async def test_token_stands_in_no_argument_list(runner: ClaudeRunner, make_job: MakeJob, reported: Reported) -> None:
     job = make_job(prompt=scripted([call("Bash", command="echo token=$ANTHROPIC_API_KEY"), call("Bash", command=PS)]))
-    await runner.run(job, reported.append)
+    await run_agent(runner, job, reported.append)
     shown, arguments = reported.texts("result")[:2]
     token = shown.partition("token=")[2].strip()
     assert len(token) > 20
@@ -112,6 +103,7 @@ FAULTS: list[tuple[dict[str, Any], str, str]] = [
     ({"fault": 400, "message": "prompt is odd"}, "agent_error", "prompt is odd"),
     ({"fault": 404, "message": "model: claude-none"}, "agent_error", "claude-none"),
     ({"fault": 429, "headers": {"retry-after": "3600"}}, "usage_limit", "60 minutes"),
+    ({"fault": 429, "headers": {"anthropic-ratelimit-unified-reset": "33333333333"}}, "usage_limit", "minutes"),
     ({"fault": 429}, "unavailable", "429"),
     ({"fault": 529}, "unavailable", "529"),
     ({"fault": 500}, "unavailable", "500"),
@@ -124,22 +116,24 @@ async def test_fault_of_the_api_ends_in_its_kind_and_words(
     runner: ClaudeRunner, make_job: MakeJob, reported: Reported, fault: dict[str, Any], kind: str, words: str
 ) -> None:
     agent = AgentSpec(sdk_type="claude", model="claude-none" if fault["fault"] == 404 else None)
-    finished = await runner.run(make_job(prompt=scripted(fault), agent=agent), reported.append)
+    finished = await run_agent(runner, make_job(prompt=scripted(fault), agent=agent), reported.append)
     assert (finished.kind, words in finished.message) == (kind, True), finished
-    assert finished.retry_after_s == (3600 if "headers" in fault else None)
+    assert (finished.retry_after_s is not None) == ("headers" in fault)
 
 
 async def plain_run_s(model: ScriptedModel, make_job: MakeJob) -> float:
     """How long a run without any fault takes on this machine just now."""
     async with KeyProxy(KEY, model.base_url) as proxy:
         started = time.monotonic()
-        finished = await ClaudeRunner(proxy).run(make_job(prompt=scripted([{"text": "Done."}])), Reported().append)
+        finished = await run_agent(
+            ClaudeRunner(proxy), make_job(prompt=scripted([{"text": "Done."}])), Reported().append
+        )
         assert finished.kind == "completed"
         return time.monotonic() - started
 
 
 def tries_again(reported: Reported) -> list[str]:
-    return [text for text in reported.texts("text") if "trying again" in text]
+    return [text for text in reported.texts("treadle") if "trying again" in text]
 
 
 async def test_wrong_key_is_told_without_a_second_try_though_retries_are_many(
@@ -149,7 +143,7 @@ async def test_wrong_key_is_told_without_a_second_try_though_retries_are_many(
     asked_before = len(model.requests)
     async with KeyProxy("wrong", model.base_url) as proxy:
         started = time.monotonic()
-        finished = await ClaudeRunner(proxy, retries_max=10).run(make_job(), reported.append)
+        finished = await run_agent(ClaudeRunner(proxy, limits=Limits(retries_max=10)), make_job(), reported.append)
     assert finished.kind == "authentication_refused"
     assert len(model.requests) - asked_before == 1
     assert not tries_again(reported)
@@ -164,7 +158,7 @@ async def test_a_leases_own_credentials_are_used_in_the_place_of_the_runners(
     ))  # fmt: skip
     for own in ({}, {"ANTHROPIC_API_KEY": "own", "ANTHROPIC_BASE_URL": f"http://127.0.0.1:{unused_tcp_port}"}):
         async with open_runner("claude", own) as runner:
-            finished = await runner.run(job, reported.append)
+            finished = await run_agent(runner, job, reported.append)
         assert (finished.kind, finished.summary) == ("completed", "Done by another key.")
     assert KEY not in repr(job) + repr(reported) + repr(finished)
     shown = [path.read_bytes() for path in job.scratch.rglob("*") if path.is_file()]
@@ -183,14 +177,14 @@ async def test_refused_credentials_of_a_lease_name_the_agent_type(
 ) -> None:
     own = AgentCredentials(**{"base_url": model.base_url, **credentials})
     async with open_runner("claude", {}) as runner:
-        finished = await runner.run(make_job(credentials=own), reported.append)
+        finished = await run_agent(runner, make_job(credentials=own), reported.append)
     assert finished.kind == "authentication_refused"
     assert words in finished.message
 
 
 async def test_missing_key_is_told_without_a_start(make_job: MakeJob, reported: Reported) -> None:
     async with open_runner("claude", {}) as runner:
-        finished = await runner.run(make_job(), reported.append)
+        finished = await run_agent(runner, make_job(), reported.append)
     assert finished.kind == "authentication_refused"
     assert "ANTHROPIC_API_KEY" in finished.message
 
@@ -202,7 +196,7 @@ async def test_unreachable_api_is_told_at_once(
     environment = {"ANTHROPIC_API_KEY": KEY, "ANTHROPIC_BASE_URL": f"http://127.0.0.1:{unused_tcp_port}"}
     started = time.monotonic()
     async with open_runner("claude", environment) as runner:
-        finished = await runner.run(make_job(), reported.append)
+        finished = await run_agent(runner, make_job(), reported.append)
     assert finished.kind == "unavailable"
     assert str(unused_tcp_port) in finished.message
     assert not tries_again(reported)
@@ -213,7 +207,7 @@ async def test_passing_overload_is_survived(runner: ClaudeRunner, make_job: Make
     script = scripted(
         [call("Write", file_path="a.txt", content="a")], {"fault": 529, "times": 1, "blocks": [{"text": "Done."}]}
     )
-    finished = await runner.run(make_job(prompt=script), reported.append)
+    finished = await run_agent(runner, make_job(prompt=script), reported.append)
     assert finished.kind == "completed"
     assert tries_again(reported)
 
@@ -223,40 +217,16 @@ async def test_api_that_hangs_is_given_up_and_an_answer_that_stalls_is_tried_aga
 ) -> None:
     prompts = [{"fault": "hang"}, {"fault": "stall", "times": 1, "blocks": [{"text": "Recovered."}]}]
     jobs = separate_jobs(make_job, tmp_path, [scripted(prompt) for prompt in prompts])
-    hung, stalled = await asyncio.gather(*(runner.run(job, Reported().append) for job in jobs))
+    hung, stalled = await asyncio.gather(*(run_agent(runner, job, Reported().append) for job in jobs))
     assert hung.kind == "unavailable"
     assert (stalled.kind, stalled.summary) == ("completed", "Recovered.")
-
-
-@pytest.mark.parametrize(
-    ("turn", "is_under_way"),
-    [
-        pytest.param({"fault": "hang"}, "requests", id="waiting-for-the-model"),
-        pytest.param([call("Bash", command="sleep 4721")], "sleep", id="in-a-command"),
-        pytest.param([call("Bash", command="setsid sleep 4721 & sleep 4721")], "sleep", id="with-a-daemon"),
-    ],
-)
-async def test_cancelling_leaves_no_process_after_two_seconds(
-    model: ScriptedModel, make_job: MakeJob, reported: Reported, turn: Any, is_under_way: str
-) -> None:
-    job = make_job(prompt=scripted(turn))
-    async with KeyProxy(KEY, model.base_url) as proxy:
-        running = asyncio.create_task(ClaudeRunner(proxy).run(job, reported.append))
-        await eventually(lambda: model.requests if is_under_way == "requests" else command_lines("sleep 4721"))
-        started = time.monotonic()
-        running.cancel()
-        with pytest.raises(asyncio.CancelledError):
-            await running
-        assert time.monotonic() - started < 2
-    assert not processes(job)
-    assert not command_lines("sleep 4721")
 
 
 async def test_cancelling_at_the_start_leaves_no_process(
     runner: ClaudeRunner, make_job: MakeJob, reported: Reported
 ) -> None:
     job = make_job()
-    running = asyncio.create_task(runner.run(job, reported.append))
+    running = asyncio.create_task(run_agent(runner, job, reported.append))
     await eventually(lambda: processes(job))
     started = time.monotonic()
     running.cancel()
@@ -273,7 +243,7 @@ async def test_receiver_that_fails_ends_the_run(runner: ClaudeRunner, make_job: 
     job = make_job(prompt=scripted([{"text": "I begin."}, call("Bash", command="sleep 4724")]))
     started = time.monotonic()
     with pytest.raises(ValueError, match="full"):
-        await runner.run(job, refuse)
+        await run_agent(runner, job, refuse)
     assert time.monotonic() - started < 5
     assert not processes(job)
 
@@ -282,7 +252,7 @@ async def test_cli_that_is_killed_is_an_agent_error(
     runner: ClaudeRunner, make_job: MakeJob, reported: Reported
 ) -> None:
     job = make_job(prompt=scripted([call("Bash", command="kill -9 $PPID")]))
-    finished = await runner.run(job, reported.append)
+    finished = await run_agent(runner, job, reported.append)
     assert finished.kind == "agent_error"
     assert "The Claude CLI failed" in finished.message
     assert finished.usage.input_tokens > 0
@@ -291,14 +261,20 @@ async def test_cli_that_is_killed_is_an_agent_error(
 async def test_cli_dies_with_a_killed_runner(model: ScriptedModel, make_job: MakeJob) -> None:
     job = make_job(prompt=scripted([call("Bash", command="sleep 4723")]))
     code = f"""
-import asyncio, msgspec
+import asyncio
+from pathlib import Path
 from services.runner.agents import Job, open_runner
+from services.runner.sandbox import Unsandboxed
+from shared.spec import AgentSpec
+from tests.agents.probes import run_agent
 
 async def main():
     environment = {{"ANTHROPIC_API_KEY": {KEY!r}, "ANTHROPIC_BASE_URL": {model.base_url!r}}}
+    job = Job(plan={job.plan!r}, task="T1", attempt=2, lease=3, prompt={job.prompt!r}, agent=AgentSpec(
+        sdk_type="claude"), cwd=Path({str(job.cwd)!r}), scratch=Path({str(job.scratch)!r}), timeout_s=60,
+        budget_usd=1, env={{}}, enclosure=Unsandboxed())
     async with open_runner("claude", environment) as runner:
-        encoded = {msgspec.json.encode(job, enc_hook=str)!r}
-        await runner.run(msgspec.json.decode(encoded, type=Job, dec_hook=lambda kind, value: kind(value)), print)
+        await run_agent(runner, job, print)
 
 asyncio.run(main())
 """
@@ -313,7 +289,7 @@ async def test_model_is_not_replaced_by_a_newer_one(
     model: ScriptedModel, runner: ClaudeRunner, make_job: MakeJob, reported: Reported
 ) -> None:
     agent = AgentSpec(sdk_type="claude", model="claude-opus-4-1-20250805")
-    await runner.run(make_job(agent=agent, prompt=scripted([{"text": "Done."}])), reported.append)
+    await run_agent(runner, make_job(agent=agent, prompt=scripted([{"text": "Done."}])), reported.append)
     assert [request.body["model"] for request in model.requests] == ["claude-opus-4-1-20250805"]
 
 
@@ -321,7 +297,7 @@ async def test_timeout_ends_the_run_and_keeps_its_costs(
     runner: ClaudeRunner, make_job: MakeJob, reported: Reported
 ) -> None:
     job = make_job(prompt=scripted([call("Bash", command="sleep 4722")]), timeout_s=3.0)
-    finished = await runner.run(job, reported.append)
+    finished = await run_agent(runner, job, reported.append)
     assert finished.kind == "timeout"
     assert finished.usage.input_tokens > 0
     assert not processes(job)
@@ -332,7 +308,7 @@ async def test_spent_budget_ends_the_run(
     model: ScriptedModel, runner: ClaudeRunner, make_job: MakeJob, reported: Reported
 ) -> None:
     dear = {"blocks": [call("Bash", command="true")], "usage": {"output_tokens": 1_000_000}}
-    finished = await runner.run(make_job(prompt=scripted(dear, dear, dear), budget_usd=2.0), reported.append)
+    finished = await run_agent(runner, make_job(prompt=scripted(dear, dear, dear), budget_usd=2.0), reported.append)
     assert finished.kind == "budget_spent"
     assert "of the 2 USD" in finished.message
     assert finished.usage.output_tokens == 1_000_000
@@ -347,7 +323,7 @@ async def test_writing_outside_the_worktree_is_denied_and_said(
         [call("Write", file_path=str(outside), content="x"), call("Write", file_path="../up.txt", content="x")],
         [{"text": "I could not."}],
     )
-    finished = await runner.run(make_job(prompt=script), reported.append)
+    finished = await run_agent(runner, make_job(prompt=script), reported.append)
     assert not outside.exists()
     assert not (tmp_path / "up.txt").exists()
     assert finished.kind == "completed"
@@ -355,31 +331,21 @@ async def test_writing_outside_the_worktree_is_denied_and_said(
     assert "outside.txt" in finished.message
 
 
-def ran(directory: Path) -> list[Path]:
-    return list(directory.glob("ran-*"))
-
-
-async def test_what_a_repository_brings_is_read_but_not_run(
-    model: ScriptedModel, runner: ClaudeRunner, make_job: MakeJob, reported: Reported, tmp_path: Path
+async def test_instructions_of_the_repository_join_the_prompt(
+    model: ScriptedModel, runner: ClaudeRunner, make_job: MakeJob, reported: Reported
 ) -> None:
-    job = make_job(prompt=scripted([call("Bash", command="true")], [{"text": "Done."}]))
-    touch = f"touch {tmp_path}/ran-"
-    hooks = {
-        event: [{"hooks": [{"type": "command", "command": f"{touch}{event}"}]}]
-        for event in ("SessionStart", "UserPromptSubmit", "PreToolUse", "Stop")
-    }
-    server = {"command": "sh", "args": ["-c", f"{touch}mcp"]}
-    (job.cwd / ".claude").mkdir()
-    (job.cwd / ".claude/settings.json").write_text(
-        json.dumps({"hooks": hooks, "enableAllProjectMcpServers": True, "permissions": {"allow": ["Write"]}})
-    )
-    shutil.copy(job.cwd / ".claude/settings.json", job.cwd / ".claude/settings.local.json")
-    (job.cwd / ".mcp.json").write_text(json.dumps({"mcpServers": {"evil": server}}))
+    job = make_job(prompt=scripted([{"text": "Done."}]))
     (job.cwd / "CLAUDE.md").write_text("Use four spaces, said the canary.")
-    finished = await runner.run(job, reported.append)
+    finished = await run_agent(runner, job, reported.append)
     assert finished.kind == "completed"
-    assert not ran(tmp_path)
     assert "said the canary" in json.dumps(model.requests[0].body["messages"])
+
+
+async def test_thoughts_are_reported(make_job: MakeJob) -> None:
+    message = AssistantMessage([ThinkingBlock("Hm.", "signature"), TextBlock("x" * 100_000)], "some-model")
+    thought, said = activities(message, make_job())
+    assert (thought.kind, thought.text) == ("thinking", "Hm.")
+    assert said.text.endswith("[cut]")
 
 
 async def test_instructions_that_lead_out_of_the_repository_are_not_read(
@@ -388,16 +354,16 @@ async def test_instructions_that_lead_out_of_the_repository_are_not_read(
     (tmp_path / "secret.md").write_text("the canary")
     job: Job = make_job(prompt=scripted([{"text": "Done."}]))
     (job.cwd / "CLAUDE.md").symlink_to(tmp_path / "secret.md")
-    finished: Finished = await runner.run(job, reported.append)
+    finished: Finished = await run_agent(runner, job, reported.append)
     assert finished.kind == "completed"
     assert "the canary" not in json.dumps(model.requests[0].body)
 
 
 async def test_unknown_price_is_said(runner: ClaudeRunner, make_job: MakeJob, reported: Reported) -> None:
     agent = AgentSpec(sdk_type="claude", model="claude-new-9")
-    finished = await runner.run(make_job(agent=agent, prompt=scripted([{"text": "Done."}])), reported.append)
+    finished = await run_agent(runner, make_job(agent=agent, prompt=scripted([{"text": "Done."}])), reported.append)
     assert finished.kind == "completed"
-    assert "No price is known for claude-new-9" in reported.texts("text")[0]
+    assert "No price is known for claude-new-9" in reported.texts("treadle")[0]
 
 
 async def test_jobs_at_once_do_not_mix(
@@ -411,7 +377,7 @@ async def test_jobs_at_once_do_not_mix(
         for number in range(1, 4)
     ]
     jobs = separate_jobs(make_job, tmp_path, prompts)
-    finished = await asyncio.gather(*(runner.run(job, Reported().append) for job in jobs))
+    finished = await asyncio.gather(*(run_agent(runner, job, Reported().append) for job in jobs))
     assert [each.summary for each in finished] == ["Done 1.", "Done 2.", "Done 3."]
     assert [(job.cwd / "n.txt").read_text() for job in jobs] == ["1", "2", "3"]
     assert [each.usage.output_tokens // 1000 for each in finished] == [1, 2, 3]

@@ -16,7 +16,7 @@ from services.runner.agents import ACTIVITY_MAX_BYTES, Activity, Job, open_runne
 from services.runner.agents.command import CommandRunner, ShellFailure, run_shell
 from services.runner.process import end_lease
 from shared.spec import AgentSpec
-from tests.agents.probes import MakeJob, Reported, command_lines, eventually, processes
+from tests.agents.probes import MakeJob, MakeLease, Reported, command_lines, eventually, processes, run_agent
 
 
 def program(*command: str) -> AgentSpec:
@@ -26,7 +26,7 @@ def program(*command: str) -> AgentSpec:
 async def test_program_gets_the_prompt_on_standard_input_in_its_worktree(make_job: MakeJob, reported: Reported) -> None:
     job = make_job(agent=program("sh", "-c", "cat > prompt.txt; echo written >&2; echo; echo all done; echo"))
     async with open_runner("command", {}) as runner:
-        finished = await runner.run(job, reported.append)
+        finished = await run_agent(runner, job, reported.append)
     assert (finished.kind, finished.summary) == ("completed", "all done")
     assert (job.cwd / "prompt.txt").read_text() == job.prompt
     assert "written" in "\n".join(reported.texts("output"))
@@ -38,7 +38,7 @@ async def test_environment_is_built_from_nothing_but_the_allow_list(
     monkeypatch.setenv("ANTHROPIC_API_KEY", "canary")
     show = "import json, os; json.dump(dict(os.environ), open('env.json', 'w'))"
     job = make_job(agent=program(sys.executable, "-c", show), env={"COLOUR": "blue", "BASH_FUNC_x%%": "() { :; }"})
-    finished = await CommandRunner().run(job, reported.append)
+    finished = await run_agent(CommandRunner(), job, reported.append)
     assert finished.kind == "completed"
     assert json.loads((job.cwd / "env.json").read_text()) == {
         "COLOUR": "blue",
@@ -61,7 +61,7 @@ async def test_environment_is_built_from_nothing_but_the_allow_list(
 async def test_failing_program_is_an_agent_error_with_status_and_last_lines(
     make_job: MakeJob, reported: Reported, script: str, words: str
 ) -> None:
-    finished = await CommandRunner().run(make_job(agent=program("sh", "-c", script)), reported.append)
+    finished = await run_agent(CommandRunner(), make_job(agent=program("sh", "-c", script)), reported.append)
     assert finished.kind == "agent_error"
     assert words in finished.message
     assert "one" in finished.message
@@ -70,7 +70,7 @@ async def test_failing_program_is_an_agent_error_with_status_and_last_lines(
 
 @pytest.mark.parametrize("command", ["no-such-program", "./no-such-script", "."])
 async def test_missing_program_is_named(make_job: MakeJob, reported: Reported, command: str) -> None:
-    finished = await CommandRunner().run(make_job(agent=program(command)), reported.append)
+    finished = await run_agent(CommandRunner(), make_job(agent=program(command)), reported.append)
     assert finished.kind == "agent_error"
     assert command in finished.message
     assert "did not start" in finished.message
@@ -80,12 +80,12 @@ async def test_program_in_the_worktree_is_found(make_job: MakeJob, reported: Rep
     job = make_job(agent=program("./tool"))
     (job.cwd / "tool").write_text("#!/bin/sh\necho from the tool\n")
     (job.cwd / "tool").chmod(0o755)
-    assert (await CommandRunner().run(job, reported.append)).summary == "from the tool"
+    assert (await run_agent(CommandRunner(), job, reported.append)).summary == "from the tool"
 
 
 async def test_program_may_ignore_a_large_standard_input(make_job: MakeJob, reported: Reported) -> None:
     job = make_job(agent=program("true"), prompt="x" * 7_000_000)
-    assert (await CommandRunner().run(job, reported.append)).kind == "completed"
+    assert (await run_agent(CommandRunner(), job, reported.append)).kind == "completed"
 
 
 async def test_a_hundred_megabytes_of_output_need_little_memory(make_job: MakeJob) -> None:
@@ -95,7 +95,7 @@ async def test_a_hundred_megabytes_of_output_need_little_memory(make_job: MakeJo
     seen: list[int] = []
     tracemalloc.start()
     try:
-        finished = await CommandRunner().run(job, lambda activity: seen.append(len(activity.text.encode())))
+        finished = await run_agent(CommandRunner(), job, lambda activity: seen.append(len(activity.text.encode())))
         _, peak_bytes = tracemalloc.get_traced_memory()
     finally:
         tracemalloc.stop()
@@ -107,12 +107,12 @@ async def test_a_hundred_megabytes_of_output_need_little_memory(make_job: MakeJo
 
 async def test_output_that_is_no_text_does_no_harm(make_job: MakeJob, reported: Reported) -> None:
     job = make_job(agent=program("sh", "-c", r"printf '\377\376\033[31m\nfine'"))
-    assert (await CommandRunner().run(job, reported.append)).summary.endswith("fine")
+    assert (await run_agent(CommandRunner(), job, reported.append)).summary.endswith("fine")
 
 
 async def test_last_words_are_cut_to_two_kibibytes(make_job: MakeJob, reported: Reported) -> None:
     job = make_job(agent=program("sh", "-c", "seq 100000 100999"))
-    summary = (await CommandRunner().run(job, reported.append)).summary
+    summary = (await run_agent(CommandRunner(), job, reported.append)).summary
     assert summary.endswith("100998\n100999")
     assert len(summary) <= 2048
 
@@ -122,7 +122,7 @@ TREE = "setsid sleep 4711 & setsid sh -c 'trap \"\" TERM; sleep 4712' & env -i s
 
 async def test_cancelling_ends_the_whole_tree_within_two_seconds(make_job: MakeJob, reported: Reported) -> None:
     job = make_job(agent=program("sh", "-c", TREE))
-    running = asyncio.create_task(CommandRunner().run(job, reported.append))
+    running = asyncio.create_task(run_agent(CommandRunner(), job, reported.append))
     await eventually(lambda: all(command_lines(f"sleep {number}") for number in range(4711, 4715)))
     started = time.monotonic()
     running.cancel()
@@ -135,7 +135,7 @@ async def test_cancelling_ends_the_whole_tree_within_two_seconds(make_job: MakeJ
 
 async def test_timeout_ends_the_program_and_says_so(make_job: MakeJob, reported: Reported) -> None:
     job = make_job(agent=program("sleep", "600"), timeout_s=0.2)
-    finished = await CommandRunner().run(job, reported.append)
+    finished = await run_agent(CommandRunner(), job, reported.append)
     assert finished.kind == "timeout"
     assert "0.2 seconds" in finished.message
     assert not processes(job)
@@ -145,7 +145,7 @@ async def test_daemon_that_holds_the_output_open_does_not_hold_up_the_end(
     make_job: MakeJob, reported: Reported
 ) -> None:
     job = make_job(agent=program("sh", "-c", "setsid sleep 600 & echo started"))
-    finished = await asyncio.wait_for(CommandRunner().run(job, reported.append), 5)
+    finished = await asyncio.wait_for(run_agent(CommandRunner(), job, reported.append), 5)
     assert (finished.kind, finished.summary) == ("completed", "started")
     assert not processes(job)
 
@@ -156,7 +156,7 @@ async def test_receiver_that_fails_ends_the_run(make_job: MakeJob) -> None:
 
     job = make_job(agent=program("sh", "-c", "echo x; sleep 600"))
     with pytest.raises(ValueError, match="full"):
-        await CommandRunner().run(job, refuse)
+        await run_agent(CommandRunner(), job, refuse)
     assert not processes(job)
 
 
@@ -167,6 +167,27 @@ async def test_shell_commands_stop_at_the_first_failure(make_job: MakeJob, repor
     assert (job.cwd / "one").exists()
     assert not (job.cwd / "two").exists()
     assert await run_shell(["true", "test -f one"], job, reported.append) is None
+
+
+async def test_later_turn_runs_the_program_again_with_the_prompt_and_what_was_wrong(
+    make_lease: MakeLease, reported: Reported
+) -> None:
+    job = await make_lease(agent=program("sh", "-c", "cat > told.txt; echo again >> runs.txt; echo done"))
+    async with CommandRunner().open(job, reported.append) as session:
+        await session.turn(job.prompt)
+        assert (job.cwd / "told.txt").read_text() == job.prompt
+        finished = await session.turn("a.txt is missing.")
+    assert (finished.kind, (job.cwd / "told.txt").read_text()) == ("completed", f"{job.prompt}\n\na.txt is missing.")
+    assert (job.cwd / "runs.txt").read_text() == "again\nagain\n"
+
+
+async def test_what_verification_prints_is_told_from_what_an_agent_prints(
+    make_lease: MakeLease, reported: Reported
+) -> None:
+    job = await make_lease()
+    assert await run_shell(["echo checked"], job, reported.append, "verify") is None
+    assert reported.texts("verify") == ["$ echo checked", "checked"]
+    assert not reported.texts("output")
 
 
 async def test_leftovers_of_a_former_life_are_ended_by_their_mark(make_job: MakeJob) -> None:
@@ -192,11 +213,13 @@ import asyncio
 from pathlib import Path
 from services.runner.agents import Job
 from services.runner.agents.command import CommandRunner
+from services.runner.sandbox import Unsandboxed
 from shared.spec import AgentSpec
+from tests.agents.probes import run_agent
 job = Job(plan={job.plan!r}, task="T1", attempt=2, lease=3, prompt="", agent=AgentSpec(sdk_type="command",
     command=("sleep", "600")), cwd=Path({str(job.cwd)!r}), scratch=Path({str(job.scratch)!r}), timeout_s=60,
-    budget_usd=1, env={{}})
-asyncio.run(CommandRunner().run(job, print))
+    budget_usd=1, env={{}}, enclosure=Unsandboxed())
+asyncio.run(run_agent(CommandRunner(), job, print))
 """
     runner = await asyncio.create_subprocess_exec(sys.executable, "-c", code)
     await eventually(lambda: any(line.endswith("/sleep 600 ") for line in processes(job).values()))

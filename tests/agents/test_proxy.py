@@ -203,18 +203,43 @@ async def test_only_two_calls_are_passed_on() -> None:
 async def test_error_is_passed_on_and_remembered_without_the_key() -> None:
     async def answer(request: web.Request) -> web.StreamResponse:
         error = {"type": "rate_limit_error", "message": f"{request.headers['x-api-key']} is too fast"}
-        headers = {"retry-after": "120", "x-echo": f"key {KEY}"}
+        headers = {"retry-after": "30", "x-echo": f"key {KEY}"}
         return web.json_response({"type": "error", "error": error}, status=429, headers=headers)
 
     async with leased(answer) as (access, client):
         got = await client.post(MESSAGES, json={})
-        assert (got.status, got.headers["retry-after"]) == (429, "120")
+        assert (got.status, got.headers["retry-after"]) == (429, "30")
         assert "x-should-retry" not in got.headers
         assert KEY not in await got.text() + repr(got.headers) + repr(access.refusal)
         assert access.refusal is not None
         assert (access.refusal.status, access.refusal.kind) == (429, "rate_limit_error")
         assert access.refusal.message == "[key] is too fast"
-        assert access.refusal.retry_after_s == 120
+        assert access.refusal.retry_after_s == 30
+
+
+async def test_long_wait_is_not_waited_for_by_trying_again() -> None:
+    async def answer(request: web.Request) -> web.StreamResponse:
+        return web.json_response({}, status=429, headers={"retry-after": "3600"})
+
+    async with leased(answer) as (access, client):
+        assert (await client.post(MESSAGES, json={})).headers["x-should-retry"] == "false"
+        assert access.refusal is not None
+        assert access.refusal.retry_after_s == 3600
+
+
+async def test_bytes_that_pass_are_counted_as_they_pass() -> None:
+    may_finish = asyncio.Event()
+
+    async def answer(request: web.Request) -> web.StreamResponse:
+        response = await stream(request)
+        await response.write(b": ping\n\n")
+        await may_finish.wait()
+        return response
+
+    async with leased(answer) as (access, client), client.post(MESSAGES, json={}) as got:
+        assert await asyncio.wait_for(got.content.readexactly(8), 5)
+        assert access.passed_bytes == 8
+        may_finish.set()
 
 
 async def test_page_in_place_of_an_error_is_remembered_by_its_beginning() -> None:

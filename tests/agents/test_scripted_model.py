@@ -11,6 +11,7 @@ from typing import Any
 import aiohttp
 import pytest
 
+from tests.agents.hostile_scripts import large_write
 from tests.agents.probes import eventually
 from treadle.scripted_model import Block, ScriptedModel, Turn
 
@@ -80,6 +81,75 @@ async def test_fault_with_times_passes() -> None:
         statuses = [(await ask(model.base_url, "# Task T1: x"))[0] for _ in range(3)]
         assert statuses == [529, 529, 200]
         assert (await ask(model.base_url, "# Task T1: another"))[0] == 529
+
+
+@pytest.mark.parametrize("status", [401, 403, 404, 429, 500, 529])
+async def test_refusal_has_its_status_its_kind_its_words_and_its_headers(status: int) -> None:
+    turn = Turn(fault=status, message="because", headers={"retry-after": "60"})
+    async with ScriptedModel({"T1": [turn]}) as model, aiohttp.ClientSession() as client:
+        body = {"messages": [{"role": "user", "content": "# Task T1: x"}], "tools": [{"name": "Write"}], "stream": True}
+        async with client.post(f"{model.base_url}/v1/messages", json=body) as got:
+            told = await got.json()
+    assert (got.status, got.headers["retry-after"], told["error"]["message"]) == (status, "60", "because")
+    kinds = {401: "authentication", 403: "permission", 404: "not_found", 429: "rate_limit", 529: "overloaded"}
+    assert told["error"]["type"] == f"{kinds.get(status, 'api')}_error"
+
+
+async def test_reset_closes_the_connection_without_an_answer() -> None:
+    async with ScriptedModel({"T1": [Turn(fault="reset")]}) as model:
+        with pytest.raises(aiohttp.ClientConnectionError):
+            await ask(model.base_url, "# Task T1: x")
+
+
+async def test_hang_sends_no_headers_for_as_long_as_anybody_waits() -> None:
+    async with ScriptedModel({"T1": [Turn(fault="hang")]}) as model:
+        with pytest.raises(TimeoutError):
+            await asyncio.wait_for(ask(model.base_url, "# Task T1: x"), 0.5)
+        assert content(await ask(model.base_url, "# Task T2: x"))
+
+
+async def test_stall_sends_the_beginning_and_then_nothing() -> None:
+    async with ScriptedModel({"T1": [Turn(fault="stall", blocks=[Block(text="word")])]}) as model:
+        body = {"messages": [{"role": "user", "content": "# Task T1: x"}], "tools": [{"name": "Write"}], "stream": True}
+        async with aiohttp.ClientSession() as client, client.post(f"{model.base_url}/v1/messages", json=body) as got:
+            beginning = b""
+            with pytest.raises(TimeoutError):
+                while True:
+                    beginning += await asyncio.wait_for(got.content.readany(), 0.5)
+    assert b"message_start" in beginning and b"content_block_start" in beginning
+    assert b"word" not in beginning and b"message_stop" not in beginning
+
+
+async def test_broken_stream_breaks_off_inside_an_event_and_is_whole_when_asked_without_a_stream() -> None:
+    async with ScriptedModel({"T1": [Turn(fault="broken", blocks=[Block(text="words")])]}) as model:
+        status, body = await ask(model.base_url, "# Task T1: x", stream=True)
+        whole = content(await ask(model.base_url, "# Task T1: x"))
+    assert status == 200 and whole[0]["text"] == "words"
+    *good, broken = [line[6:] for line in body.decode().splitlines() if line.startswith("data: ")]
+    assert [json.loads(event)["type"] for event in good] == ["message_start", "ping", "content_block_start"]
+    with pytest.raises(json.JSONDecodeError):
+        json.loads(broken)
+
+
+async def test_slow_model_sends_piece_by_piece() -> None:
+    turn = Turn(piece_delay_s=0.05, blocks=[Block(text="word")])
+    async with ScriptedModel({"T1": [turn]}) as model:
+        body = {"messages": [{"role": "user", "content": "# Task T1: x"}], "tools": [{"name": "Write"}], "stream": True}
+        pieces: list[bytes] = []
+        async with aiohttp.ClientSession() as client, client.post(f"{model.base_url}/v1/messages", json=body) as got:
+            async for piece in got.content.iter_any():
+                pieces.append(piece)
+    assert len(pieces) >= 5
+    assert b"".join(pieces).endswith(b'{"type": "message_stop"}\n\n')
+
+
+async def test_large_write_arrives_whole() -> None:
+    (write, *_), _ = turns = large_write()
+    async with ScriptedModel({"T1": turns}) as model:
+        _, body = await ask(model.base_url, "# Task T1: x", stream=True)
+    events = [json.loads(line[6:]) for line in body.decode().splitlines() if line.startswith("data: ")]
+    written = "".join(event.get("delta", {}).get("partial_json", "") for event in events)
+    assert json.loads(written) == write.input
 
 
 async def test_it_runs_as_a_process(tmp_path: Path) -> None:

@@ -7,14 +7,16 @@ from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 import msgspec
 from nats.aio.client import Client
 from nats.aio.msg import Msg
 
-from services.runner.agents import AgentRunner, Finished, Job, Report
+from services.runner.agents import AgentRunner, AgentSession, Asks, Finished, Job, Report
 from services.runner.credentials import CredentialDesk
-from services.runner.execution import AgentExecutor, DeliverExecutor
+from services.runner.delivery_executor import DeliverExecutor
+from services.runner.execution import AgentExecutor
 from services.runner.lease import Journal
 from services.runner.runner import Executor, Runner
 from shared import events as e
@@ -26,7 +28,7 @@ from shared.requests import CredentialsReply, CredentialsRequest, lease_context
 from shared.sealed import SealKey, seal
 from shared.spec import AgentSpec, PlanSpec, TaskSpec
 from shared.store import Meta, Recorded
-from shared.streams import declare_pool, declare_streams
+from shared.streams import EVENTS, HEARTBEAT_S, declare_pool, declare_streams, pool_consumer_name
 from shared.subjects import CREDENTIALS, DELIVER_POOL, PLAN, plan_filter
 from tests.nats_process import NatsServer
 from tests.runner.repositories import PROJECT_ID
@@ -40,6 +42,7 @@ class Recorder:
     """An agent that only notes what it is given, and waits if asked to."""
 
     needs_credentials = True
+    resumes = False
 
     def __init__(self) -> None:
         self.jobs: list[Job] = []
@@ -47,11 +50,23 @@ class Recorder:
         self.goes_on.set()
         self.works = asyncio.Event()
 
-    async def run(self, job: Job, report: Report) -> Finished:
-        self.jobs.append(job)
-        self.works.set()
-        await self.goes_on.wait()
-        (job.cwd / "work.txt").write_text("work\n")
+    @asynccontextmanager
+    async def open(self, job: Job, report: Report) -> AsyncIterator[AgentSession]:
+        yield Noting(self, job)
+
+
+@dataclass
+class Noting:
+    """One lease's session with a `Recorder`."""
+
+    recorder: Recorder
+    job: Job
+
+    async def turn(self, message: str) -> Finished | Asks:
+        self.recorder.jobs.append(self.job)
+        self.recorder.works.set()
+        await self.recorder.goes_on.wait()
+        (self.job.cwd / "work.txt").write_text("work\n")
         return Finished(kind="completed", summary="noted")
 
 
@@ -104,9 +119,15 @@ class Bench:
         return CredentialDesk(self.nc, self.seal_key, self.directory / "private", ask_for_s=ask_for_s)
 
     async def dispatch(
-        self, repo_url: str, base: str, agent: AgentSpec | None = AGENT, project: str = PROJECT_ID, task: str = "T1"
+        self,
+        repo_url: str,
+        base: str,
+        agent: AgentSpec | None = AGENT,
+        project: str = PROJECT_ID,
+        task: str = "T1",
+        **more: Any,
     ) -> str:
-        """Puts a plan of one dispatched task into the log; returns the plan's id."""
+        """Puts a plan of one dispatched task into the log; returns the plan's id. `more` is of the dispatch."""
         plan = new_plan_id()
         spec = TaskSpec(code="T1", name="A task", assignee="a", timeout_minutes=1)
         whole = PlanSpec(name="A plan", tasks=(spec,), agents={"a": AGENT})
@@ -123,8 +144,19 @@ class Bench:
             dispatch=1, attempt=1, prompt="do it", agent=agent, project=project, repo_url=repo_url, base_commit=base,
             heads=(), plan_name="A plan", task_name="A task", timeout_s=60, budget_usd=1,
         )  # fmt: skip
-        await self.store.append(plan, task, dispatched, META, expected=seq)
+        await self.store.append(plan, task, msgspec.structs.replace(dispatched, **more), META, expected=seq)
         return plan
+
+    async def set_ack_wait(self, ack_wait_s: float) -> None:
+        """After how long a silent runner's message goes to another one."""
+        info = await self.nc.jetstream().consumer_info(EVENTS, pool_consumer_name("claude"))
+        info.config.ack_wait = ack_wait_s
+        await self.nc.jetstream().add_consumer(EVENTS, info.config)
+
+    async def in_progress_heard(self) -> None:
+        """Waits until a runner says that it is at work."""
+        subscription = await self.nc.subscribe(f"$JS.ACK.{EVENTS}.{pool_consumer_name('claude')}.>", max_msgs=1)
+        assert (await subscription.next_msg(timeout=10)).data == b"+WPI"
 
     async def event(self, plan: str, *types: str, task: str = "T1") -> Recorded:
         """Waits for the first event of one of the types."""
@@ -136,14 +168,16 @@ class Bench:
         raise AssertionError("the log never ends")
 
     @asynccontextmanager
-    async def runner(self, agent: AgentRunner, name: str = "r1", ask_for_s: float = 10.0) -> AsyncIterator[Runner]:
+    async def runner(
+        self, agent: AgentRunner, name: str = "r1", ask_for_s: float = 10.0, heartbeat_s: float = HEARTBEAT_S
+    ) -> AsyncIterator[Runner]:
         """A runner with two slots; stopped at the end of the block."""
         executors: dict[str, Executor] = {
-            "claude": AgentExecutor(self.data_dir, agent, {}),
-            DELIVER_POOL: DeliverExecutor(self.data_dir),
+            "claude": AgentExecutor(self.data_dir, agent, {}, None),
+            DELIVER_POOL: DeliverExecutor(self.data_dir, {}, None),
         }
         journal = Journal(self.directory / name)
-        runner = Runner(self.nc, name, executors, 2, journal, self.desk(ask_for_s), utc_now)
+        runner = Runner(self.nc, name, executors, 2, journal, self.desk(ask_for_s), utc_now, heartbeat_s)
         running = asyncio.create_task(runner.run())
         try:
             yield runner

@@ -278,3 +278,68 @@ def test_a_refusal_that_trying_again_does_not_change_is_told(project: Project) -
     git(project.repo, "branch", "treadle")  # a file where the branch needs a directory
     with pytest.raises(GitRejected, match=f"pushing refs/heads/{BRANCH} to .*rejected"):
         deliver(project.mirror, PLAN, project.base, heads)
+
+
+def two_in_conflict(project: Project) -> list[Head]:
+    return [Head(code, project.work(code, {"a.txt": f"{code}\n"})) for code in ("T1", "T2")]
+
+
+def person_merges(project: Project, heads: list[Head], onto: str, then: dict[str, str]) -> str:
+    """A person's merge of the heads on the plan's branch, in a clone of their own."""
+    clone = project.repo.with_name("resolving")
+    git(project.repo, "clone", "-q", str(project.repo), str(clone))
+    git(clone, "checkout", "-q", "-B", BRANCH, onto)
+    for head in heads:
+        git(clone, "fetch", "-q", "origin", f"refs/treadle/{PLAN}/{head.task}/1")
+        git(clone, "merge", "-q", "-s", "ours", "-m", f"Merge {head.task} by hand", "FETCH_HEAD")
+    for name, text in then.items():
+        (clone / name).write_text(text)
+    git(clone, "add", "--all")
+    git(clone, "commit", "-qm", "As both wanted it")
+    git(clone, "push", "-q", "origin", f"HEAD:{BRANCH}")
+    return git(clone, "rev-parse", "HEAD")
+
+
+def test_a_conflict_of_the_heads_that_a_person_resolved_on_the_branch_is_delivered(project: Project) -> None:
+    heads = two_in_conflict(project)
+    with pytest.raises(MergeConflict, match=r"the work of T2 conflicts with that of T1 in a\.txt") as conflict:
+        deliver(project.mirror, PLAN, project.base, heads)
+    assert conflict.value.against == "" and f"as the branch {BRANCH}" in conflict.value.remedy
+    assert git(project.repo, "for-each-ref", "refs/heads/treadle") == ""
+    theirs = person_merges(project, heads, project.base, {"a.txt": "T1 and T2\n"})
+    assert deliver(project.mirror, PLAN, project.base, heads).commit == theirs
+    # What comes besides is merged with what the person made of the others.
+    third = Head("T3", project.work("T3", {"t3.txt": "3\n"}))
+    delivered = deliver(project.mirror, PLAN, project.base, [*heads, third])
+    files = project.files(delivered.commit)
+    assert (files["a.txt"], files["t3.txt"]) == ("T1 and T2", "3")
+    assert git(project.repo, "rev-parse", f"{delivered.commit}^1") == theirs
+
+
+def test_a_conflict_with_somebodys_commits_that_was_resolved_on_the_branch_is_delivered(project: Project) -> None:
+    heads = [Head("T1", project.work("T1", {"a.txt": "agent's\n"}))]
+    git(project.repo, "branch", BRANCH, project.base)
+    theirs = somebody_commits(project, {"a.txt": "theirs\n"})
+    with pytest.raises(MergeConflict):
+        deliver(project.mirror, PLAN, project.base, heads)
+    resolved = person_merges(project, heads, theirs, {"a.txt": "both\n"})
+    delivered = deliver(project.mirror, PLAN, project.base, heads)
+    assert (delivered.commit, project.files(BRANCH)["a.txt"]) == (resolved, "both")
+
+
+def test_a_branch_that_never_stands_still_is_given_up_after_some_tries(
+    project: Project, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    heads = [Head("T1", project.work("T1", {"x.txt": "x\n"}))]
+    git(project.repo, "branch", BRANCH, project.base)
+    push = Mirror.push
+
+    def push_after_somebody(mirror: Mirror, source: Path, refspec: str) -> None:
+        moved = git(project.repo, "commit-tree", "-p", BRANCH, "-m", "Somebody's", f"{BRANCH}^{{tree}}")
+        git(project.repo, "update-ref", f"refs/heads/{BRANCH}", moved)
+        push(mirror, source, refspec)
+
+    monkeypatch.setattr(Mirror, "push", push_after_somebody)
+    with pytest.raises(GitFailed, match="moved 5 times while the plan was being delivered"):
+        deliver(project.mirror, PLAN, project.base, heads)
+    assert git(project.repo, "log", "--format=%s", f"{project.base}..{BRANCH}").splitlines() == ["Somebody's"] * 5

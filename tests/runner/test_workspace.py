@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import shutil
+import time
 from collections.abc import Callable
 from pathlib import Path
 
@@ -95,6 +96,22 @@ def test_a_change_of_the_same_size_right_after_the_checkout_is_seen(project: Pro
     status = (workspace.code / "a.txt").stat()
     (workspace.code / "a.txt").write_text("ONE\ntwo\n")
     os.utime(workspace.code / "a.txt", ns=(status.st_atime_ns, status.st_mtime_ns))
+    assert taken(workspace)["a.txt"] == "ONE\ntwo"
+
+
+def test_a_change_of_the_same_size_is_seen_beside_the_agents_own_commit_too(project: Project) -> None:
+    # All within one second but for the taking: then git goes by its index's time alone.
+    workspace = project.workspace()
+    (workspace.code / "mine.txt").write_text("mine\n")
+    git(workspace.code, "add", "mine.txt")
+    git(workspace.code, "commit", "-qm", "Mine")
+    past = (time.time_ns() // 10**9 - 100) * 10**9
+    os.utime(workspace.code / "a.txt", ns=(past, past))
+    index = workspace.runners_repo / "index"
+    git(workspace.code, f"--git-dir={workspace.runners_repo}", "--work-tree=.", "update-index", "--refresh")
+    os.utime(index, ns=(past, past))
+    (workspace.code / "a.txt").write_text("ONE\ntwo\n")
+    os.utime(workspace.code / "a.txt", ns=(past, past))
     assert taken(workspace)["a.txt"] == "ONE\ntwo"
 
 

@@ -8,19 +8,24 @@ from __future__ import annotations
 import importlib
 import os
 import re
-from collections.abc import Callable, Mapping
+import socket
+from collections.abc import Awaitable, Callable, Mapping, Sequence
 from contextlib import AbstractAsyncContextManager
 from pathlib import Path
-from typing import Literal, Protocol
+from typing import Any, Literal, Protocol
 
 import msgspec
 
 from services.runner.process import LEASE_VARIABLE, lease_mark
-from shared.events import FailureKind, Usage
+from shared.events import Conflict, FailureKind, Usage
 from shared.requests import TEST_CODES, AgentCredentials
-from shared.spec import AgentSpec
+from shared.spec import AgentSpec, WorkRules
+from shared.task import Approval
 
 ACTIVITY_MAX_BYTES = 64 * 1024
+"""Of what is published of an activity."""
+ACTIVITY_BEYOND_BYTES = 8 * 1024
+"""So much more is kept until secrets were taken out: one that lies across the limit must be seen whole."""
 SUMMARY_MAX_BYTES = 2 * 1024
 
 
@@ -39,10 +44,20 @@ class Job(msgspec.Struct, frozen=True, kw_only=True):
     agent: AgentSpec
     cwd: Path
     """The worktree: where the agent starts and what it may change."""
+    enclosure: Enclosure
+    """What keeps its processes in."""
+    rules: WorkRules = WorkRules()
+    memory: Memory | None = None
+    """Where its conversation is kept for the next lease; None: nowhere."""
+    approval: Approval | None = None
+    """What a person answered, which this lease goes on with."""
+    use_approval: Callable[[], Awaitable[None]] | None = None
+    """Says in the log that what was allowed is about to run; must be done before. Raises once the lease is over."""
     scratch: Path
     """A private, existing directory of this lease, outside the worktree: for the agent's home and temporary files."""
     timeout_s: float
     budget_usd: float
+    """What is left of it for this lease."""
     env: Mapping[str, str]
     """What the project allows the agent to see of the runner's environment."""
     credentials: AgentCredentials | None = None
@@ -54,14 +69,18 @@ class Job(msgspec.Struct, frozen=True, kw_only=True):
         return lease_mark(self.plan, self.task, self.lease)
 
 
+Kind = Literal["text", "thinking", "tool", "result", "diff", "usage", "output", "verify", "treadle"]
+"""What it said; what it thought; the tool it called; what the tool answered; what it changed in a file; what it
+consumed so far; what its program printed; what verification printed; what Treadle has to say about the run."""
+
+
 class Activity(msgspec.Struct, frozen=True):
     """One thing that an agent did. Make it with `activity`, which keeps it small.
 
     The text is the agent's, control characters included: whoever shows it on a terminal strips them.
     """
 
-    kind: Literal["text", "tool", "result", "usage", "output"]
-    """What it said; the tool it called; what the tool answered; what it consumed so far; what its program printed."""
+    kind: Kind
     text: str = ""
     usage: Usage | None = None
 
@@ -77,6 +96,8 @@ class Finished(msgspec.Struct, frozen=True, kw_only=True):
     usage: Usage = Usage()
     retry_after_s: float | None = None
     """When the other side said how long to wait."""
+    conflict: Conflict | None = None
+    """Of a `merge_conflict`: what could not be merged."""
 
 
 Report = Callable[[Activity], None]
@@ -91,17 +112,91 @@ class Trial(msgspec.Struct, frozen=True):
     """For a person: what happened, and what to do now."""
 
 
+class Asks(msgspec.Struct, frozen=True, kw_only=True):
+    """The agent can't go on without a person: the session is over, and is taken up again with the answer."""
+
+    kind: Literal["tool", "question"]
+    tool: str
+    input: dict[str, Any]
+    why: str
+    """For the person who answers."""
+    usage: Usage = Usage()
+
+
+class AgentSession(Protocol):
+    """One lease's conversation with an agent."""
+
+    async def turn(self, message: str) -> Finished | Asks:
+        """Tells the agent something and lets it work until it is done. `Finished.usage` is of the whole session so far.
+
+        The first message is the job's prompt, later ones are what was wrong with its work. Keeps the budget. When
+        cancelled, ends the agent with all its processes (within two seconds) and raises CancelledError.
+        """
+        ...
+
+
 class AgentRunner(Protocol):
     """Runs agents of one kind, any number at a time."""
 
     needs_credentials: bool
     """Whether an agent of a type of the gateway's works with that type's key. What needs none is sent none."""
+    resumes: bool
+    """Whether a conversation can be taken up again by another lease."""
 
-    async def run(self, job: Job, report: Report) -> Finished:
-        """Does the job. Keeps its time limit and budget; leaves no process behind.
+    def open(self, job: Job, report: Report) -> AbstractAsyncContextManager[AgentSession]:
+        """Begins a session; at its end no process of it is left.
 
-        When cancelled, ends the agent with all its processes (within two seconds) and raises CancelledError.
+        Where `job.memory` has a former conversation, it is that one that goes on, with `job.approval` if that has an
+        answer.
         """
+        ...
+
+
+class Enclosure(Protocol):
+    """What one lease's processes run in: a sandbox, or nothing but a name for it (`services.runner.sandbox`)."""
+
+    is_sandboxed: bool
+    model_url: str
+    """Where processes inside reach the key proxy, once `serve_model` was called; without a sandbox, the proxy's own."""
+    environment: Mapping[str, str]
+    """What processes inside have to be told: where the allowed network is, the place of caches."""
+
+    def command(self, argv: Sequence[str], *, network: bool = True) -> list[str]:
+        """The words that run `argv` inside, in the worktree."""
+        ...
+
+    def serve_model(self, serve: Callable[[socket.socket], Awaitable[None]]) -> None:
+        """Has every listening socket that stands for `model_url` inside given to `serve`; nothing without a sandbox."""
+        ...
+
+    def refused_hosts(self) -> Sequence[str]:
+        """Hosts that were asked for and are not allowed, each once."""
+        ...
+
+
+class Memory(Protocol):
+    """A lease's part in its attempt's conversation (`services.runner.checkpoint`); fenced by the lease."""
+
+    @property
+    def session_id(self) -> str:
+        """Of the conversation; the same over all leases of the attempt. The agent chooses nothing here."""
+        ...
+
+    @property
+    def resumes(self) -> bool:
+        """Whether a former lease left a conversation to go on with."""
+        ...
+
+    async def load(self) -> list[dict[str, Any]]:
+        """The conversation's entries so far, in order, those of former leases included."""
+        ...
+
+    async def append(self, entries: Sequence[dict[str, Any]]) -> None:
+        """Stores more entries. Raises `services.runner.checkpoint.Fenced` once the lease is over."""
+        ...
+
+    def turn_ended(self, usage: Usage) -> None:
+        """The agent has done something and now thinks: a good moment to save its files. Returns at once."""
         ...
 
 
@@ -155,14 +250,13 @@ def environment(job: Job) -> dict[str, str]:
         "TREADLE_TASK": job.task,
         "TREADLE_ATTEMPT": str(job.attempt),
         LEASE_VARIABLE: job.mark,
+        **job.enclosure.environment,
     }
 
 
-def activity(
-    kind: Literal["text", "tool", "result", "usage", "output"], text: str = "", usage: Usage | None = None
-) -> Activity:
-    """An activity with its text cut to `ACTIVITY_MAX_BYTES`."""
-    return Activity(kind, cut(text, ACTIVITY_MAX_BYTES), usage)
+def activity(kind: Kind, text: str = "", usage: Usage | None = None) -> Activity:
+    """An activity with its text cut to little more than `ACTIVITY_MAX_BYTES`."""
+    return Activity(kind, cut(text, ACTIVITY_MAX_BYTES + ACTIVITY_BEYOND_BYTES), usage)
 
 
 def cut(text: str, max_bytes: int) -> str:

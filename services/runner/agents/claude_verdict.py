@@ -8,17 +8,13 @@ from typing import Any, Literal
 from claude_agent_sdk import ResultMessage
 
 from services.runner.agents import SUMMARY_MAX_BYTES, Finished, Job, cut
-from services.runner.proxy import Access
+from services.runner.agents.permissions import telling
+from services.runner.proxy import LONG_WAIT_S, Access
 from shared.events import FailureKind
-
-LONG_WAIT_S = 60.0
-"""A limit that lifts sooner is overload, which a retry survives; past it, somebody's allowance is used up."""
 
 _WORDS_MAX_BYTES = 500
 _CALL_MAX_BYTES = 200
 _DENIALS_SHOWN = 5
-_TELLING = ("file_path", "command", "pattern", "path", "description")
-"""The arguments that tell most about a tool call, the best first."""
 
 _Verdict = tuple[Literal["completed"] | FailureKind, str, float | None]
 """Kind, words, and the wait that was asked for, in seconds."""
@@ -87,7 +83,6 @@ def _denials(denials: Sequence[Any], job: Job) -> str:
 
 def describe_call(tool: str, arguments: object, job: Job) -> str:
     """A tool call in one line, such as `Edit src/a.py`."""
-    values = arguments if isinstance(arguments, dict) else {}
-    told = next((values[name] for name in _TELLING if isinstance(values.get(name), str)), "")
-    line, *more = told.removeprefix(f"{job.cwd}/").strip().splitlines() or [""]
+    told = telling(tool, arguments if isinstance(arguments, dict) else {}, job.cwd)
+    line, *more = told.strip().splitlines() or [""]
     return f"{tool} {cut(line, _CALL_MAX_BYTES)}{' …' if more else ''}".rstrip()

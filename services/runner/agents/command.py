@@ -8,12 +8,25 @@ from __future__ import annotations
 
 import asyncio
 import signal
+import time
 from collections.abc import AsyncIterator, Mapping, Sequence
 from contextlib import asynccontextmanager
+from typing import Literal
 
 import msgspec
 
-from services.runner.agents import SUMMARY_MAX_BYTES, AgentRunner, Finished, Job, Report, Trial, activity, environment
+from services.runner.agents import (
+    SUMMARY_MAX_BYTES,
+    AgentRunner,
+    AgentSession,
+    Finished,
+    Job,
+    Kind,
+    Report,
+    Trial,
+    activity,
+    environment,
+)
 from services.runner.process import CannotStart, run_program
 from shared.requests import AgentCredentials
 
@@ -37,21 +50,39 @@ class CommandRunner:
     """Runs `agent.command`."""
 
     needs_credentials = False
+    resumes = False
 
-    async def run(self, job: Job, report: Report) -> Finished:
-        output = _Output(report)
+    @asynccontextmanager
+    async def open(self, job: Job, report: Report) -> AsyncIterator[AgentSession]:
+        """See `AgentRunner.open`. Each turn is one run of the program."""
+        yield _CommandSession(job, report)
+
+
+class _CommandSession:
+    def __init__(self, job: Job, report: Report) -> None:
+        self._job, self._report = job, report
+        self._deadline = time.monotonic() + job.timeout_s
+        self._is_begun = False
+
+    async def turn(self, message: str) -> Finished:
+        """A program remembers nothing: it is told the prompt again, with what was wrong."""
+        job, program = self._job, self._job.agent.command[0]
+        told = f"{job.prompt}\n\n{message}" if self._is_begun else message
+        self._is_begun = True
+        output = _Output(self._report, "output")
         try:
-            async with asyncio.timeout(job.timeout_s):
-                status = await _run(job.agent.command, job, output, job.prompt.encode(errors="replace"))
+            async with asyncio.timeout(self._deadline - time.monotonic()):
+                status = await _run(job.agent.command, job, output, told.encode(errors="replace"))
         except TimeoutError:
-            message = f"{job.agent.command[0]} did not finish within {_minutes(job.timeout_s)} and was stopped."
-            return Finished(kind="timeout", message=f"{message} Raise timeout_minutes, or make the task smaller.")
+            words = f"{program} did not finish within {_minutes(job.timeout_s)} and was stopped."
+            return Finished(kind="timeout", message=f"{words} Raise timeout_minutes, or make the task smaller.")
         except CannotStart as error:
             return Finished(kind="agent_error", message=f"The agent did not start: {error}.")
+        summary = output.stdout_tail(SUMMARY_MAX_BYTES)
         if status == 0:
-            return Finished(kind="completed", summary=output.stdout_tail(SUMMARY_MAX_BYTES))
-        message = f"{job.agent.command[0]} ended with {_words(status)}. Its last output:\n{output.tail(TAIL_MAX_BYTES)}"
-        return Finished(kind="agent_error", message=message, summary=output.stdout_tail(SUMMARY_MAX_BYTES))
+            return Finished(kind="completed", summary=summary)
+        words = f"{program} ended with {_words(status)}. Its last output:\n{output.tail(TAIL_MAX_BYTES)}"
+        return Finished(kind="agent_error", message=words, summary=summary)
 
 
 @asynccontextmanager
@@ -65,14 +96,16 @@ async def try_out(_credentials: AgentCredentials | None, _model: str) -> Trial:
     return Trial("ok", "There is nothing to try: a command needs no key. Whether it starts, its first task shows.")
 
 
-async def run_shell(commands: Sequence[str], job: Job, report: Report) -> ShellFailure | None:
+async def run_shell(
+    commands: Sequence[str], job: Job, report: Report, kind: Literal["output", "verify"] = "output"
+) -> ShellFailure | None:
     """Runs a task's `setup` or `verify` commands in its worktree, each in a shell of its own, up to the first failure.
 
-    The caller bounds the time: when cancelled, nothing of a command stays.
+    The caller bounds the time: when cancelled, nothing of a command stays. `kind` is of the activities.
     """
     for command in commands:
-        output = _Output(report)
-        report(activity("tool", f"$ {command}"))
+        output = _Output(report, kind)
+        report(activity("tool" if kind == "output" else kind, f"$ {command}"))
         try:
             status = await _run(("sh", "-c", command), job, output, b"")
         except CannotStart as error:
@@ -85,7 +118,12 @@ async def run_shell(commands: Sequence[str], job: Job, report: Report) -> ShellF
 async def _run(argv: Sequence[str], job: Job, output: _Output, stdin: bytes) -> int:
     try:
         return await run_program(
-            argv, cwd=job.cwd, env=environment(job), stdin=stdin, stdout=output.take_stdout, stderr=output.take_stderr
+            job.enclosure.command(argv),
+            cwd=job.cwd,
+            env=environment(job),
+            stdin=stdin,
+            stdout=output.take_stdout,
+            stderr=output.take_stderr,
         )
     finally:
         output.close()
@@ -94,8 +132,8 @@ async def _run(argv: Sequence[str], job: Job, output: _Output, stdin: bytes) -> 
 class _Output:
     """Reports whole lines, many at a time, and remembers the last ones; never holds more than a few pieces."""
 
-    def __init__(self, report: Report) -> None:
-        self._report = report
+    def __init__(self, report: Report, kind: Kind) -> None:
+        self._report, self._kind = report, kind
         self._stdout, self._stderr = _Lines(), _Lines()
         self._tail = self._stdout_tail = b""
 
@@ -123,7 +161,7 @@ class _Output:
     def _note(self, lines: bytes) -> None:
         if lines:
             self._tail = (self._tail + lines)[-TAIL_MAX_BYTES:]
-            self._report(activity("output", lines.decode(errors="replace").removesuffix("\n")))
+            self._report(activity(self._kind, lines.decode(errors="replace").removesuffix("\n")))
 
 
 class _Lines:

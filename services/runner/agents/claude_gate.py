@@ -1,0 +1,65 @@
+"""What Claude may call by itself, asked before each call: the rules' verdict in the CLI's words."""
+
+from __future__ import annotations
+
+from typing import Any, Literal
+
+from claude_agent_sdk import HookContext, HookInput, HookJSONOutput, HookMatcher
+
+from services.runner.agents import Job
+from services.runner.agents.claude_conversation import Call
+from services.runner.agents.permissions import TOOLS, Verdict, decide
+
+_ONE_AT_A_TIME = "A person is asked about another call of yours first: make this one again when that one is answered."
+_NOBODY = "Nobody can be asked here. Find another way, or do without and say so in the end."
+
+
+class Gate:
+    """One CLI's calls. At most one of them waits for a person: the CLI can take up no more."""
+
+    def __init__(self, job: Job, allowed: Call | None) -> None:
+        """`allowed` is the one call that a person has allowed."""
+        self._job, self._allowed = job, allowed
+        self.asks: Verdict | None = None
+        """Of the call that waits."""
+
+    def matcher(self) -> HookMatcher:
+        """For PreToolUse. What fails here lets no call through."""
+        return HookMatcher(hooks=[self._decide], on_failure="block")
+
+    async def _decide(self, call: HookInput, call_id: str | None, _context: HookContext) -> HookJSONOutput:
+        fields: dict[str, Any] = {**call}
+        tool, arguments = str(fields["tool_name"]), fields["tool_input"]
+        if self._allowed == Call(str(call_id), tool, arguments):
+            self._allowed = None
+            return _answer("allow", "A person allowed it.")
+        verdict = decide(tool, arguments, self._job.rules.permissions, self._job.cwd)
+        if verdict.answer in ("ask", "question"):
+            verdict = self._ask(verdict)
+        match verdict.answer:
+            case "always" if tool in TOOLS:
+                return {}  # the CLI's own rules know these tools, and have the last word
+            case "always":
+                return _answer("allow", "A rule of the project allows it.")
+            case "never":
+                return _answer("deny", verdict.why)
+            case _:
+                return _answer("defer", verdict.why)
+
+    def _ask(self, verdict: Verdict) -> Verdict:
+        if self._job.memory is None:
+            return Verdict("never", _NOBODY)
+        if self.asks is not None:
+            return Verdict("never", _ONE_AT_A_TIME)
+        self.asks = verdict
+        return verdict
+
+
+def _answer(decision: Literal["allow", "deny", "defer"], why: str) -> HookJSONOutput:
+    return {
+        "hookSpecificOutput": {
+            "hookEventName": "PreToolUse",
+            "permissionDecision": decision,
+            "permissionDecisionReason": why,
+        }
+    }

@@ -1,0 +1,96 @@
+"""Which tool calls an agent may make by itself. Decides, from a project's rules and a call: let it, refuse it, or ask.
+
+The rules steer an agent that means well: `git push*` does not stop `cd . && git push`. What an agent can't do, whatever
+it means, is the sandbox's business.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Iterable, Mapping
+from fnmatch import fnmatchcase
+from pathlib import Path
+from typing import Any, Literal
+
+import msgspec
+
+from shared.events import APPROVAL_INPUT_MAX_BYTES
+from shared.spec import Answer, Permission
+
+TOOLS = ("Bash", "Read", "Edit", "Write", "Glob", "Grep")
+"""What an agent is offered, and may do, when no rule speaks of it."""
+
+QUESTION = "AskUserQuestion"
+
+_CHANGING = {"Edit": "file_path", "MultiEdit": "file_path", "Write": "file_path", "NotebookEdit": "notebook_path"}
+_TELLING = {
+    **_CHANGING,
+    "Bash": "command",
+    "Glob": "pattern",
+    "Grep": "pattern",
+    "Read": "file_path",
+    "WebFetch": "url",
+    "WebSearch": "query",
+}
+_TELLING_OF_OTHERS = ("file_path", "path", "url", "command", "query", "pattern", "description")
+
+
+class Verdict(msgspec.Struct, frozen=True):
+    """What becomes of a call."""
+
+    answer: Answer | Literal["question"]
+    why: str = ""
+    """For the agent when it is refused, for a person when they are asked."""
+
+
+def offered(rules: Iterable[Permission]) -> list[str]:
+    """The tools that an agent is shown: the usual ones, a question to a person, and those that the rules name."""
+    named = [rule.tool for rule in rules if rule.tool != "*" and rule.answer != "never"]
+    return list(dict.fromkeys((*TOOLS, QUESTION, *named)))
+
+
+def decide(tool: str, arguments: Mapping[str, Any], rules: Iterable[Permission], worktree: Path) -> Verdict:
+    """The first rule that fits decides. Without one, the usual tools are let, and a person is asked about others.
+
+    Some things no rule and no person can allow: to change a file outside the worktree, and what is too large to be
+    shown to a person. A question is asked unless a rule refuses it.
+    """
+    if (name := _CHANGING.get(tool)) is not None and not _is_inside(arguments.get(name), worktree):
+        return Verdict("never", f"Only files in {worktree} can be changed with {tool}.")
+    told = telling(tool, arguments, worktree)
+    rule = next((rule for rule in rules if rule.tool in ("*", tool) and fnmatchcase(told, rule.pattern)), None)
+    answer: Answer = rule.answer if rule else "always" if tool in TOOLS else "ask"
+    said = f"The project's rule for {rule.tool} {rule.pattern}" if rule else ""
+    if answer == "never":
+        return Verdict("never", f"{said} refuses this call. Find another way, or do without and say so in the end.")
+    if tool == QUESTION:
+        verdict = Verdict("question", "The agent has a question.")
+    elif answer == "ask":
+        verdict = Verdict("ask", f"{said} asks for a person." if said else f"No rule of the project allows {tool}.")
+    else:
+        return Verdict("always")
+    if len(json.dumps(arguments).encode()) > APPROVAL_INPUT_MAX_BYTES:
+        words = f"A person would have to look at this call. Its input may have {APPROVAL_INPUT_MAX_BYTES // 1024} KiB"
+        return Verdict("never", f"{words} at the most: make it smaller.")
+    return verdict
+
+
+def telling(tool: str, arguments: Mapping[str, Any], worktree: Path) -> str:
+    """What tells most of a call: a command, an address, a path (from the worktree, where it is in it)."""
+    names = (_TELLING[tool],) if tool in _TELLING else _TELLING_OF_OTHERS
+    told = next((value for name in names if isinstance(value := arguments.get(name), str)), None)
+    if told is None:
+        return json.dumps(arguments, sort_keys=True) if arguments else ""
+    if tool in _CHANGING or tool == "Read":
+        path = os.path.normpath(worktree / told)
+        return path.removeprefix(f"{worktree}/")
+    return told
+
+
+def _is_inside(path: object, worktree: Path) -> bool:
+    """Whether a change of it stays in the worktree, links followed."""
+    if not isinstance(path, str) or "\0" in path:
+        return False
+    real = Path(os.path.realpath(worktree / path))
+    return real.is_relative_to(os.path.realpath(worktree))

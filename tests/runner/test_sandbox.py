@@ -1,0 +1,442 @@
+"""What a process in a sandbox can do and what it can't, with the real bubblewrap and the real git."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import os
+import shlex
+import shutil
+import signal
+import sys
+import tempfile
+import textwrap
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import aiohttp
+import psutil
+import pytest
+from aiohttp import web
+
+from services.runner.process import CannotStart, end_lease, run_program
+from services.runner.proxy import KeyProxy
+from services.runner.sandbox import (
+    NoSandbox,
+    Sandbox,
+    enclose,
+    find_sandbox,
+    probe_sandbox,
+)
+from tests.runner.enclosures import inside
+from tests.runner.repositories import Project, git, make_project
+
+WITHIN_S = 20.0
+DAEMON = "env -i setsid sh -c 'exec -a {name} sleep 600' </dev/null >/dev/null 2>&1 &"
+
+
+@pytest.fixture(scope="module")
+def home() -> Iterator[Path]:
+    """Not below /tmp, as an operator's data directory isn't."""
+    with tempfile.TemporaryDirectory(prefix="treadle-test-", dir="/var/tmp") as made:
+        yield Path(made).resolve()
+
+
+@pytest.fixture(params=["beside /tmp", "below /tmp"])
+def project(request: pytest.FixtureRequest, home: Path, tmp_path: Path) -> Project:
+    place = tmp_path
+    if request.param == "beside /tmp":
+        place = Path(tempfile.mkdtemp(dir=home))
+    return make_project(place)
+
+
+@pytest.fixture(scope="module")
+def sandbox(home: Path) -> Sandbox:
+    """Fails, and does not skip, where there is none: without it nothing here is shown."""
+    return probe_sandbox(hidden=[home])
+
+
+async def until(true: Callable[[], bool], what: str) -> None:
+    deadline = time.monotonic() + WITHIN_S
+    while not true():
+        assert time.monotonic() < deadline, what
+        await asyncio.sleep(0.01)
+
+
+def alive(name: str) -> list[int]:
+    """The processes that were started under that name."""
+    found = []
+    for process in psutil.process_iter(["cmdline"]):
+        if (process.info["cmdline"] or [""])[0] == name and process.status() != psutil.STATUS_ZOMBIE:
+            found.append(process.pid)
+    return found
+
+
+def contents(directory: Path) -> dict[Path, bytes]:
+    return {path: path.read_bytes() for path in directory.rglob("*") if path.is_file()}
+
+
+async def test_an_agent_commits_in_its_worktree(project: Project, sandbox: Sandbox) -> None:
+    async with inside(project, sandbox) as lease:
+        done = await lease.sh("echo new > new.txt && git add -A && git commit -qm work && git rev-parse HEAD")
+        assert done.status == 0, done.err
+        assert git(lease.workspace.agents_repo, "rev-parse", "treadle/T1") == done.out.strip()
+        assert git(lease.workspace.agents_repo, "show", "treadle/T1:new.txt") == "new"
+
+
+async def test_it_writes_to_its_worktree_home_and_tmp_and_nowhere_else(project: Project, sandbox: Sandbox) -> None:
+    async with inside(project, sandbox) as lease:
+        workspace, scratch = lease.workspace, lease.scratch
+        allowed = [workspace.code, workspace.agents_repo, scratch / "home", scratch / "tmp", Path("/tmp")]  # noqa: S108
+        refused = [Path("/"), Path("/usr"), Path("/etc"), Path("/opt"), Path("/var"), Path("/run"), Path(sys.prefix)]
+        refused += [workspace.path, scratch, workspace.mirror.objects, scratch.parent, Path("/proc/sys/kernel")]
+        every = " ".join(shlex.quote(str(place)) for place in (*allowed, *refused))
+        done = await lease.sh(f'for place in {every}; do touch "$place/probe" && echo "$place"; done')
+        written = {Path(line) for line in done.out.splitlines()}
+        assert written >= set(allowed)
+        # Above a place below /tmp is a /tmp that is nobody else's; it may write there.
+        assert not {place for place in refused if not place.is_relative_to("/tmp")} & written  # noqa: S108 - see above
+        assert not [place for place in refused if (place / "probe").exists()]
+
+
+async def test_no_ref_of_the_repository_or_the_mirror_can_be_moved(project: Project, sandbox: Sandbox) -> None:
+    async with inside(project, sandbox) as lease:
+        refs = git(project.repo, "for-each-ref"), git(project.mirror.path, "for-each-ref")
+        done = await lease.sh(
+            f"git commit -q --allow-empty -m sly; for to in {shlex.quote(str(project.repo))} "
+            f"{shlex.quote(str(project.mirror.path))}; do "
+            'git push -f "$to" HEAD:refs/heads/main && exit 3; git -C "$to" update-ref refs/heads/main HEAD && exit 4; '
+            'echo sly > "$to/refs/heads/main" && exit 5; done; exit 0'
+        )
+        assert done.status == 0, done
+        assert refs == (git(project.repo, "for-each-ref"), git(project.mirror.path, "for-each-ref"))
+
+
+async def test_the_mirrors_objects_can_be_read_and_not_corrupted(project: Project, sandbox: Sandbox) -> None:
+    async with inside(project, sandbox) as lease:
+        before = contents(project.mirror.objects)
+        objects = shlex.quote(str(project.mirror.objects))
+        done = await lease.sh(
+            f"git cat-file -p HEAD >/dev/null || exit 3; find {objects} -type f | while read -r file; do "
+            f'chmod u+w "$file" && exit 4; echo junk > "$file" && exit 5; rm -f "$file" && exit 6; done; '
+            f"mount -o remount,rw {objects} && exit 7; touch {objects}/x && exit 8; exit 0"
+        )
+        assert done.status == 0, done
+        assert before
+        assert contents(project.mirror.objects) == before
+
+
+async def test_what_the_project_does_not_give_it_does_not_exist(
+    project: Project, sandbox: Sandbox, tmp_path: Path
+) -> None:
+    secret = tmp_path / "secret-of-the-operator"
+    secret.write_text("canary")
+    other = project.workspace("T2")
+    async with inside(project, sandbox) as lease:
+        workspace = lease.workspace
+        hidden = [secret, other.path, other.code, workspace.runners_repo, workspace.path / "pushed", project.repo]
+        hidden += [project.mirror.path / "HEAD", project.data_dir / "scratch" / "other", Path("/etc/shadow")]
+        hidden += [Path("/etc/ssl/private"), Path("/var/run/docker.sock"), Path("/sys"), Path.home() / ".ssh"]
+        every = " ".join(shlex.quote(str(path)) for path in hidden)
+        assert (await lease.sh(f'for path in {every}; do ls -d "$path"; done')).out == ""
+        assert (await lease.sh(f"ls -A {shlex.quote(str(project.data_dir))}")).out.split() == (
+            ["mirrors", "scratch", "work"]
+        )
+        assert (await lease.sh("cat /proc/[0-9]*/environ /proc/[0-9]*/cmdline | grep -q '[c]anary'")).status != 0
+
+
+async def test_it_sees_no_process_but_its_own(project: Project, sandbox: Sandbox) -> None:
+    async with inside(project, sandbox) as lease:
+        done = await lease.sh(f"ls /proc; kill -0 {os.getpid()} && echo reached; cat /proc/*/environ")
+    pids = [int(word) for word in done.out.split() if word.isdigit()]
+    assert pids
+    assert len(pids) < 6
+    assert "reached" not in done.out
+    assert "PYTEST_CURRENT_TEST" not in done.out
+
+
+async def test_a_link_that_the_agent_leaves_does_not_lead_the_next_process_astray(
+    project: Project, sandbox: Sandbox, tmp_path: Path
+) -> None:
+    secret = tmp_path / "secrets"
+    secret.mkdir()
+    (secret / "key").write_text("canary")
+    async with inside(project, sandbox) as lease:
+        places = [lease.workspace.code, lease.workspace.agents_repo, lease.scratch / "home", lease.scratch / "tmp"]
+        for place in places:
+            path, target = shlex.quote(str(place)), shlex.quote(str(secret))
+            await lease.sh(f"rm -rf {path}; mv {path} {path}.away; ln -s {target} {path}; ln -s {target} {path}/link")
+        done = await lease.sh("cat " + " ".join(f"{place}/key {place}/link/key" for place in places))
+        assert "canary" not in done.out
+        assert all(place.is_dir() and not place.is_symlink() for place in places)
+
+
+async def test_nothing_can_be_bound_below_a_place_that_the_agent_writes_to(project: Project, sandbox: Sandbox) -> None:
+    workspace = project.workspace()
+    with pytest.raises(ValueError, match="within"):
+        async with enclose(
+            sandbox,
+            workspace_code=workspace.code,
+            agents_repo=workspace.agents_repo,
+            objects=project.mirror.objects,
+            scratch=workspace.code,
+        ):
+            pass
+
+
+async def test_a_daemon_with_a_cleared_environment_is_gone_when_the_command_ends(
+    project: Project, sandbox: Sandbox
+) -> None:
+    name = f"daemon-{os.getpid()}-ends"
+    async with inside(project, sandbox) as lease:
+        started = "until pgrep -f '^" + name + "'; do :; done"
+        done = await lease.run("bash", "-c", f"{DAEMON.format(name=name).replace('sh -c', 'bash -c')} {started}")
+        assert done.status == 0, done
+        assert not alive(name)
+
+
+async def test_ending_a_lease_returns_when_its_daemons_are_gone_too(project: Project, sandbox: Sandbox) -> None:
+    name = f"daemon-{os.getpid()}-lease"
+    async with inside(project, sandbox) as lease:
+        script = f"{DAEMON.format(name=name).replace('sh -c', 'bash -c')} trap '' TERM; while :; do sleep 1; done"
+        running = asyncio.create_task(lease.run("bash", "-c", script))
+        await until(lambda: bool(alive(name)), "the daemon did not start")
+        begun = time.monotonic()
+        await end_lease(lease.mark)
+        assert not alive(name)
+        assert time.monotonic() - begun < 2
+        assert (await running).status != 0
+
+
+async def test_a_program_has_time_to_end_well(project: Project, sandbox: Sandbox) -> None:
+    async with inside(project, sandbox) as lease:
+        script = "trap 'echo goodbye > said; exit 0' TERM; touch ready; while :; do sleep 0.01; done"
+        running = asyncio.create_task(lease.sh(script))
+        await until((lease.workspace.code / "ready").exists, "it did not start")
+        running.cancel()
+        with pytest.raises(asyncio.CancelledError):
+            await running
+        assert (lease.workspace.code / "said").read_text() == "goodbye\n"
+
+
+async def test_nothing_outlives_a_runner_that_is_killed(project: Project, sandbox: Sandbox, tmp_path: Path) -> None:
+    name = f"daemon-{os.getpid()}-killed"
+    workspace = project.workspace()
+    (tmp_path / "lease-scratch").mkdir()
+    script = f"{DAEMON.format(name=name).replace('sh -c', 'bash -c')} while :; do sleep 1; done"
+    runner = tmp_path / "runner.py"
+    runner.write_text(
+        textwrap.dedent(f"""
+        import asyncio, os
+        from pathlib import Path
+        from services.runner.process import run_program
+        from services.runner.sandbox import enclose, probe_sandbox
+
+        async def main():
+            code = Path({str(workspace.code)!r})
+            enclosing = enclose(
+                probe_sandbox(), workspace_code=code, agents_repo=Path({str(workspace.agents_repo)!r}),
+                objects=Path({str(project.mirror.objects)!r}), scratch=Path({str(tmp_path / "lease-scratch")!r}),
+            )
+            async with enclosing as enclosure:
+                words = enclosure.command(["bash", "-c", {script!r}])
+                env = {{"PATH": os.environ["PATH"], "TREADLE_LEASE": "p/killed/1"}}
+                nothing = lambda piece: None
+                await run_program(words, cwd=code, env=env, stdin=b"", stdout=nothing, stderr=nothing)
+
+        asyncio.run(main())
+        """)
+    )
+    env = {**os.environ, "PYTHONPATH": str(Path(__file__).parents[2])}
+    process = await asyncio.create_subprocess_exec(sys.executable, str(runner), env=env)
+    try:
+        await until(lambda: bool(alive(name)), "the daemon did not start")
+    finally:
+        process.send_signal(signal.SIGKILL)
+        await process.wait()
+    await until(lambda: not alive(name), "the daemon outlived its runner")
+
+
+async def test_the_model_is_reached_and_nothing_else(project: Project, sandbox: Sandbox) -> None:
+    async def model(request: web.Request) -> web.Response:
+        return web.json_response({"key": request.headers["x-api-key"]})
+
+    app = web.Application()
+    app.router.add_post("/v1/messages", model)
+    served = web.AppRunner(app)
+    await served.setup()
+    await web.TCPSite(served, "127.0.0.1", 0).start()
+    port = served.addresses[0][1]
+    try:
+        async with KeyProxy("sk-made-up", f"http://127.0.0.1:{port}") as proxy, inside(project, sandbox) as lease:
+            lease.enclosure.serve_model(proxy.serve)
+            with proxy.lease(1.0) as access:
+                url = f"{lease.enclosure.model_url}/v1/messages"
+                ask = f"curl -sS --max-time 10 -X POST -H 'x-api-key: {access.token}' -d '{{}}' {url}"
+                for network in (True, False):
+                    done = await lease.sh(ask, network=network)
+                    assert done.out == '{"key": "sk-made-up"}', done
+                outside = access.base_url
+                assert (await lease.sh(f"curl -sS --noproxy '*' --max-time 5 {outside}")).status == 7
+                assert (await lease.sh(f"curl -sS --noproxy '*' --max-time 5 http://127.0.0.1:{port}")).status == 7
+            # The proxy serves others on: nothing but the sandbox's own socket was closed.
+            async with aiohttp.ClientSession() as session, session.post(f"{access.base_url}/v1/messages") as answer:
+                assert answer.status == 401
+    finally:
+        await served.cleanup()
+
+
+async def test_the_hand_over_is_closed_to_whatever_runs_later(project: Project, sandbox: Sandbox) -> None:
+    async with inside(project, sandbox) as lease:
+        attempt = textwrap.dedent("""
+            import socket
+            for kind in (socket.SOCK_SEQPACKET, socket.SOCK_STREAM):
+                with socket.socket(socket.AF_UNIX, kind) as again:
+                    try:
+                        again.connect("/run/treadle/hand-over")
+                    except OSError as error:
+                        print(type(error).__name__)
+                    else:
+                        print("connected")
+        """)
+        done = await lease.run("python3", "-c", attempt)
+        assert "connected" not in done.out, done
+        assert "ConnectionRefusedError" in done.out
+        closed = await lease.run("python3", "-c", attempt, network=False)
+        assert closed.out.split() == ["FileNotFoundError"] * 2
+
+
+async def test_many_processes_at_once_each_have_their_network(project: Project, sandbox: Sandbox) -> None:
+    async with inside(project, sandbox) as lease:
+        asked = [lease.sh(f"curl -sS --max-time 10 http://host-{number}.example/") for number in range(6)]
+        for number, done in enumerate(await asyncio.gather(*asked)):
+            assert f"host-{number}.example:80 is not among the hosts" in done.out, done
+        assert len(lease.enclosure.refused_hosts()) == 6
+
+
+async def test_no_token_is_in_the_words_of_a_command(project: Project, sandbox: Sandbox) -> None:
+    async with KeyProxy("sk-made-up") as proxy, inside(project, sandbox) as lease:
+        lease.enclosure.serve_model(proxy.serve)
+        with proxy.lease(1.0) as access:
+            words = lease.enclosure.command(["true"])
+            assert not [word for word in words if access.token in word or "sk-made-up" in word]
+
+
+async def test_a_missing_program_is_named(project: Project, sandbox: Sandbox) -> None:
+    async with inside(project, sandbox) as lease:
+        with pytest.raises(CannotStart, match="no-such-program can't be started in the sandbox"):
+            await lease.run("no-such-program")
+
+
+async def test_signals_that_python_ignores_are_not_ignored_inside(project: Project, sandbox: Sandbox) -> None:
+    async with inside(project, sandbox) as lease:
+        done = await lease.sh("grep SigIgn /proc/self/status")
+        assert done.out.split() == ["SigIgn:", "0" * 16]
+
+
+async def test_without_a_sandbox_an_enclosure_has_the_same_face(project: Project) -> None:
+    async with inside(project, None) as lease:
+        assert (await lease.sh("echo out; exit 3")) == type(await lease.sh("true"))(3, "out\n", "")
+        assert not lease.enclosure.is_sandboxed
+        assert lease.enclosure.command(["a", "b"]) == ["a", "b"]
+        assert lease.enclosure.model_url == ""
+
+
+def fake_bwrap(place: Path, script: str) -> str:
+    """A PATH whose bwrap is that script."""
+    place.mkdir()
+    (place / "bwrap").write_text(f"#!/bin/sh\n{script}\n")
+    (place / "bwrap").chmod(0o755)
+    return f"{place}:/usr/bin:/bin"
+
+
+BROKEN = {
+    "missing": None,
+    "fails": "exit 1",
+    "says why": "echo 'bwrap: Creating new namespace failed: Operation not permitted' >&2; exit 1",
+    "does nothing": "exit 0",
+    "does not sandbox": 'while [ "$1" != -- ] && [ $# -gt 0 ]; do shift; done; shift; exec "$@"',
+}
+
+
+@pytest.mark.parametrize("script", BROKEN.values(), ids=BROKEN)
+def test_a_bubblewrap_that_does_not_work_is_no_sandbox(tmp_path: Path, script: str | None) -> None:
+    path = str(tmp_path) if script is None else fake_bwrap(tmp_path / "bin", script)
+    with pytest.raises(NoSandbox):
+        find_sandbox("required", environment={"PATH": path})
+    assert find_sandbox("preferred", environment={"PATH": path}) is None
+
+
+def test_off_means_none_even_where_there_could_be_one() -> None:
+    assert find_sandbox("off") is None
+
+
+@pytest.mark.parametrize("mode", ["required", "preferred"])
+async def test_a_sandbox_that_breaks_later_starts_nothing(
+    project: Project, tmp_path: Path, mode: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    binary = shutil.which("bwrap")
+    assert binary is not None
+    path = fake_bwrap(tmp_path / "bin", f'[ -e {tmp_path}/broken ] && exit 1; exec {binary} "$@"')
+    monkeypatch.setenv("PATH", f"{path}:{os.environ['PATH']}")
+    found = find_sandbox("required" if mode == "required" else "preferred", hidden=[project.data_dir])
+    assert found is not None
+    async with inside(project, found) as lease:
+        assert (await lease.sh("true")).status == 0
+        (tmp_path / "broken").touch()
+        assert (await lease.sh("touch ran")).status == 1
+        (tmp_path / "bin/bwrap").write_text("#!/bin/sh\necho 'bwrap: No permissions' >&2\nexit 1\n")
+        with pytest.raises(CannotStart, match="the sandbox could not be made"):
+            await lease.sh("touch ran")
+        (tmp_path / "bin/bwrap").unlink()
+        with pytest.raises(CannotStart, match="the sandbox is gone"):
+            await lease.sh("touch ran")
+        assert not (lease.workspace.code / "ran").exists()
+
+
+def test_the_operator_names_more_to_read(tmp_path: Path) -> None:
+    (tmp_path / "toolchain").mkdir()
+    found = probe_sandbox(environment={**os.environ, "TREADLE_SANDBOX_READ": f"{tmp_path}/toolchain"})
+    assert tmp_path / "toolchain" in found.readable
+    with pytest.raises(NoSandbox, match="TREADLE_SANDBOX_READ"):
+        probe_sandbox(environment={**os.environ, "TREADLE_SANDBOX_READ": f"{tmp_path}/nowhere"})
+
+
+def test_a_directory_of_path_shows_neither_the_home_nor_what_is_hidden(tmp_path: Path) -> None:
+    hidden = tmp_path / "data"
+    (hidden / "bin").mkdir(parents=True)
+    (tmp_path / "tools/bin").mkdir(parents=True)
+    path = f"{os.environ['PATH']}:{Path.home()}:{tmp_path}:{hidden}/bin:{tmp_path}/tools/bin:/:."
+    readable = probe_sandbox(hidden=[hidden], environment={"PATH": path}).readable
+    assert tmp_path / "tools/bin" in readable
+    assert not {Path.home(), tmp_path, hidden / "bin", Path("/")} & set(readable)
+
+
+async def test_a_hidden_directory_below_a_readable_one_is_not_seen(tmp_path: Path) -> None:
+    (tmp_path / "tree/data").mkdir(parents=True)
+    (tmp_path / "tree/data/secret").write_text("canary")
+    (tmp_path / "tree/shown").touch()
+    environment = {**os.environ, "TREADLE_SANDBOX_READ": str(tmp_path / "tree")}
+    found = probe_sandbox(hidden=[tmp_path / "tree/data"], environment=environment)
+    (tmp_path / "project").mkdir()
+    project = make_project(tmp_path / "project")
+    async with inside(project, found) as lease:
+        done = await lease.sh(f"ls {tmp_path}/tree; ls {tmp_path}/tree/data")
+        assert done.out.split() == ["data", "shown"]
+
+
+async def test_output_closed_early_ends_a_program_inside(project: Project, sandbox: Sandbox) -> None:
+    class Enough(Exception):
+        pass
+
+    def enough(_: bytes) -> None:
+        raise Enough
+
+    async with inside(project, sandbox) as lease:
+        words = lease.enclosure.command(["sh", "-c", "while :; do echo more; done"])
+        with contextlib.suppress(Enough):
+            await run_program(
+                words, cwd=lease.workspace.code, env=lease.env, stdin=b"", stdout=enough, stderr=lambda _: None
+            )
+            pytest.fail("it ended by itself")
