@@ -8,10 +8,10 @@ LOCK := $(BIN)/uv pip compile --quiet --universal --python-version 3.11 --genera
 	$(foreach name,shared planner dispatcher runner gateway,--no-emit-package treadle-$(name)) --no-emit-package treadle
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test check lock secrets bench bench-api soak clean
+.PHONY: help setup demo test check lock secrets bench bench-api bench-agent soak clean
 
 help: ## Show what can be made
-	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "make %-9s %s\n", $$1, $$2 }' $(firstword $(MAKEFILE_LIST))
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "make %-11s %s\n", $$1, $$2 }' $(firstword $(MAKEFILE_LIST))
 
 setup: $(VENV)/set-up ## Make .venv with treadle and the tools in it; the second time there is nothing to do
 
@@ -36,6 +36,9 @@ secrets: setup ## Make the secrets that compose.yaml mounts, and keep those that
 
 bench-api: setup ## Measure the gateway beside a bare handler and a bare append
 	$(BIN)/python -m bench api
+
+bench-agent: setup ## Measure the runner with agents: overhead, memory, cancel, recovery, workspaces
+	$(BIN)/python -m bench agent
 
 bench: setup ## Measure the figures that README states
 	$(BIN)/python -m bench

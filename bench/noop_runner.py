@@ -14,11 +14,15 @@ import msgspec
 from nats.aio.msg import Msg
 
 from services.runner.agents import Activity
-from services.runner.lease import Completion, Journal, Lease
+from services.runner.checkpoint import LeaseMemory
+from services.runner.credentials import CredentialDesk
+from services.runner.git_access import GitAccess
+from services.runner.lease import Completion, Journal, Key, Lease
 from services.runner.runner import Runner
 from shared.bus import bus_settings_from_environment, connect
 from shared.clock import utc_now
 from shared.events import Result, TaskDispatched
+from shared.sealed import SealKey
 from shared.streams import declare_pool, declare_streams
 from shared.subjects import DELIVER_POOL
 
@@ -33,6 +37,11 @@ class NoWork:
     async def execute(self, lease: Lease, report: Callable[[Activity], None]) -> Completion:
         base = lease.dispatch.base_commit
         return Completion(base_commit=base, commit=base, result=Result(task_code=lease.key.task, summary="done"))
+
+    async def salvage(
+        self, key: Key, dispatch: TaskDispatched, access: GitAccess | None, memory: LeaseMemory | None
+    ) -> None:
+        """A former life left no files."""
 
     async def settle(self, plan: str, task: str, dispatch: TaskDispatched, commit: str) -> None:
         """There is no ref to move."""
@@ -60,7 +69,9 @@ async def main(slots: int, directory: Path) -> None:
     pools = ["command", DELIVER_POOL]
     for pool in pools:
         await declare_pool(nc.jetstream(), pool)
-    runner = NotingRunner(nc, NAME, dict.fromkeys(pools, NoWork()), slots, Journal(directory / "journal"), utc_now)
+    desk = CredentialDesk(nc, SealKey(), directory / "private")
+    executors = dict.fromkeys(pools, NoWork())
+    runner = NotingRunner(nc, NAME, executors, slots, Journal(directory / "journal"), desk, utc_now)
 
     async def tell(request: Msg) -> None:
         told, runner.deliveries = runner.deliveries, {}

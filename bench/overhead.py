@@ -12,6 +12,7 @@ from pathlib import Path
 
 import claude_agent_sdk
 import msgspec
+import psutil
 
 from bench.figures import Figure, Goal, Series, ratio
 from shared.spec import DEFAULT_MODEL
@@ -24,6 +25,8 @@ TURN_S = 1.0
 USUAL = [f"T{i}" for i in range(1, 9)]
 INSTANT = [f"Q{i}" for i in range(1, 9)]
 """The same tasks with a model that needs no time: they are over in a second, so this shows Treadle's own time best."""
+GOAL = 1.15
+"""At most so many times the bare loop's wall time."""
 KEY = "sk-bench-made-up"
 START_TIMEOUT_S = 60.0
 RUN_TIMEOUT_S = 600.0
@@ -90,6 +93,12 @@ class Overhead:
             _check(files.split() == [f"{code}.txt"], f"{branch} does not hold the task's work: {files}")
         return seconds
 
+    def runner(self) -> psutil.Process:
+        """The suite's only runner."""
+        supervisor = json.loads((self._directory / "data" / "suite.json").read_bytes())["pid"]
+        children = psutil.Process(supervisor).children()
+        return next(child for child in children if "services.runner" in child.cmdline())
+
     async def _start_model(self, stack: AsyncExitStack) -> None:
         port_file, scripts = self._directory / "model.port", self._directory / "scripts.json"
         turns_s = {**dict.fromkeys(USUAL, TURN_S), **dict.fromkeys(INSTANT, 0.0)}
@@ -135,7 +144,7 @@ class Overhead:
         return out.decode()
 
 
-async def measure(directory: Path, rounds: int) -> Figure:
+async def measure(directory: Path, rounds: int, goal: float = GOAL) -> Figure:
     """Runs both in turn, `rounds` times with either model, after one warm-up of each."""
     async with AsyncExitStack() as stack:
         overhead = Overhead(directory)
@@ -148,7 +157,7 @@ async def measure(directory: Path, rounds: int) -> Figure:
         f"Overhead, {len(USUAL)} scripted Claude tasks of five answers, {AT_ONCE} at a time",
         [*usual, *instant],
         [
-            Goal("Treadle's wall time / the bare loop's", ratio(*usual).value, "×", at_most=1.15),
+            Goal("Treadle's wall time / the bare loop's", ratio(*usual).value, "×", at_most=goal),
             Goal("  the same with instant answers (no goal)", ratio(*instant).value, "×"),
         ],
     )

@@ -38,7 +38,7 @@ def layered(layers: int, width: int, predecessors: int = 3) -> Shape:
 def noop_plan(name: str, shape: Shape) -> PlanSpec:
     """The shape as a plan for the pool `command`, with Treadle's own default of tasks at once."""
     tasks = tuple(
-        TaskSpec(code=code, name=f"Task {code}", assignee=NOOP_AGENT, depends_on=depends_on)
+        TaskSpec(code=code, name=f"Task {code}", assignee=NOOP_AGENT, depends_on=depends_on, allow_no_change=True)
         for code, depends_on in shape
     )
     return PlanSpec(name=name, tasks=tasks, agents={NOOP_AGENT: AgentSpec(sdk_type="command", command=("true",))})

@@ -86,7 +86,7 @@ class Suite:
                 cwd=ROOT, env=environment, stdin=subprocess.DEVNULL, stdout=log, stderr=log,
                 preexec_fn=die_with_parent(signal.SIGKILL),
             )  # fmt: skip
-        self._stack.callback(_end, process)
+        self._stack.callback(end_process, process)
         return psutil.Process(process.pid)
 
     async def run_plan(self, shape: Shape) -> PlanRun:
@@ -147,7 +147,7 @@ def unix_ns(record: Recorded) -> int:
     return round(record.time.timestamp() * 1e6) * 1000
 
 
-def _end(process: "subprocess.Popen[bytes]") -> None:
+def end_process(process: "subprocess.Popen[bytes]") -> None:
     process.terminate()
     try:
         process.wait(10)

@@ -99,6 +99,14 @@ class Gateway:
                     raise
             time.sleep(REPEAT_AFTER_S)
 
+    def patch(self, path: str, body: object) -> Resource:
+        """Changes a resource. Raises `ApiError` and httpx's errors."""
+        content, headers = msgspec.json.encode(body), {"Content-Type": "application/json"}
+        changed: Resource = msgspec.json.decode(
+            checked(self.http.patch(path, content=content, headers=headers)).content
+        )
+        return changed
+
     def wait_for(self, plan: str, seq: int) -> None:
         """Returns once reads show the plan with its event `seq`; at the latest when the gateway has waited enough."""
         with contextlib.suppress(ApiError, httpx.HTTPError):

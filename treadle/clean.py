@@ -7,12 +7,14 @@ from __future__ import annotations
 
 import shutil
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
 
 import msgspec
 
+from services.runner.caches import cache_of, remove_cache
 from services.runner.deliver import delete_task_refs
 from services.runner.git import GitFailed
 from services.runner.mirror import Mirror, mirror_of
@@ -29,7 +31,7 @@ class Item(msgspec.Struct, frozen=True):
     """Something that takes space."""
 
     kind: str
-    """`workspace`, `mirror`, `scratch`, `refs`."""
+    """`workspace`, `mirror`, `scratch`, `refs`, `cache`."""
     name: str
     size_bytes: int
     reason: str
@@ -67,6 +69,7 @@ def find_items(data_dir: Path, gateway: Gateway, now: datetime) -> list[Item]:
         *_refs(data_dir, plans, now),
         # A workspace that stays borrows its mirror's objects.
         *([] if kept or live else _mirrors(data_dir, mirrors, plans)),
+        *([] if live else _caches(data_dir, plans)),
     ]
 
 
@@ -122,6 +125,21 @@ def _mirrors(data_dir: Path, paths: Sequence[Path], plans: dict[str, Plan]) -> l
     return [
         Item("mirror", str(urls.get(p.resolve(), p.name)), size_bytes(p), reason, False, _tree_remover(p)) for p in left
     ]
+
+
+def _caches(data_dir: Path, plans: dict[str, Plan]) -> list[Item]:
+    urls = {cache_of(data_dir, _mirror(data_dir, plan).path): plan["repo_url"] for plan in plans.values()}
+    reason = "what set-up commands have downloaded; they download it again when needed"
+    found = [path.resolve() for path in sorted((data_dir / "caches").glob("[!.]*"))]
+    return [Item("cache", str(urls.get(p, p.name)), size_bytes(p), reason, False, _cache_remover(p)) for p in found]
+
+
+def _cache_remover(path: Path) -> Callable[[], object]:
+    def remove() -> None:
+        with suppress(BlockingIOError):  # a task has begun to use it meanwhile
+            remove_cache(path, wait=False)
+
+    return remove
 
 
 def _mirror(data_dir: Path, plan: Plan) -> Mirror:

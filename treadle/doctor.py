@@ -13,10 +13,12 @@ import time
 from collections.abc import Mapping
 from importlib.util import find_spec
 from pathlib import Path
-from typing import Literal
+from typing import Literal, get_args
 
 import msgspec
 
+from services.runner.sandbox import NoSandbox, probe_sandbox
+from services.runner.sandbox_mode import SandboxMode
 from treadle.supervision.data_dir import FORMAT, DataDir
 from treadle.supervision.keyring_file import read_keyring
 from treadle.supervision.nats_server import nats_server_binary
@@ -51,8 +53,7 @@ def checks(data_dir: DataDir, environment: Mapping[str, str]) -> list[Check]:
         _nats_server(),
         _claude_cli(),
         _program("setpriv", "fail" if sys.platform == "linux" else "warn", "install util-linux"),
-        _program("bwrap", "warn", "install bubblewrap: later versions run agents in it"),
-        _program("socat", "warn", "install socat: the agents' sandbox needs it for its network"),
+        _sandbox(data_dir, environment),
         *_data_dir(data_dir),
         _suite(data_dir),
         _key(environment),
@@ -111,6 +112,23 @@ def _claude_cli() -> Check:
 def _program(name: str, if_missing: Grade, mend: str) -> Check:
     path = shutil.which(name)
     return Check(name, "ok", path) if path else Check(name, if_missing, "not found", mend)
+
+
+def _sandbox(data_dir: DataDir, environment: Mapping[str, str]) -> Check:
+    """What is in force where nothing else is said with --sandbox."""
+    mode = environment.get("TREADLE_SANDBOX") or "preferred"
+    if mode == "off":
+        mend = "unset TREADLE_SANDBOX, unless agents may do whatever you may"
+        return Check("sandbox", "warn", "off: TREADLE_SANDBOX says so", mend)
+    if mode not in get_args(SandboxMode):
+        mend = f"set it to one of {', '.join(get_args(SandboxMode))}"
+        return Check("sandbox", "fail", "TREADLE_SANDBOX has an unknown value", mend)
+    try:
+        sandbox = probe_sandbox(hidden=[data_dir.path], environment=environment)
+    except NoSandbox as why:
+        grade: Grade = "fail" if mode == "required" else "warn"
+        return Check("sandbox", grade, f"none ({mode}): agents can do whatever you can", str(why))
+    return Check("sandbox", "ok", f"{sandbox.version} ({mode})")
 
 
 def _data_dir(data_dir: DataDir) -> list[Check]:

@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from datetime import datetime
 from typing import Any
 
+from treadle.asking import answer_with, asks_for
 from treadle.plain_text import one_line
 
 Event = Mapping[str, Any]
@@ -39,6 +40,19 @@ def _completed(event: Event) -> str:
     return f"completed{paid}: {one_line(event['result']['summary'])}"
 
 
+def _approval_requested(event: Event) -> str:
+    return f"{asks_for(event)}: {answer_with(event['plan'], event['task'])}"
+
+
+def _approval_denied(event: Event) -> str:
+    return "was refused: nobody answered in time" if event.get("expired") else _because("was refused", "note")(event)
+
+
+def _extended(event: Event) -> str:
+    added = ", ".join(one_line(task["code"], 63) for task in event["tasks"][:5])
+    return f"has {len(event['tasks'])} more tasks ({added}): {one_line(event['reason'])}"
+
+
 def _because(words: str, field: str) -> Any:
     return lambda event: f"{words}: {one_line(event[field])}" if event.get(field) else words
 
@@ -46,6 +60,7 @@ def _because(words: str, field: str) -> Any:
 _SAYINGS: Mapping[tuple[bool, str], Any] = {
     (True, "drafted"): lambda e: f"“{one_line(e['spec']['name'])}” is valid: {len(e['spec']['tasks'])} tasks",
     (True, "finalized"): lambda e: "finalized: tasks start",
+    (True, "extended"): _extended,
     (True, "paused"): _because("paused", "reason"),
     (True, "resumed"): lambda e: "resumed",
     (True, "cancel_requested"): _because("is being cancelled", "reason"),
@@ -55,6 +70,10 @@ _SAYINGS: Mapping[tuple[bool, str], Any] = {
     (False, "dispatched"): lambda e: f"dispatched, attempt {e['attempt']}",
     (False, "started"): _started,
     (False, "released"): _because("handed back", "reason"),
+    (False, "approval_requested"): _approval_requested,
+    (False, "approval_granted"): _because("was allowed", "note"),
+    (False, "approval_denied"): _approval_denied,
+    (False, "approval_used"): lambda e: "does what it was allowed to",
     (False, "completed"): _completed,
     (False, "failed"): _failed,
     (False, "cancel_requested"): _because("is being cancelled", "reason"),

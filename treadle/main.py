@@ -7,7 +7,7 @@ import sys
 from collections.abc import Callable
 from functools import wraps
 from pathlib import Path
-from typing import Any, TypeVar, cast
+from typing import Any, TypeVar, cast, get_args
 
 import click
 import httpx
@@ -15,19 +15,24 @@ import msgspec
 
 from services.planner.estimate import estimate
 from services.runner.git import GitFailed
+from services.runner.sandbox_mode import SandboxMode
 from shared.memory import hide_memory
 from treadle import repository
 from treadle.api import ApiError
+from treadle.approval_commands import approval_commands
 from treadle.bad_input import BadInput
 from treadle.instance import Instance
+from treadle.logs import logs
 from treadle.operation_commands import operation_commands
-from treadle.plan_commands import plan_commands
+from treadle.plan_commands import plan_commands, task
 from treadle.plan_file import describe, read_plan_file
+from treadle.project_commands import projects
 from treadle.run import ATTENTION, BAD_INPUT, INTERRUPTED, run_plan, say
 from treadle.supervision.ensure import stop_suite
 from treadle.supervision.environment import Secrets
 from treadle.supervision.suite_error import SuiteError
 from treadle.supervision.suite_info import SuiteOptions
+from treadle.workspaces import workspaces
 
 F = TypeVar("F", bound=Callable[..., Any])
 
@@ -74,12 +79,25 @@ def suite_options(command: F) -> F:
     @click.option("--runners", type=click.IntRange(0, 64), default=1, show_default=True, help="Runner processes.")
     @click.option("--slots", type=click.IntRange(1, 64), default=2, show_default=True, help="Tasks at once per runner.")
     @click.option("--nats", "nats_url", help="Use this NATS server, nats://[user:password@]host:port, not our own.")
+    @click.option(
+        "--sandbox",
+        type=click.Choice(get_args(SandboxMode)),
+        default="preferred",
+        envvar="TREADLE_SANDBOX",
+        show_default=True,
+        show_envvar=True,
+        help="Whether agents are kept in; see `treadle doctor`.",
+    )
     @wraps(command)
-    def with_options(*args: Any, runners: int, slots: int, nats_url: str | None, **more: Any) -> Any:
+    def with_options(
+        *args: Any, runners: int, slots: int, nats_url: str | None, sandbox: SandboxMode, **more: Any
+    ) -> Any:
         instance = click.get_current_context().find_object(Instance)
         if instance is None:
             raise TypeError("the group has not chosen an instance")
-        options = SuiteOptions(data_dir=str(instance.data_dir.path), runners=runners, slots=slots, nats_url=nats_url)
+        options = SuiteOptions(
+            data_dir=str(instance.data_dir.path), runners=runners, slots=slots, nats_url=nats_url, sandbox=sandbox
+        )
         return command(*args, options=options, **more)
 
     return cast(F, with_options)
@@ -176,5 +194,7 @@ def doctor_command(instance: Instance, as_json: bool) -> None:
     sys.exit(doctor.exit_status(found))
 
 
-for _command in (*plan_commands, *operation_commands):
+for _command in (*plan_commands, logs, projects, workspaces, *operation_commands):
     main.add_command(_command)
+for _command in approval_commands:
+    task.add_command(_command)

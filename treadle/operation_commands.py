@@ -1,4 +1,4 @@
-"""Subcommands for whoever runs Treadle: projects, runners, the credentials' keys, the projection."""
+"""Subcommands for whoever runs Treadle: runners, the credentials' keys, the projection."""
 
 from __future__ import annotations
 
@@ -22,14 +22,6 @@ GIVEN_UP_AFTER_S = 5.0
 """A rebuild that is not to be seen for so long has failed: its first moments don't show it either."""
 
 json_option = click.option("--json", "as_json", is_flag=True, help="JSON instead of words.")
-
-
-@click.command()
-@json_option
-@click.pass_obj
-def projects(instance: Instance, as_json: bool) -> None:
-    """Lists the projects."""
-    _list(instance, "/projects", "no projects yet: `treadle run` makes one", _project_line, as_json=as_json)
 
 
 @click.command()
@@ -143,13 +135,9 @@ def _runner_line(runner: Resource) -> str:
     leases = ", ".join(f"{lease['plan']}/{lease['task']}" for lease in runner["leases"])
     pools = ", ".join(runner["pools"])
     at_work = f": {leases}" if leases else ""
-    return one_line(f"{runner['runner']}  {runner['busy']} of {runner['slots']} slots busy  ({pools}){at_work}")
+    about = f"{pools}; sandbox: {runner.get('sandbox') or 'unknown'}"
+    full = f"; takes no new work: {runner['full']}" if runner.get("full") else ""
+    return one_line(f"{runner['runner']}  {runner['busy']} of {runner['slots']} slots busy  ({about}){at_work}{full}")
 
 
-def _project_line(project: Resource) -> str:
-    return (
-        f"{project['id']}  {project['mode']:<6}  {one_line(project['name'], 60)}  {one_line(project['code_repo_url'])}"
-    )
-
-
-operation_commands: tuple[click.Command, ...] = (projects, runners, keys, projection)
+operation_commands: tuple[click.Command, ...] = (runners, keys, projection)

@@ -11,16 +11,13 @@ from functools import wraps
 from typing import Any, TypeVar, cast
 
 import click
-import httpx
 import msgspec
-from httpx_sse import connect_sse
 from rich.console import Console
 
-from services.runner.merge import diff as diff_commits
-from services.runner.mirror import mirror_of
 from shared.spec import BUDGET_MIN_USD, PLAN_BUDGET_MAX_USD
 from shared.subjects import PLAN_ID
-from treadle.api import CONNECT_TIMEOUT_S, Address, ApiError, Gateway, checked
+from treadle.api import ApiError, Gateway
+from treadle.asking import asked_shortly, conflict_lines
 from treadle.bad_input import BadInput
 from treadle.clean import find_items, size_words, total
 from treadle.instance import Instance
@@ -33,13 +30,7 @@ from treadle.table import render
 F = TypeVar("F", bound=Callable[..., Any])
 Plan = dict[str, Any]
 
-OVER = ("completed", "cancelled", "abandoned", "needs_attention")
-"""A task that stands so says nothing more unless a person asks for it."""
-
 PIPED_WIDTH = 200
-TRANSCRIPT_ENTRIES = 500
-"""Asked for at once."""
-
 plan_option = click.option("--plan", help="The plan: its id, or the beginning of it [the newest plan].")
 json_option = click.option("--json", "as_json", is_flag=True, help="JSON instead of words.")
 note_option = click.option("--note", default="", help="Why; kept with the event.")
@@ -56,6 +47,7 @@ _HELP = {
 _WHICH_PLAN = "PLAN is an id or the beginning of one; left out, it is the newest plan."
 _PLAN_STANDS = {"active": "at work", "cancelling": "being cancelled"}
 _TASK_STANDS = {
+    "awaiting_approval": "waits for an answer: `treadle task approve` or `deny` it",
     "cancelling": "is being cancelled",
     "needs_attention": "needs attention",
     "readied": "is ready for its person",
@@ -145,6 +137,10 @@ def status(instance: Instance, plan: str | None, as_json: bool) -> None:
     for task in tasks:
         if task["status"] == "needs_attention":
             click.echo(f"\n{task['code']}: {plain(task['message'])}")
+            for line in conflict_lines(task):
+                click.echo(line)
+        elif task["status"] == "awaiting_approval":
+            click.echo("\n" + "\n".join(asked_shortly(found["plan"], task)))
 
 
 @click.command()
@@ -214,7 +210,7 @@ def task() -> None:
 
 
 @contextlib.contextmanager
-def _known_task(plan: str, code: str) -> Iterator[str]:
+def known_task(plan: str, code: str) -> Iterator[str]:
     """The task's path. Raises `BadInput` for what is no task of the plan."""
     # A task code on its way into a URL's path.
     if not all(ch.isalnum() or ch in "_-" for ch in code) or not code.isascii() or not code:
@@ -232,7 +228,7 @@ def _task_command(name: str, words: str) -> click.Command:
         with instance.reach() as reached:
             gateway = reached.gateway()
             found = find_plan(gateway, plan)["plan"]
-            with _known_task(found, code) as path:
+            with known_task(found, code) as path:
                 done = gateway.post(f"{path}/{name}", {"note": note})
                 gateway.wait_for(found, done["seq"])
                 stands = words if done["changed"] else _stands_already(gateway.get(path, Plan)["status"])
@@ -255,71 +251,22 @@ task.add_command(_task_command("cancel", "asked to stop; it then needs attention
 
 @click.command()
 @click.argument("code", metavar="TASK")
-@click.option("-f", "--follow", is_flag=True, help="Go on as it comes.")
-@plan_option
-@json_option
-@click.pass_obj
-def logs(instance: Instance, code: str, plan: str | None, follow: bool, as_json: bool) -> None:
-    """Shows what a task's agents did."""
-    with instance.reach() as reached:
-        gateway = reached.gateway()
-        with _known_task(find_plan(gateway, plan)["plan"], code) as path:
-            for entry in _followed(reached.address, path) if follow else _transcript(gateway, path):
-                _show_entry(entry, as_json)
-
-
-def _followed(address: Address, path: str) -> Iterator[Plan]:
-    timeout = httpx.Timeout(CONNECT_TIMEOUT_S, read=None)
-    with (
-        httpx.Client(**address.http(), timeout=timeout) as http,
-        connect_sse(http, "GET", f"{path}/transcript/stream") as source,
-    ):
-        checked(source.response)
-        for message in source.iter_sse():
-            if message.event == "activity":
-                yield msgspec.json.decode(message.data)
-            elif message.event == "live" and msgspec.json.decode(message.data)["status"] in OVER:
-                return
-
-
-def _transcript(gateway: Gateway, path: str) -> Iterator[Plan]:
-    after: int | None = 0
-    while after is not None:
-        page = gateway.get(f"{path}/transcript", Plan, after=after, limit=TRANSCRIPT_ENTRIES)
-        yield from page["items"]
-        after = page["next_after"]
-
-
-def _show_entry(entry: Plan, as_json: bool) -> None:
-    if as_json:
-        click.echo(msgspec.json.encode(entry).decode())
-        return
-    activity = entry["activity"]
-    if text := activity.get("text"):
-        time = datetime.fromisoformat(entry["time"]).astimezone().strftime("%H:%M:%S")
-        click.echo(f"{time} {activity['kind']:<6} {plain(text.rstrip())}")
-
-
-@click.command()
-@click.argument("code", metavar="TASK")
 @click.option("--stat", is_flag=True, help="Only which files, and how much.")
 @plan_option
 @click.pass_obj
 def diff(instance: Instance, code: str, plan: str | None, stat: bool) -> None:
     """Shows what a task changed, against what it started from."""
-    data_dir = instance.own("diff")
     with instance.reach() as reached:
         gateway = reached.gateway()
-        found = find_plan(gateway, plan)
-        with _known_task(found["plan"], code) as path:
-            view = gateway.get(path, Plan)
-    if not view["commit"]:
-        raise BadInput(f"task {code} has no commit: it is {view['status'].replace('_', ' ')}")
-    mirror = mirror_of(data_dir.path, found["repo_url"], found["project"])
-    mirror.ensure(found["plan"], [view["base_commit"], view["commit"]])
-    changes = diff_commits(mirror.path, view["base_commit"], view["commit"])
-    click.echo(plain(changes.stat if stat else changes.patch), nl=False)
-    if changes.cut and not stat:
+        with known_task(find_plan(gateway, plan)["plan"], code) as path:
+            try:
+                found = gateway.get(f"{path}/diff", Plan)
+            except ApiError as error:
+                if error.code != "no_commit":
+                    raise
+                raise BadInput(str(error)) from error
+    click.echo(plain(found["stat"] if stat else found["patch"]), nl=False)
+    if found["cut"] and not stat:
         click.echo("… the diff goes on; it is too long to show", err=True)
 
 
@@ -351,4 +298,4 @@ def clean(instance: Instance, yes: bool, unsaved: bool, as_json: bool) -> None:
         )
 
 
-plan_commands: tuple[click.Command, ...] = (ls, status, watch, pause, resume, cancel, task, logs, diff, clean)
+plan_commands: tuple[click.Command, ...] = (ls, status, watch, pause, resume, cancel, task, diff, clean)

@@ -32,12 +32,16 @@ from typing import Any, Literal, TypeAlias
 import msgspec
 from aiohttp import web
 
-Fault: TypeAlias = int | Literal["reset", "hang", "stall"]
-"""An HTTP status; or no answer but a closed connection; or no answer at all; or half an answer and then silence."""
+Fault: TypeAlias = int | Literal["reset", "hang", "stall", "broken"]
+"""An HTTP status; or no answer but a closed connection; or no answer at all; or half an answer, and then silence or
+what is no JSON. (Only a streamed answer has halves: asked without a stream, the whole one is given.)"""
 
 Script: TypeAlias = Sequence["Turn | list[Block]"]
 
 REQUEST_MAX_BYTES = 64 * 1024 * 1024
+
+_NO_ANSWER = "No response requested."
+"""What the CLI puts in the place of an answer that never came, when it resumes a conversation that was interrupted."""
 
 _TASK_LINE = re.compile(r"^# Task ([A-Za-z0-9_][A-Za-z0-9_-]{0,62})\b", re.MULTILINE)
 _FENCE = re.compile(r"^```script\n(.*?)^```", re.MULTILINE | re.DOTALL)
@@ -68,6 +72,8 @@ class Turn(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True
     blocks: list[Block] = []
     delay_s: float = 0.0
     """Wait before the first byte."""
+    piece_delay_s: float = 0.0
+    """Wait before each further piece of a streamed answer: the model is slow, and alive."""
     fault: Fault | None = None
     times: int | None = None
     """How often the fault happens before `blocks` are said; None: always."""
@@ -143,7 +149,7 @@ class ScriptedModel:
                 return _error(turn)
             if turn.fault == "hang":
                 await self._closing.wait()
-            if turn.fault != "stall":
+            if turn.fault in ("reset", "hang"):
                 _abort(request)
                 return web.Response()
         else:
@@ -151,16 +157,23 @@ class ScriptedModel:
         message = _message(turn, body, input_tokens)
         if not body.get("stream"):
             return web.json_response(message, headers=turn.headers)
+        return await self._stream(request, turn, [_sse(event) for event in _events(message)])
+
+    async def _stream(self, request: web.Request, turn: Turn, pieces: Sequence[bytes]) -> web.StreamResponse:
+        """Sends the answer piece by piece, as far as the turn's fault lets it come."""
         response = web.StreamResponse(headers={"content-type": "text/event-stream", **turn.headers})
         await response.prepare(request)
-        events = list(_events(message))
+        if turn.fault is not None:
+            await response.write(b"".join(pieces[:3]))
         if turn.fault == "stall":
-            await response.write(b"".join(map(_sse, events[:3])))
             await self._closing.wait()
             _abort(request)
-            return response
-        for event in events:
-            await response.write(_sse(event))
+        elif turn.fault == "broken":
+            await response.write(pieces[3][: len(pieces[3]) // 2] + b"\n\n")
+        else:
+            for number, piece in enumerate(pieces):
+                await self._wait(turn.piece_delay_s if number else 0.0)
+                await response.write(piece)
         return response
 
     def _is_due(self, turn: Turn, body: dict[str, Any]) -> bool:
@@ -229,7 +242,8 @@ def _opening(body: dict[str, Any]) -> str:
 
 
 def _answers_so_far(body: dict[str, Any]) -> int:
-    return sum(message.get("role") == "assistant" for message in body.get("messages", ()))
+    answers = (message for message in body.get("messages", ()) if message.get("role") == "assistant")
+    return sum(_texts(answer.get("content")) != [_NO_ANSWER] for answer in answers)
 
 
 def _working_directory(body: dict[str, Any]) -> Path | None:

@@ -10,6 +10,7 @@ from rich.console import Group, RenderableType
 from rich.table import Table
 from rich.text import Text
 
+from treadle.asking import answer_with, asks_for
 from treadle.lines import duration, kind_words, money, standing_line, tokens
 from treadle.plain_text import one_line
 
@@ -17,12 +18,15 @@ Task = Mapping[str, Any]
 
 COLUMNS = ("task", "state", "agent", "try", "time", "tokens", "cost")
 CELL_MAX = 24
+ASKED_SHOWN_MAX = 3
+"""Tasks that wait for an answer, with the command that gives it."""
 
 _STYLES = {
     "pending": "dim",
     "readied": "bold cyan",
     "queued": "cyan",
     "running": "bold yellow",
+    "awaiting_approval": "bold cyan",
     "retry_wait": "yellow",
     "needs_attention": "bold red",
     "cancelling": "magenta",
@@ -30,7 +34,7 @@ _STYLES = {
     "cancelled": "magenta",
     "abandoned": "dim magenta",
 }
-_URGENT = ("needs_attention", "readied", "running", "cancelling", "retry_wait", "queued")
+_URGENT = ("needs_attention", "awaiting_approval", "readied", "running", "cancelling", "retry_wait", "queued")
 """What a person wants to see first where not all rows fit."""
 
 
@@ -50,7 +54,13 @@ def render(
         table.add_row(*cell)
     hidden = len(tasks) - len(shown)
     footer = [Text(f"… and {hidden} more tasks", style="dim")] if hidden else []
-    return Group(table, *footer, Text(standing_line(plan)))
+    waiting = [task for task in tasks.values() if task["status"] == "awaiting_approval"]
+    asked = [Text(_ask_line(plan, task), style="bold cyan") for task in waiting[:ASKED_SHOWN_MAX]]
+    return Group(table, *footer, *asked, Text(standing_line(plan)))
+
+
+def _ask_line(plan: Mapping[str, Any], task: Task) -> str:
+    return f"{task['code']} waits for your answer: {answer_with(plan['plan'], task['code'])}"
 
 
 def choose_rows(tasks: Iterable[Task], rows: int) -> list[Task]:
@@ -85,6 +95,8 @@ def last_action(task: Task, action: str) -> str:
         case "needs_attention" | "retry_wait":
             kind = f"{kind_words(task['failure'])}: " if task.get("failure") else ""
             return one_line(kind + task["message"])
+        case "awaiting_approval" if task.get("approval"):
+            return asks_for(task["approval"])
         case "completed":
             return one_line(task["summary"])
         case "pending" if task["waiting_for"]:

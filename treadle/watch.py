@@ -28,8 +28,11 @@ AGAIN_S = 0.3
 SILENCE_MAX_S = 40.0
 """The gateway sends something every 15 s; silence for longer is a dead connection."""
 DRAWS_PER_S = 8
-ROWS_AROUND = 6
+ROWS_AROUND = 9
 """Lines of the screen that are not tasks."""
+
+NOT_SHOWN = ("diff", "thinking")
+"""What says little in half a line; `treadle logs` has it."""
 
 Outcome = Literal["completed", "cancelled", "needs_attention", "paused", "detached"]
 ENDS: tuple[Outcome, ...] = ("completed", "cancelled", "needs_attention")
@@ -92,7 +95,7 @@ class Watched:
         if usage := activity.get("usage"):
             if code in self.tasks:
                 self.tasks[code] = {**self.tasks[code], "usage": usage}
-        elif activity.get("text"):
+        elif activity.get("text") and activity.get("kind") not in NOT_SHOWN:
             self.actions[code] = activity["text"][-500:]
 
     @property

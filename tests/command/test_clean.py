@@ -9,7 +9,9 @@ import httpx
 import msgspec
 import pytest
 
+from services.runner.caches import cache_of
 from services.runner.deliver import push_lease
+from services.runner.in_use import in_use
 from services.runner.leftovers import commit_leftovers
 from services.runner.mirror import mirror_of
 from services.runner.workspace import Workspace, create_workspace
@@ -75,6 +77,21 @@ def test_a_mirror_may_go_once_no_open_plan_uses_it(tmp_path: Path, repo: git.Rep
     assert (item.kind, item.name) == ("mirror", str(repo.working_dir))
     item.remove()
     assert find_items(data, gateway(repo, "completed"), NOW) == []
+
+
+def test_a_cache_is_offered_while_nothing_runs(tmp_path: Path, repo: git.Repo) -> None:
+    data = tmp_path / "data"
+    cache = cache_of(data, mirror_of(data, str(repo.working_dir), "").path)
+    (cache / "pip").mkdir(parents=True)
+    (cache / "pip/wheel").write_bytes(b"x" * 10_000)
+    assert [i.kind for i in find_items(data, gateway(repo, "active", running=("T1", 1)), NOW)] == []
+    [item] = find_items(data, gateway(repo, "active"), NOW)
+    assert (item.kind, item.name, item.unsaved) == ("cache", str(repo.working_dir), False)
+    with in_use(cache):
+        item.remove()
+        assert cache.exists()
+    item.remove()
+    assert not cache.exists()
 
 
 def test_refs_of_an_ended_plan_go_after_some_days_and_its_branch_stays(tmp_path: Path, repo: git.Repo) -> None:

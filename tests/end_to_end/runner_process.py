@@ -16,10 +16,14 @@ from typing import Any
 import msgspec
 from nats.aio.msg import Msg
 
-from services.runner.agents import Activity, Finished, open_runner
+from services.runner.agents import Activity, open_runner
+from services.runner.checkpoint import LeaseMemory
 from services.runner.credentials import CredentialDesk
-from services.runner.execution import AgentExecutor, DeliverExecutor
-from services.runner.lease import Completion, Journal, Key, Lease
+from services.runner.delivery_executor import DeliverExecutor
+from services.runner.endings import Ending
+from services.runner.execution import AgentExecutor
+from services.runner.git_access import GitAccess
+from services.runner.lease import Journal, Key, Lease
 from services.runner.runner import Executor, Runner
 from shared.bus import bus_settings_from_environment, connect
 from shared.clock import utc_now
@@ -47,10 +51,15 @@ class Dies:
         self._inner = inner
         self._where = where
 
-    async def execute(self, lease: Lease, report: Callable[[Activity], None]) -> Completion | Finished:
+    async def execute(self, lease: Lease, report: Callable[[Activity], None]) -> Ending:
         if self._where == "executing":
             die()
         return await self._inner.execute(lease, report)
+
+    async def salvage(
+        self, key: Key, dispatch: TaskDispatched, access: GitAccess | None, memory: LeaseMemory | None
+    ) -> None:
+        await self._inner.salvage(key, dispatch, access, memory)
 
     async def settle(self, plan: str, task: str, dispatch: TaskDispatched, commit: str) -> None:
         if self._where == "settling":
@@ -69,8 +78,8 @@ async def main() -> None:
     nc = await connect(bus_settings_from_environment(), name)
     async with open_runner("command", {}) as agent:
         dies = os.environ.get("TEST_DIES", "")
-        command = Dies(AgentExecutor(data_dir, agent, {}), dies)
-        executors: dict[str, Executor] = {"command": command, DELIVER_POOL: DeliverExecutor(data_dir)}
+        command = Dies(AgentExecutor(data_dir, agent, {}, None), dies)
+        executors: dict[str, Executor] = {"command": command, DELIVER_POOL: DeliverExecutor(data_dir, {}, None)}
         journal = Journal(directory / "leases")
         heartbeat_s = float(os.environ["TEST_HEARTBEAT_S"])
         kind = DiesTaking if dies == "taking" else Runner

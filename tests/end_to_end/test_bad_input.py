@@ -134,7 +134,10 @@ def test_claude_tasks_without_a_key_are_refused_before_anything_starts(
 
 
 ABOUT_PLANS = ("status", "watch", "pause", "resume", "cancel")
-ABOUT_TASKS = ("task redispatch", "task abandon", "task complete", "task cancel", "logs", "logs -f", "diff")
+ABOUT_TASKS = (
+    "task redispatch", "task abandon", "task complete", "task cancel", "task approve", "task deny", "logs", "logs -f",
+    "diff",
+)  # fmt: skip
 
 
 def test_an_unknown_plan_or_task_is_named_in_every_command(suite: Suite, repo: Path) -> None:

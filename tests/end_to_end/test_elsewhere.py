@@ -106,7 +106,7 @@ def test_a_persons_word_reaches_a_plan_elsewhere(serving: Suite, elsewhere: Else
     serving.standing(made, "cancelled")
 
 
-@pytest.mark.parametrize("command", [["up"], ["down"], ["clean"], ["diff", "T1"], ["doctor"], ["keys", "rotate"]])
+@pytest.mark.parametrize("command", [["up"], ["down"], ["clean"], ["doctor"], ["keys", "rotate"]])
 def test_what_is_about_this_machine_is_refused_and_says_so(elsewhere: Elsewhere, command: list[str]) -> None:
     done = elsewhere.command(*command)
     assert done.status == 2

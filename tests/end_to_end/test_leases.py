@@ -5,167 +5,25 @@ The consumers are made beforehand with a short `ack_wait`; the dispatcher and th
 
 from __future__ import annotations
 
-import asyncio
-import json
-import os
 import signal
-import subprocess
-import sys
-import time
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections.abc import AsyncIterator
 from pathlib import Path
 
 import pytest
-from nats.aio.client import Client
-from nats.aio.msg import Msg
 
-from services.planner.parse import read_plan
 from shared import commands as c
-from shared.bus import DISPATCHER, RUNNER, BusSettings, connect
-from shared.clock import new_plan_id
-from shared.jetstream import JetStreamStore
-from shared.store import Meta, Recorded
-from shared.streams import EVENTS, declare_pool, declare_streams, pool_consumer_name
-from shared.subjects import DELIVER_POOL, PLAN, plan_filter
+from shared.streams import EVENTS, pool_consumer_name
+from shared.subjects import PLAN
 from shared.transact import to_plan
-from tests.end_to_end.plans import Gate, Plan, git, lease_processes, plan, task
+from tests.end_to_end.plans import Gate, git, lease_processes, plan, task
+from tests.end_to_end.runner_bench import META, Bench, open_bench, reached
 from tests.nats_process import NatsServer
-
-ACK_WAIT_S = 1.5
-DEADLINE_S = 20.0
-POOLS = ("command", DELIVER_POOL)
-META = Meta(actor="test")
-
-
-class Bench:
-    """A bus, a dispatcher, and as many runners as a test wants."""
-
-    def __init__(self, directory: Path, repo: Path, server: NatsServer, nc: Client) -> None:
-        self.nc = nc
-        self.store = JetStreamStore(nc)
-        self._directory = directory
-        self._repo = repo
-        self._server = server
-        self._environment = {
-            "PATH": os.environ["PATH"],
-            "HOME": str(directory),
-            "TREADLE_DATA": str(directory / "data"),
-        }
-        self._processes: list[subprocess.Popen[bytes]] = []
-
-    async def set_ack_wait(self, ack_wait_s: float) -> None:
-        """After how long a silent runner's message goes to another one."""
-        for pool in POOLS:
-            info = await self.nc.jetstream().consumer_info(EVENTS, pool_consumer_name(pool))
-            info.config.ack_wait = ack_wait_s
-            await self.nc.jetstream().add_consumer(EVENTS, info.config)
-
-    def dispatcher(self) -> subprocess.Popen[bytes]:
-        return self._start("dispatcher", "services.dispatcher", **self._server.access_of(DISPATCHER).environment())
-
-    def runner(self, name: str, heartbeat_s: float = 0.3, **more: str) -> subprocess.Popen[bytes]:
-        """A runner with one slot."""
-        mine = {"TREADLE_RUNNER_NAME": name, "TREADLE_RUNNER_DIR": str(self._directory / name)}
-        mine |= self._server.access_of(RUNNER).environment() | {"TEST_HEARTBEAT_S": str(heartbeat_s)}
-        return self._start(name, "tests.end_to_end.runner_process", **mine, **more)
-
-    def _start(self, name: str, module: str, **more: str) -> subprocess.Popen[bytes]:
-        with (self._directory / f"{name}.log").open("ab") as log:
-            process = subprocess.Popen(
-                [sys.executable, "-m", module],
-                env={**self._environment, **more}, cwd=Path(__file__).parents[2],
-                stdin=subprocess.DEVNULL, stdout=log, stderr=log,
-            )  # fmt: skip
-        self._processes.append(process)
-        return process
-
-    def close(self) -> None:
-        for process in self._processes:
-            if process.poll() is None:
-                process.send_signal(signal.SIGCONT)
-                process.terminate()
-        for process in self._processes:
-            process.wait(10)
-
-    async def submit(self, content: Plan) -> str:
-        """Makes a plan and lets it run."""
-        made = new_plan_id()
-        spec = read_plan(json.dumps(content).encode())
-        draft = c.Draft(
-            candidate="1", spec=spec, repo_url=str(self._repo), base_commit=git(self._repo, "rev-parse", "HEAD")
-        )
-        await to_plan(self.store, made, draft, META)
-        await to_plan(self.store, made, c.Finalize(candidate="1"), META)
-        return made
-
-    async def event(self, plan_id: str, type_: str, entity: str, number: int = 1) -> Recorded:
-        """Waits for the so-manieth event of that type."""
-        try:
-            async with asyncio.timeout(DEADLINE_S):
-                async for batch in self.store.follow(filters=(plan_filter(plan_id),)):
-                    for record in batch.events:
-                        number -= (record.type, record.entity) == (type_, entity)
-                        if number == 0:
-                            return record
-        except TimeoutError:
-            pass
-        told = [f"{r.seq} {r.entity} {r.type}" for r in await self.store.read(plan_id)]
-        logs = "\n".join(f"{p.name}:\n{p.read_text()[-2000:]}" for p in self._directory.glob("*.log"))
-        pytest.fail(f"no {type_} of {entity}; the log holds:\n{told}\n{logs}")
-
-    async def types(self, plan_id: str, entity: str) -> list[str]:
-        return [record.type for record in await self.store.read(plan_id, entity)]
-
-    async def nothing_pending(self, pool: str = "command") -> None:
-        """Waits until every message of the pool is acknowledged."""
-
-        async def nothing() -> bool:
-            info = await self.nc.jetstream().consumer_info(EVENTS, pool_consumer_name(pool))
-            return not info.num_ack_pending
-
-        await reached(nothing, "every message is acknowledged")
-
-    async def acknowledgements(self) -> dict[int, list[bytes]]:
-        """What runners say on their deliveries from now on (empty or `+ACK`, `-NAK`, `+WPI`, `+TERM`).
-
-        By the number that the consumer gives a delivery.
-        """
-        heard: dict[int, list[bytes]] = {}
-
-        async def said(message: Msg) -> None:
-            heard.setdefault(int(message.subject.split(".")[6]), []).append(message.data)
-
-        await self.nc.subscribe(f"$JS.ACK.{EVENTS}.{pool_consumer_name('command')}.>", cb=said)
-        await self.nc.flush()
-        return heard
-
-
-async def reached(what: Callable[[], object | Awaitable[object]], why: str) -> None:
-    """Waits until `what` holds."""
-    deadline_s = time.monotonic() + DEADLINE_S
-    while True:
-        found = what()
-        if await found if isinstance(found, Awaitable) else found:
-            return
-        if time.monotonic() > deadline_s:
-            pytest.fail(f"not within {DEADLINE_S:g} s: {why}")
-        await asyncio.sleep(0.02)
 
 
 @pytest.fixture
 async def bench(tmp_path: Path, repo: Path, own_nats: NatsServer) -> AsyncIterator[Bench]:
-    nc = await connect(BusSettings(own_nats.url, own_nats.user, own_nats.password), "test")
-    await declare_streams(nc.jetstream())
-    for pool in POOLS:
-        await declare_pool(nc.jetstream(), pool)
-    made = Bench(tmp_path, repo, own_nats, nc)
-    await made.set_ack_wait(ACK_WAIT_S)
-    made.dispatcher()
-    try:
+    async with open_bench(tmp_path, repo, own_nats) as made:
         yield made
-    finally:
-        await asyncio.to_thread(made.close)
-        await nc.close()
 
 
 def by_lease(lives: Path, gate: Gate, first: str = "", later: str = "") -> str:
@@ -313,7 +171,7 @@ async def test_a_task_that_loses_too_many_runners_needs_a_person(bench: Bench, t
     lives = tmp_path / "lives"
     first = bench.runner("first")
     made = await bench.submit(plan(task("T1", by_lease(lives, gate), retry={"max_attempts": 1})))
-    await reached(lives.exists, "the agent works")
+    await reached(lambda: lives.exists() and lives.read_text().split() == ["1"], "the agent works")
     first.kill()
     bench.runner("second")
     failed = await bench.event(made, "failed", "T1")

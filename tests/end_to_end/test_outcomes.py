@@ -3,10 +3,16 @@
 from __future__ import annotations
 
 import json
+import shutil
+from collections.abc import Iterator
 from pathlib import Path
 
+import pytest
+
+from tests.end_to_end.model import Model, answers
 from tests.end_to_end.plans import Gate, files, git, lease_processes, plan, task, write
 from tests.end_to_end.suite import Suite, types, until
+from treadle.scripted_model import Block, ScriptedModel
 
 
 def test_a_plan_file_goes_in_and_a_branch_with_everybodys_work_comes_out(
@@ -132,15 +138,26 @@ def test_a_failing_setup_command_is_named_and_no_agent_starts(suite: Suite, repo
 
 def test_a_failing_verify_command_is_named_and_nothing_is_delivered(suite: Suite, repo: Path) -> None:
     verify = ["test -e good.txt", "cat good.txt; exit 9"]
-    made = suite.submit(plan(task("T1", "echo almost > good.txt", verify=verify)), repo)
+    made = suite.submit(plan(task("T1", "echo almost >> good.txt", verify=verify, verify_rounds=1)), repo)
     suite.standing(made, "needs_attention")
     failed = suite.event(made, "failed", "T1")
     assert failed["kind"] == "verification_failed"
-    assert all(word in failed["message"] for word in ("exit 9", "status 9", "almost"))
+    assert all(word in failed["message"] for word in ("exit 9", "status 9", "almost", "1 more turn"))
     assert git(repo, "branch", "--list", f"treadle/{made}") == ""
+    # What it came to is there for whoever looks at it.
+    ref = f"refs/treadle/{made}/T1/1-wip"
+    assert ref in failed["message"]
+    assert files(repo, ref)["good.txt"] == "almost\nalmost"
 
 
-def test_a_task_that_changes_nothing_says_so_and_the_plan_completes(suite: Suite, repo: Path) -> None:
+def test_a_task_that_changes_nothing_fails_unless_it_may(suite: Suite, repo: Path) -> None:
+    made = suite.submit(plan(task("T1", "echo I looked around", allow_no_change=False, verify_rounds=0)), repo)
+    suite.standing(made, "needs_attention")
+    failed = suite.event(made, "failed", "T1")
+    assert (failed["kind"], "No file was changed" in failed["message"]) == ("verification_failed", True)
+
+
+def test_a_task_that_may_change_nothing_says_so_and_the_plan_completes(suite: Suite, repo: Path) -> None:
     made = suite.submit(plan(task("T1", "echo I looked around")), repo)
     suite.standing(made, "completed")
     assert suite.tasks(made)["T1"]["summary"] == "I looked around (no file was changed)"
@@ -183,3 +200,43 @@ def test_the_prompt_reaches_the_agent_on_standard_input_and_its_environment_is_b
     assert {name for name in variables if not name.startswith("TREADLE_")} <= allowed
     assert set(variables) - allowed == {"TREADLE_PLAN", "TREADLE_TASK", "TREADLE_ATTEMPT", "TREADLE_LEASE"}
     assert Path(found["pwd.txt"]).is_relative_to(suite.data)
+
+
+KEY = "sk-ant-made-up-0123456789"
+NEVER_WRONG = "grep -qx right answer.txt || { echo the answer is $(cat answer.txt), which is not right; exit 3; }"
+
+
+def wrote(name: str, text: str) -> list[Block]:
+    return [Block(tool="Write", input={"file_path": name, "content": f"{text}\n"})]
+
+
+@pytest.fixture
+def model() -> Iterator[ScriptedModel]:
+    """Says twice too early that it is done."""
+    done = [Block(text="Done.")]
+    mends = [Block(tool="Bash", input={"command": "echo right > answer.txt; echo x > more.txt", "description": "mend"})]
+    with Model({"T1": [done, wrote("answer.txt", "wrong"), done, mends, done]}, api_key=KEY) as serving:
+        yield serving
+
+
+@pytest.mark.skipif(shutil.which("bwrap") is None, reason="there is no bubblewrap here")
+def test_what_is_wrong_goes_back_to_the_same_conversation_until_it_is_right(
+    model: ScriptedModel, own_suite: Suite, repo: Path
+) -> None:
+    own_suite.environment |= {"ANTHROPIC_API_KEY": KEY, "ANTHROPIC_BASE_URL": model.base_url}
+    own_suite.up("--sandbox", "required")
+    verify = ["echo traces > traces.txt", NEVER_WRONG]
+    asked = {"code": "T1", "name": "Answer", "description": "Write the answer.", "verify": verify, "verify_rounds": 2}
+    made = own_suite.submit({"name": "A plan", "tasks": [{**asked, "expected_output": "answer.txt"}]}, repo)
+    # "Done" without a file; with a file that is not right; then all is as it should be.
+    own_suite.standing(made, "completed")
+    arrived = files(repo, f"treadle/{made}")
+    assert (arrived["answer.txt"], arrived["more.txt"], "traces.txt" in arrived) == ("right", "x", False)
+    conversation = [r.body for r in model.requests if r.path == "/v1/messages" and r.body.get("tools")]
+    told = json.dumps(conversation[-1]["messages"])
+    assert "No file was changed" in told and "the answer is wrong, which is not right" in told
+    assert len([body for body in conversation if not answers(body)]) == 1, "the conversation began anew"
+    completed = own_suite.event(made, "completed", "T1")
+    assert completed["usage"]["output_tokens"] > 0
+    refs = git(repo, "for-each-ref", "--format=%(refname)", f"refs/treadle/{made}/T1").splitlines()
+    assert refs == [f"refs/treadle/{made}/T1/1", f"refs/treadle/{made}/T1/head"]

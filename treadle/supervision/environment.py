@@ -12,7 +12,9 @@ _GIT = {"GIT_SSH", "GIT_SSH_COMMAND", "GIT_ASKPASS", "GIT_CONFIG_GLOBAL", "GIT_C
 _SSH = {"SSH_AUTH_SOCK", "SSH_ASKPASS"}
 _TLS = {"GIT_SSL_CAINFO", "GIT_SSL_CAPATH", "SSL_CERT_FILE", "SSL_CERT_DIR", "NODE_EXTRA_CA_CERTS"}
 _PROXY = {"HTTP_PROXY", "HTTPS_PROXY", "ALL_PROXY", "NO_PROXY"}
-_RUNNER = _GIT | _SSH | _TLS | _PROXY | {name.lower() for name in _PROXY}
+_SANDBOX = {"TREADLE_SANDBOX_READ"}
+_DISK = {"TREADLE_DISK_FLOOR_MB", "TREADLE_CACHE_MB"}
+_RUNNER = _GIT | _SSH | _TLS | _PROXY | _SANDBOX | _DISK | {name.lower() for name in _PROXY}
 
 
 def service_environment(environment: Mapping[str, str]) -> dict[str, str]:

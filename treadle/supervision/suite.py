@@ -184,6 +184,7 @@ class _Suite:
             "TREADLE_RUNNER_DIR": str(state),
             "TREADLE_RUNNER_NAME": name,
             "TREADLE_SLOTS": str(self._options.slots),
+            "TREADLE_SANDBOX": self._options.sandbox,
         }
         argv = self._options.programs.get("runner") or [sys.executable, "-P", "-m", "services.runner"]
         return Child(name, argv, env, self._dir.log(name), self._dir.path, self._secrets.line(), _RUNNER_STOPS_WITHIN_S)

@@ -7,6 +7,7 @@ from typing import Any
 import httpx
 import msgspec
 
+from services.runner.sandbox_mode import SandboxMode
 from treadle.supervision.data_dir import DataDir
 from treadle.supervision.private_files import write_private
 
@@ -19,6 +20,7 @@ class SuiteOptions(msgspec.Struct, frozen=True, kw_only=True):
     data_dir: str
     runners: int = 1
     slots: int = 2
+    sandbox: SandboxMode = "preferred"
     gateway_port: int = 0
     nats_url: str | None = None
     # None: the suite runs until it is told to stop.

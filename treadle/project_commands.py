@@ -1,0 +1,107 @@
+"""Subcommands about projects: which there are, and what each says of how its plans are worked on."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import click
+import msgspec
+
+from treadle.api import Gateway, Resource
+from treadle.bad_input import BadInput
+from treadle.instance import Instance
+from treadle.plain_text import one_line, plain
+from treadle.run import say
+
+json_option = click.option("--json", "as_json", is_flag=True, help="JSON instead of words.")
+
+NOT_SETTINGS = frozenset({"id", "owner_id", "created_at", "version", "deleting_since"})
+
+
+@click.group(invoke_without_command=True)
+@json_option
+@click.pass_context
+def projects(context: click.Context, as_json: bool) -> None:
+    """Lists the projects; shows and changes what one says."""
+    if context.invoked_subcommand is not None:
+        return
+    instance: Instance = context.obj
+    with instance.reach() as reached:
+        found = list(reached.gateway().pages("/projects"))
+    if as_json:
+        click.echo(msgspec.json.encode(found).decode())
+    elif not found:
+        say("no projects yet: `treadle run` makes one")
+    for one in [] if as_json else found:
+        click.echo(_line(one))
+
+
+@projects.command()
+@click.argument("project")
+@json_option
+@click.pass_obj
+def show(instance: Instance, project: str, as_json: bool) -> None:
+    """Shows a project's settings. PROJECT is an id or a name."""
+    with instance.reach() as reached:
+        gateway = reached.gateway()
+        found = gateway.get(f"/projects/{_find(gateway, project)['id']}", Resource)
+    _show(found, as_json=as_json)
+
+
+@projects.command(name="set")
+@click.argument("project")
+@click.argument("settings", nargs=-1, required=True, metavar="SETTING=VALUE...")
+@json_option
+@click.pass_obj
+def set_(instance: Instance, project: str, settings: tuple[str, ...], as_json: bool) -> None:
+    """Changes a project's settings. PROJECT is an id or a name.
+
+    A VALUE is JSON where it can be read as such, else a text; null clears it. Plans that are finalized keep what they
+    have. For example:
+
+        treadle projects set demo delivery=merge network_allow='["pypi.org"]'
+    """
+    changes = dict(_setting(text) for text in settings)
+    with instance.reach() as reached:
+        gateway = reached.gateway()
+        changed = gateway.patch(f"/projects/{_find(gateway, project)['id']}", changes)
+    _show(changed, as_json=as_json)
+
+
+def _setting(text: str) -> tuple[str, Any]:
+    name, sign, value = text.partition("=")
+    if not sign or not name:
+        raise BadInput(f"{one_line(text, 60)} is no setting: write NAME=VALUE")
+    try:
+        return name, msgspec.json.decode(value)
+    except (msgspec.MsgspecError, RecursionError):
+        return name, value
+
+
+def _find(gateway: Gateway, wanted: str) -> Resource:
+    """Raises `BadInput` for no project of that id or name, and for several."""
+    found = list(gateway.pages("/projects"))
+    named = [p for p in found if p["id"] == wanted] or [p for p in found if p["name"] == wanted]
+    if len(named) == 1:
+        return named[0]
+    if not named:
+        raise BadInput(f"there is no project {one_line(wanted, 60)}: `treadle projects` lists them")
+    ids = ", ".join(project["id"] for project in named[:5])
+    raise BadInput(f"{len(named)} projects are called {one_line(wanted, 60)}: name one by its id ({ids})")
+
+
+def _show(project: Resource, *, as_json: bool) -> None:
+    if as_json:
+        click.echo(msgspec.json.encode(project).decode())
+        return
+    click.echo(_line(project))
+    settings = {name: value for name, value in project.items() if name not in NOT_SETTINGS}
+    width = max(map(len, settings))
+    for name, value in settings.items():
+        click.echo(f"  {name:<{width}}  {plain(msgspec.json.encode(value).decode())}")
+
+
+def _line(project: Resource) -> str:
+    return (
+        f"{project['id']}  {project['mode']:<6}  {one_line(project['name'], 60)}  {one_line(project['code_repo_url'])}"
+    )
