@@ -71,6 +71,7 @@ def large_repository(repo: Path) -> str:
             place.mkdir(parents=True)
         (place / f"f{number:05}.py").write_text(f'"""Module {number}."""\n\n' + f"VALUE_{number} = {number}\n" * 20)
     _git(repo, "init", "--quiet", "--initial-branch=main")
+    _git(repo, "config", "maintenance.auto", "false")  # or one would run beside us
     _git(repo, "add", "--all")
     _git(repo, "-c", "user.name=Bench", "-c", "user.email=bench@localhost", "commit", "--quiet", "--message", "Begin")
     _git(repo, "gc", "--quiet")

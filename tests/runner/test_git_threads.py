@@ -9,9 +9,9 @@ from pathlib import Path
 import psutil
 import pytest
 
-from services.runner.git_faults import in_git
 from services.runner.failed import Failed
 from services.runner.git import GitFailed, run_git
+from services.runner.git_faults import in_git
 from services.runner.git_threads import git_threads
 
 
