@@ -59,7 +59,7 @@ def set_(instance: Instance, project: str, settings: tuple[str, ...], as_json: b
     A VALUE is JSON where it can be read as such, else a text; null clears it. Plans that are finalized keep what they
     have. For example:
 
-        treadle projects set demo delivery=merge network_allow='["pypi.org"]'
+        treadle projects set demo delivery=merge network_allow='["packages.example.org"]'
     """
     changes = dict(_setting(text) for text in settings)
     with instance.reach() as reached:

@@ -169,9 +169,9 @@ async def test_a_project_s_settings_are_shown_and_set(command: Command, gateway:
         assert done.status == 0, done.err
         kept = await ok(ann.get(f"/api/projects/{project}"))
         assert (kept["delivery"], kept["delivery_branch"], kept["approval_timeout_minutes"]) == ("merge", "main", 60)
-        assert (kept["network_allow"], kept["permissions"]) == (["pypi.org"], msgspec.json.decode(rules))
+        assert (kept["network_allow"], kept["permissions"]) == (["packages.example.org"], msgspec.json.decode(rules))
         shown = await command("projects", "show", project)
-        assert '"pypi.org"' in shown.out and name in shown.out
+        assert '"packages.example.org"' in shown.out and name in shown.out
         assert msgspec.json.decode((await command("projects", "show", name, "--json")).out) == kept
         assert name in (await command("projects")).out
         for wrong, words in (

@@ -61,7 +61,7 @@ Minutes = Annotated[float, _bounds(minimum=TIMEOUT_MIN_MINUTES, maximum=TIMEOUT_
 Parallel = Annotated[int, _bounds(minimum=1, maximum=MAX_PARALLEL_MAX)]
 Budget = Annotated[float, _bounds(minimum=BUDGET_MIN_USD, maximum=PLAN_BUDGET_MAX_USD)]
 Commands = Annotated[list[str], _bounds(maxItems=COMMANDS_MAX)]
-Hosts = Annotated[list[str], _bounds(maxItems=HOSTS_MAX, examples=[["pypi.org", "*.example.com:8443"]])]
+Hosts = Annotated[list[str], _bounds(maxItems=HOSTS_MAX, examples=[["packages.example.org", "*.example.com:8443"]])]
 Permissions = Annotated[
     list[Permission],
     _bounds(

@@ -60,8 +60,8 @@ async def test_candidates_get_numbers_of_their_own(gateway: GatewayProcess, plan
 
 async def test_a_spec_is_replaced_only_as_it_was_read(gateway: GatewayProcess, planner: None) -> None:
     async with gateway.as_user("ann") as ann:
-        coder = await made.agent(ann, slug="coder")
-        plan = await made.plan(ann, await made.project(ann, coder), "coder")
+        coder = await made.agent(ann)
+        plan = await made.plan(ann, await made.project(ann, coder), coder["slug"])
         path = f"/api/plans/{plan}/spec"
         read = await ann.get(path)
         etag = read.headers["etag"]

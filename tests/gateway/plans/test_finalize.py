@@ -81,7 +81,7 @@ async def test_what_agents_may_do_is_what_the_project_said_at_the_finalizing(
 ) -> None:
     async with gateway.as_user("ann") as ann:
         said = {
-            "network_allow": ["pypi.org"],
+            "network_allow": ["packages.example.org"],
             "permissions": [{"tool": "Bash", "pattern": "git push*", "answer": "never"}],
             "approval_timeout_minutes": 5.0,
             "verify_rounds": 1,
@@ -98,7 +98,7 @@ async def test_what_agents_may_do_is_what_the_project_said_at_the_finalizing(
         [settings] = [event["settings"] for event in events if event["type"] == "finalizing"]
         assert {name: settings[name] for name in said} == said
         spec = await ok(ann.get(f"/api/plans/{plan}/spec"))
-        assert spec["network_allow"] == ["pypi.org", "files.example.com"]
+        assert spec["network_allow"] == ["packages.example.org", "files.example.com"]
 
 
 async def test_an_agent_that_became_unusable_is_named(gateway: GatewayProcess, planner: None) -> None:

@@ -16,12 +16,12 @@ async def test_an_edit_changes_what_it_names_and_nothing_else(
     gateway: GatewayProcess, planner: None, dispatcher: None
 ) -> None:
     async with gateway.as_user("ann") as ann:
-        coder, other = await made.agent(ann, slug="coder"), await made.agent(ann, slug="other")
+        coder, other = await made.agent(ann), await made.agent(ann, slug="other")
         text = made.TWO.replace(
             "name: Second,", "name: Second, verify: [make], retry: {max_attempts: 4, backoff_s: 9},"
         )
         project = await made.project(ann, coder, other)
-        plan = await made.plan(ann, project, "coder", text)
+        plan = await made.plan(ann, project, coder["slug"], text)
         await made.finalized(ann, plan)
         pending = await made.task_is(ann, plan, "T2", "pending")
         path = f"/api/plans/{plan}/tasks/T2"

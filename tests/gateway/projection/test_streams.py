@@ -203,7 +203,7 @@ def many_files() -> Iterator[None]:
         resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
 
 
-@pytest.mark.parametrize("database_url", ["sqlite"], indirect=True)
+@pytest.mark.parametrize("migrated_url", ["sqlite"], indirect=True)
 async def test_a_thousand_idle_clients_are_held_and_all_hear_of_an_event(
     own_gateway: GatewayProcess, store: JetStreamStore, capsys: pytest.CaptureFixture[str]
 ) -> None:

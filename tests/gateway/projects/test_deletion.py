@@ -40,11 +40,11 @@ async def test_what_runs_is_cancelled_and_then_all_of_it_goes(
     gateway: GatewayProcess, nats_url: NatsServer, planner: None, dispatcher: None
 ) -> None:
     async with gateway.as_user("ann") as ann:
-        coder = await made.agent(ann, slug="coder")
+        coder = await made.agent(ann)
         project = await made.project(ann, coder, collab_repo_url="https://git.example.com/shared/collab.git")
         await made.project(ann, code_repo_url="https://git.example.com/shared/collab.git")
         found = await ok(ann.get(f"/api/projects/{project}"))
-        running, drafted = await made.plan(ann, project, "coder"), await made.plan(ann, project, "coder")
+        running, drafted = [await made.plan(ann, project, coder["slug"]) for _ in range(2)]
         await made.finalized(ann, running)
         await made.task_is(ann, running, "T1", "queued")
         await ok(ann.get(f"/api/plans/{drafted}"))

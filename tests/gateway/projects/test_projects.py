@@ -133,7 +133,7 @@ async def test_a_change_is_three_valued(gateway: GatewayProcess) -> None:
 
 
 PEOPLE: dict[str, Any] = {
-    "network_allow": ["pypi.org", "*.example.com:8443"],
+    "network_allow": ["packages.example.org", "*.example.com:8443"],
     "permissions": [
         {"tool": "Bash", "pattern": "git push*", "answer": "never"},
         {"tool": "*", "pattern": "https://*", "answer": "ask"},
@@ -163,7 +163,11 @@ async def test_what_people_and_agents_may_do_is_kept_and_cleared(gateway: Gatewa
         assert whole == {**bare, **more, "version": 2}
         assert (await ok(ann.patch(path, json=more)))["version"] == 2
         assert await ok(ann.get(path)) == whole
-        respelled = await ok(ann.patch(path, json={"network_allow": ["PyPI.org.", "*.example.com:8443", "pypi.org"]}))
+        respelled = await ok(
+            ann.patch(
+                path, json={"network_allow": ["Packages.Example.org.", "*.example.com:8443", "packages.example.org"]}
+            )
+        )
         assert respelled == whole
         cleared = await ok(ann.patch(path, json={**dict.fromkeys(PEOPLE), "delivery": "branch"}))
         assert cleared == {**bare, "on_conflict": "agent", "version": 3}
