@@ -18,6 +18,9 @@ from nats.js.errors import APIError
 API_TIMEOUT_S = 5.0
 PULL_MESSAGES = 500
 """One request's size; two are kept open, so that the next messages are on their way while these are read."""
+PULL_MAX_BYTES = 16 * 1024 * 1024
+"""Twice the largest message. Without it the server sends a request's messages at once, and cuts off as a slow consumer
+whoever can't read gigabytes of large drafts that fast."""
 PULL_EXPIRES_S = 30
 IDLE_HEARTBEAT_S = 5
 SILENCE_MAX_S = 12.0
@@ -135,6 +138,7 @@ class _Puller:
     async def _request(self) -> None:
         body = {
             "batch": PULL_MESSAGES,
+            "max_bytes": PULL_MAX_BYTES,
             "expires": PULL_EXPIRES_S * 1_000_000_000,
             "idle_heartbeat": IDLE_HEARTBEAT_S * 1_000_000_000,
         }
@@ -155,7 +159,8 @@ class _Puller:
             return True
         if status == "100":
             return False
-        if status == "408":  # a request expired with so many messages unfilled
+        if status == "408" or (status == "409" and "Nats-Pending-Messages" in headers):
+            # A request ended, by its time or its bytes, with so many messages unfilled.
             self._wanted -= int(headers.get("Nats-Pending-Messages", PULL_MESSAGES))
             return False
         raise _Gone

@@ -514,6 +514,8 @@ def _request_approval(state: TaskState, command: c.RequestApproval) -> e.Event |
     asked = state.approval
     if asked is not None and (asked.lease, asked.approval) == (command.lease, command.approval):
         return None
+    if state.lease == command.lease and state.status in ("needs_attention", "cancelled"):
+        return None  # it was answered with the end of the attempt, as a cancel came first
     _check_lease(state, command.lease)
     if state.status == "cancelling" or command.phase == "cancelling":
         if state.status == "cancelling" and command.phase == "cancelling":

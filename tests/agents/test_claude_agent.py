@@ -16,7 +16,7 @@ from claude_agent_sdk import AssistantMessage, TextBlock, ThinkingBlock
 from services.runner.agents import Activity, Finished, Job, open_runner
 from services.runner.agents.claude import ClaudeRunner
 from services.runner.agents.claude_activity import activities
-from services.runner.agents.claude_cli import Limits
+from services.runner.agents.claude_limits import Limits
 from services.runner.proxy import KeyProxy
 from shared.requests import AgentCredentials
 from shared.spec import AgentSpec

@@ -136,8 +136,8 @@ async def test_lease_that_is_over_ends_its_agent_at_once(
     memory.is_over = True
     started = time.monotonic()
     with pytest.raises(LeaseOver):
-        await asyncio.wait_for(running, 15)
-    assert time.monotonic() - started < 5
+        await asyncio.wait_for(running, 30)
+    assert time.monotonic() - started < 15  # at once, on a machine that may be busy with other things
     assert not processes(job)
     assert not command_lines("sleep 4733")
 

@@ -48,18 +48,20 @@ class Inside:
             **self.enclosure.environment,
         }
 
-    async def run(self, *argv: str, network: bool = True) -> Ended:
-        """Runs a program inside, to its end."""
+    async def run(self, *argv: str, network: bool = True, mark: str = "") -> Ended:
+        """Runs a program inside, to its end. What runs beside others needs a `mark` of its own: the first to end would
+        end all that have the same."""
         out, err = bytearray(), bytearray()
         words = self.enclosure.command(argv, network=network)
+        env = {**self.env, LEASE_VARIABLE: mark or self.mark}
         status = await run_program(
-            words, cwd=self.workspace.code, env=self.env, stdin=b"", stdout=out.extend, stderr=err.extend
+            words, cwd=self.workspace.code, env=env, stdin=b"", stdout=out.extend, stderr=err.extend
         )
         return Ended(status, out.decode(errors="replace"), err.decode(errors="replace"))
 
-    async def sh(self, script: str, *, network: bool = True) -> Ended:
+    async def sh(self, script: str, *, network: bool = True, mark: str = "") -> Ended:
         """Runs a shell's script inside."""
-        return await self.run("sh", "-c", script, network=network)
+        return await self.run("sh", "-c", script, network=network, mark=mark)
 
 
 @asynccontextmanager

@@ -221,8 +221,8 @@ def test_a_lock_that_is_removed_under_a_waiting_one_still_keeps_two_apart(tmp_pa
             with alone(place):
                 inside += 1
                 most = max(most, inside)
-                lock_of(place).unlink()
                 inside -= 1
+                lock_of(place).unlink()
 
     users = [threading.Thread(target=use) for _ in range(4)]
     for user in users:

@@ -309,7 +309,10 @@ async def test_the_hand_over_is_closed_to_whatever_runs_later(project: Project, 
 
 async def test_many_processes_at_once_each_have_their_network(project: Project, sandbox: Sandbox) -> None:
     async with inside(project, sandbox) as lease:
-        asked = [lease.sh(f"curl -sS --max-time 10 http://host-{number}.example/") for number in range(6)]
+        asked = [
+            lease.sh(f"curl -sS --max-time 10 http://host-{number}.example/", mark=f"{lease.mark}{number}")
+            for number in range(6)
+        ]
         for number, done in enumerate(await asyncio.gather(*asked)):
             assert f"host-{number}.example:80 is not among the hosts" in done.out, done
         assert len(lease.enclosure.refused_hosts()) == 6

@@ -5,18 +5,23 @@ What the repository brings for Claude Code (settings, hooks, MCP servers) is not
 
 from __future__ import annotations
 
+import asyncio
+import importlib
 from collections.abc import AsyncIterator, Mapping
 from contextlib import ExitStack, asynccontextmanager
+from typing import TYPE_CHECKING
 
 from services.runner.agents import AgentRunner, AgentSession, Finished, Job, Report, activity
-from services.runner.agents.claude_cli import Limits
-from services.runner.agents.claude_session import ClaudeSession
+from services.runner.agents.claude_limits import Limits
 from services.runner.agents.claude_trial import try_out
 from services.runner.agents.liveness import STALLED_S
 from services.runner.prices import HIGHEST, is_known
 from services.runner.process import end_lease
 from services.runner.proxy import DEFAULT_UPSTREAM, BadAddress, KeyProxy, NoKey
 from shared.spec import DEFAULT_MODEL
+
+if TYPE_CHECKING:
+    from services.runner.agents.claude_session import ClaudeSession
 
 __all__ = ["ClaudeRunner", "open_runner", "try_out"]
 
@@ -40,12 +45,13 @@ class ClaudeRunner:
         if not is_known(model):
             price = f"{HIGHEST.input:g} USD in and {HIGHEST.output:g} USD out per million tokens"
             report(activity("treadle", f"No price is known for {model}; it is counted at the highest: {price}."))
+        session_type = await asyncio.to_thread(_load_session_type)
         with ExitStack() as held:
             session: AgentSession
             try:
                 access = held.enter_context(self._proxy.lease(job.budget_usd, job.credentials))
                 job.enclosure.serve_model(self._proxy.serve)
-                session = ClaudeSession(job, model, access, report, limits=self._limits, stalled_s=self._stalled_s)
+                session = session_type(job, model, access, report, limits=self._limits, stalled_s=self._stalled_s)
             except NoKey:
                 session = _Refused(
                     "There is no key for the Claude API: set ANTHROPIC_API_KEY where the runner is started."
@@ -64,6 +70,13 @@ async def open_runner(environment: Mapping[str, str]) -> AsyncIterator[AgentRunn
     key, upstream = environment.get("ANTHROPIC_API_KEY"), environment.get("ANTHROPIC_BASE_URL") or DEFAULT_UPSTREAM
     async with KeyProxy(key, upstream) as proxy:
         yield ClaudeRunner(proxy)
+
+
+def _load_session_type() -> type[ClaudeSession]:
+    """Only the first task that needs the SDK waits for it: a runner that comes back has others to hand back first."""
+    module = importlib.import_module("services.runner.agents.claude_session")
+    session_type: type[ClaudeSession] = module.ClaudeSession
+    return session_type
 
 
 class _Refused:

@@ -21,6 +21,7 @@ from yarl import URL
 from services.runner.agents import Job, environment
 from services.runner.agents.claude_conversation import TakenUp
 from services.runner.agents.claude_gate import Gate
+from services.runner.agents.claude_limits import Limits
 from services.runner.agents.permissions import offered
 from services.runner.process import LEASE_VARIABLE, die_with_parent
 from services.runner.proxy import Access
@@ -31,17 +32,6 @@ ALLOWED = ["Bash", "Read", "Glob", "Grep", "Edit(./**)"]
 TURNS_MAX = 300
 _MESSAGE_MAX_BYTES = 64 * 1024 * 1024
 _ALLOWED_WORDS = "A person allowed the call, and it was run: its result is above. Go on."
-
-
-class Limits(msgspec.Struct, frozen=True):
-    """How patient the CLI is with the API."""
-
-    retries_max: int = 7
-    """After a failed call; the waits between double from half a second, a random part added to each."""
-    api_timeout_s: float = 180.0
-    """Until an answer begins."""
-    stream_idle_s: float = 90.0
-    """For how long an answer may pause; at least 10."""
 
 
 class Start(msgspec.Struct, frozen=True, kw_only=True):

@@ -30,9 +30,10 @@ from claude_agent_sdk import (
 
 from services.runner.agents import Asks, Finished, Job, Memory, Report, activity, cut
 from services.runner.agents.claude_activity import activities, results
-from services.runner.agents.claude_cli import Limits, Start, forget_transcript, options, write_transcript
+from services.runner.agents.claude_cli import Start, forget_transcript, options, write_transcript
 from services.runner.agents.claude_conversation import TakenUp, take_up
 from services.runner.agents.claude_gate import Gate
+from services.runner.agents.claude_limits import Limits
 from services.runner.agents.claude_verdict import judge
 from services.runner.agents.liveness import Hung, Liveness
 from services.runner.process import end_lease
