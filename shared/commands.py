@@ -231,6 +231,7 @@ class RequestApproval(Command, frozen=True, kw_only=True):
 class Approve(Command, frozen=True, kw_only=True):
     """A person says yes to exactly what they were shown."""
 
+    now: datetime
     approval: str
     note: str = ""
 

@@ -548,6 +548,8 @@ def _answer(state: TaskState, command: c.Approve | c.Deny) -> e.Event | None:
             f"it was {asked.answer} already" if asked.answer else f"the task is {state.status}: it waits for no answer"
         )
     if isinstance(command, c.Approve):
+        if command.now >= asked.expires_at:  # whether or not the dispatcher has said so yet
+            raise c.Refused("the time for an answer is over, which is a no: redispatch the task to have it ask again")
         if asked.kind == "question" and not command.note.strip():
             raise c.Refused("the agent asks a question: its answer belongs into the note")
         return e.TaskApprovalGranted(approval=asked.approval, note=command.note)

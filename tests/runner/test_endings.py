@@ -15,6 +15,7 @@ from services.runner.agents import AgentSession, Asks, Finished, Job, Report
 from shared import commands as c
 from shared import events as e
 from shared.approval import approval_hash
+from shared.clock import utc_now
 from shared.streams import EVENTS, pool_consumer_name
 from shared.task import TaskState
 from shared.transact import load_task, to_task
@@ -121,7 +122,7 @@ async def test_a_question_frees_the_slot_and_its_answer_is_given_to_whoever_goes
     assert timedelta(0) < asked.expires_at - at <= timedelta(days=31)
     assert (await state(bench, plan)).status == "awaiting_approval"
 
-    await command(bench, plan, c.Approve(approval=asked.approval, note="go on"))
+    await command(bench, plan, c.Approve(now=utc_now(), approval=asked.approval, note="go on"))
     await dispatch_again(bench, plan)
     async with bench.runner(agent, "r2"):
         await bench.event(plan, "completed", "failed")
@@ -145,7 +146,7 @@ async def test_an_own_event_in_the_middle_is_no_reason_to_stop(bench: Bench, tmp
         asked = (await bench.event(plan, "approval_requested")).event
         assert isinstance(asked, e.TaskApprovalRequested)
         agent.goes_on.clear()
-        await command(bench, plan, c.Approve(approval=asked.approval))
+        await command(bench, plan, c.Approve(now=utc_now(), approval=asked.approval))
         await dispatch_again(bench, plan)
         used = await bench.event(plan, "approval_used")
         async with asyncio.timeout(5):  # several heartbeats look at the task meanwhile

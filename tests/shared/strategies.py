@@ -151,7 +151,7 @@ _asks: st.SearchStrategy[c.TaskCommand] = st.one_of(
         commit=words,
         usage=usages,
     ),
-    st.builds(c.Approve, approval=_approvals, note=words),
+    st.builds(c.Approve, now=times, approval=_approvals, note=words),
     st.builds(c.Deny, approval=_approvals, note=words, now=st.none() | times),
     st.builds(c.UseApproval, lease=_offsets, approval=_approvals),
 )

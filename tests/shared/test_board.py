@@ -132,7 +132,11 @@ class Game:
         asked = self.board.tasks[code].approval
         assert asked is not None
         late = c.Deny(approval=asked.approval, now=LATER)
-        answers: tuple[c.TaskCommand, ...] = (c.Approve(approval=asked.approval), c.Deny(approval=asked.approval), late)
+        answers: tuple[c.TaskCommand, ...] = (
+            c.Approve(now=NOW, approval=asked.approval),
+            c.Deny(approval=asked.approval),
+            late,
+        )
         self.to_task(code, draw(st.sampled_from(answers)))
 
     def extend(self, code: str) -> None:

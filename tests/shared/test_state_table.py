@@ -5,6 +5,7 @@
 
 from collections import defaultdict
 from collections.abc import Iterator
+from datetime import timedelta
 from pathlib import Path
 from typing import get_args
 
@@ -72,11 +73,11 @@ def commands(state: TaskState) -> Iterator[c.TaskCommand]:
             approval="h",
             kind="tool",
             why="w",
-            expires_at=NOW,
+            expires_at=NOW + timedelta(hours=1),
             usage=e.Usage(),
         )
         yield c.CancelTask(phase=phase)
-    yield c.Approve(approval="h")
+    yield c.Approve(now=NOW, approval="h")
     yield c.Deny(approval="h")
     yield c.UseApproval(lease=state.lease, approval="h")
     for lost in (False, True):

@@ -401,26 +401,28 @@ def test_an_approval_ends_the_lease_and_its_answer_continues_the_same_attempt() 
     with pytest.raises(c.StaleLease):
         decide(parked, complete())
     answered = fold(
-        DISPATCH, start(), asks(), c.Approve(approval="h1", note="go on"), DISPATCH, start(2, execution="x2")
+        DISPATCH, start(), asks(), c.Approve(now=NOW, approval="h1", note="go on"), DISPATCH, start(2, execution="x2")
     )
     assert (answered.status, answered.attempt, answered.lease) == ("running", 1, 2)
     assert answered.approval is not None
     assert (answered.approval.answer, answered.approval.note, answered.approval.used_by) == ("granted", "go on", 0)
-    event = decide(fold(DISPATCH, start(), asks(), c.Approve(approval="h1"), DISPATCH), start(2, execution="x2"))
+    event = decide(
+        fold(DISPATCH, start(), asks(), c.Approve(now=NOW, approval="h1"), DISPATCH), start(2, execution="x2")
+    )
     assert isinstance(event, e.TaskStarted) and event.resumes == 1
 
 
 def test_an_answer_is_for_exactly_what_was_asked() -> None:
     parked = fold(DISPATCH, start(), asks())
-    for answer in (c.Approve(approval="h2"), c.Deny(approval="h2")):
+    for answer in (c.Approve(now=NOW, approval="h2"), c.Deny(approval="h2")):
         with pytest.raises(c.Refused, match="does not ask for that"):
             decide(parked, answer)
-    granted = fold(DISPATCH, start(), asks(), c.Approve(approval="h1"))
-    assert decide(granted, c.Approve(approval="h1")) is None
+    granted = fold(DISPATCH, start(), asks(), c.Approve(now=NOW, approval="h1"))
+    assert decide(granted, c.Approve(now=NOW, approval="h1")) is None
     with pytest.raises(c.Refused, match="granted already"):
         decide(granted, c.Deny(approval="h1"))
     with pytest.raises(c.Refused, match="belongs into the note"):
-        decide(fold(DISPATCH, start(), asks(kind="question")), c.Approve(approval="h1", note=" "))
+        decide(fold(DISPATCH, start(), asks(kind="question")), c.Approve(now=NOW, approval="h1", note=" "))
 
 
 def test_no_answer_in_time_is_a_denial_and_before_that_it_is_nothing() -> None:
@@ -428,11 +430,13 @@ def test_no_answer_in_time_is_a_denial_and_before_that_it_is_nothing() -> None:
     assert decide(parked, c.Deny(approval="h1", now=NOW + HOUR - timedelta(seconds=1))) is None
     event = decide(parked, c.Deny(approval="h1", now=NOW + HOUR))
     assert isinstance(event, e.TaskApprovalDenied) and event.expired
+    with pytest.raises(c.Refused, match="time for an answer is over"):
+        decide(parked, c.Approve(now=NOW + HOUR, approval="h1"))
 
 
 def test_what_was_allowed_runs_once_whoever_takes_over() -> None:
     used = fold(
-        DISPATCH, start(), asks(), c.Approve(approval="h1"), DISPATCH, start(2, execution="x2"),
+        DISPATCH, start(), asks(), c.Approve(now=NOW, approval="h1"), DISPATCH, start(2, execution="x2"),
         c.UseApproval(lease=2, approval="h1"),
     )  # fmt: skip
     assert decide(used, c.UseApproval(lease=2, approval="h1")) is None
@@ -446,7 +450,15 @@ def test_what_was_allowed_runs_once_whoever_takes_over() -> None:
 
 
 def test_a_new_attempt_knows_nothing_of_an_older_approval() -> None:
-    granted = (DISPATCH, start(), asks(), c.Approve(approval="h1"), DISPATCH, start(2, execution="x2"), fail(2))
+    granted = (
+        DISPATCH,
+        start(),
+        asks(),
+        c.Approve(now=NOW, approval="h1"),
+        DISPATCH,
+        start(2, execution="x2"),
+        fail(2),
+    )
     state = fold(*granted, c.Redispatch(), DISPATCH, start(3, execution="x3"))
     assert state.attempt == 2 and state.approval is None
 
@@ -460,7 +472,7 @@ def spending(*commands: c.TaskCommand) -> TaskState:
 
 
 def test_all_leases_of_an_attempt_share_its_budget() -> None:
-    state = spending(DISPATCH, start(), asks(cost_usd=2.0), c.Approve(approval="h1"), DISPATCH)
+    state = spending(DISPATCH, start(), asks(cost_usd=2.0), c.Approve(now=NOW, approval="h1"), DISPATCH)
     assert may_cost_usd(state) == 3.0
     state = spending(DISPATCH, start(), c.Release(lease=1, reason="r", usage=e.Usage(cost_usd=6.0)), DISPATCH)
     assert (may_cost_usd(state), state.usage.cost_usd) == (0.0, 6.0)

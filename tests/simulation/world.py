@@ -203,10 +203,12 @@ class World:
             for record in batch.events:
                 asked = record.event
                 if record.plan == plan and isinstance(asked, TaskApprovalRequested):
-                    for answer in self.rng.choices((c.Approve, c.Deny), weights=(3, 1), k=self.rng.choice((1, 1, 2))):
+                    for _ in range(self.rng.choice((1, 1, 2))):
                         await asyncio.sleep(self.rng.expovariate(1 / slowness_s))
+                        yes = c.Approve(now=self.clock(), approval=asked.approval)
+                        answer = self.rng.choice((yes, yes, yes, c.Deny(approval=asked.approval)))
                         with contextlib.suppress(c.Refused):
-                            await to_task(store, plan, record.entity, answer(approval=asked.approval), PEOPLE)
+                            await to_task(store, plan, record.entity, answer, PEOPLE)
 
     async def _meddle(self, store: FaultyStore, plan: str, codes: list[str], ends_early: bool) -> None:
         code = self.rng.choice(codes)

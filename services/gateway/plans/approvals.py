@@ -45,7 +45,8 @@ async def approve_task(
     plan: FromPath[str], code: FromPath[str], data: JSONBody[Answer], state: State, request: Request[Caller, Any, Any]
 ) -> Accepted:
     """Allows what the task asks for, once, or answers its question in `note`."""
-    return await _answer(state, request.user, plan, code, Approve(approval=data.approval, note=data.note))
+    command = Approve(now=utc_now(), approval=data.approval, note=data.note)
+    return await _answer(state, request.user, plan, code, command)
 
 
 @post(
