@@ -163,7 +163,7 @@ async def test_a_project_s_settings_are_shown_and_set(command: Command, gateway:
         project = await made.project(ann, name=name)
         rules = '[{"tool": "Bash", "pattern": "pip *", "answer": "ask"}]'
         done = await command(
-            *("projects", "set", name, f"permissions={rules}", 'network_allow=["PyPI.org"]'),
+            *("projects", "set", name, f"permissions={rules}", 'network_allow=["Packages.Example.org"]'),
             *("delivery=merge", "delivery_branch=main", "approval_timeout_minutes=60"),
         )
         assert done.status == 0, done.err
