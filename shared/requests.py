@@ -227,5 +227,7 @@ class RunnerPresence(msgspec.Struct, frozen=True, kw_only=True):
     version: str
     full: str = ""
     """Why it takes no new work just now: its disk; empty when it does."""
+    without_key: bool = False
+    """Whether it has no key of its own for Claude: the tasks that would need it are left to others, or wait."""
     sandbox: str = ""
     """What keeps agents in: the sandbox's name and version, or "none"; empty where an older runner doesn't say."""

@@ -69,7 +69,7 @@ def _asked(task: dict[str, Any], plan: str, approval: str) -> dict[str, Any]:
     asked: dict[str, Any] | None = task.get("approval")
     if task["status"] != "awaiting_approval" or asked is None:
         stands = task["status"].replace("_", " ")
-        raise BadInput(f"task {task['code']} of plan {plan} asks for nothing: it is {stands}")
+        raise BadInput(f"task {task['code']} of plan {plan} asks for nothing now; its status: {stands}")
     if approval and (len(approval) < APPROVAL_MIN_CHARS or not asked["approval"].startswith(approval.lower())):
         now = asked["approval"][:APPROVAL_CHARS]
         raise BadInput(f"{one_line(approval, 70)} is not what task {task['code']} asks for: that is {now} now")

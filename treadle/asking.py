@@ -19,6 +19,8 @@ APPROVAL_CHARS = 12
 BAR = "  | "
 """Before every line of an agent's own text: so it can't pass for one of ours."""
 
+_TELLING = {"Bash": "command", "WebFetch": "url", "WebSearch": "query", "Read": "file_path"}
+"""The field that says all of what a call does; other tools' calls are shown as they are."""
 _DOES = {"tool": "wants to use", "question": "asks a question", "result": "has a result to be looked at"}
 
 
@@ -26,10 +28,11 @@ def asks_for(asked: Mapping[str, Any]) -> str:
     """What is asked, on one line."""
     kind = asked["kind"]
     if kind == "question":
-        return f"{_DOES[kind]}: {one_line(_shortest(asked['input']), SHORT_MAX_CHARS)}"
+        return f"{_DOES[kind]}: {one_line(_question(asked['input']), SHORT_MAX_CHARS)}"
     if kind == "result":
         return f"{_DOES[kind]}: {one_line(asked['why'], SHORT_MAX_CHARS)}"
-    return f"wants to use {one_line(asked['tool'], 80)}: {one_line(_shortest(asked['input']), SHORT_MAX_CHARS)}"
+    does = _does(asked["tool"], asked["input"])
+    return f"wants to use {one_line(asked['tool'], 80)}: {one_line(does, SHORT_MAX_CHARS)}"
 
 
 def answer_with(plan: str, code: str) -> str:
@@ -96,25 +99,18 @@ def _until(asked: Mapping[str, Any]) -> str:
     return f"no answer until {at:%Y-%m-%d %H:%M} is a no"
 
 
-def _shortest(text: str) -> str:
-    """What tells most of an input: its first text, a command or a path mostly."""
-    fields = _object(text)
-    if fields is None:
-        return text
-    texts = (value for value in _leaves(fields) if isinstance(value, str) and value.strip())
-    return next(texts, text)
+def _does(tool: str, text: str) -> str:
+    """What a call would do, such as what a shell would run, and not what the agent says of it."""
+    does = (_object(text) or {}).get(_TELLING.get(tool, ""))
+    return does if isinstance(does, str) and does.strip() else text
 
 
-def _leaves(value: Any) -> Iterator[Any]:
-    open_ = [value]
-    while open_:
-        one = open_.pop()
-        if isinstance(one, dict):
-            open_ += reversed(one.values())
-        elif isinstance(one, list):
-            open_ += reversed(one)
-        else:
-            yield one
+def _question(text: str) -> str:
+    """The words of the first question."""
+    match _object(text):
+        case {"questions": [{"question": str(words)}, *_]} if words.strip():
+            return words
+    return text
 
 
 def _object(text: str) -> dict[str, Any] | None:

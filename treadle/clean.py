@@ -5,7 +5,6 @@ Nothing goes by itself here: without `--yes` it only lists. What a running task 
 
 from __future__ import annotations
 
-import shutil
 from collections.abc import Callable, Sequence
 from contextlib import suppress
 from datetime import UTC, datetime, timedelta
@@ -18,7 +17,7 @@ from services.runner.caches import cache_of, remove_cache
 from services.runner.deliver import delete_task_refs
 from services.runner.git import GitFailed
 from services.runner.mirror import Mirror, mirror_of
-from services.runner.workspace import Stored, list_workspaces, remove_workspace, size_bytes
+from services.runner.workspace import LEFT_OUT, Stored, list_workspaces, remove_tree, remove_workspace, size_bytes
 from treadle.api import Gateway
 
 REFS_KEPT_DAYS = 3
@@ -101,6 +100,8 @@ def _workspaces(stored_ones: Sequence[Stored], plans: dict[str, Plan], live: set
             continue
         known = "" if stored.plan in plans else ", of a plan that is not in the log"
         reason = "holds work that was never pushed" if stored.unsaved else "its lease has ended"
+        if (stored.path / LEFT_OUT).exists():
+            reason = "holds git repositories of their own, which are in no commit"
         name = f"{stored.plan} {stored.task} lease {stored.lease} ({stored.path / 'code'})"
         items.append(Item("workspace", name, stored.size_bytes, reason + known, stored.unsaved, _remover(stored.path)))
     return items
@@ -128,7 +129,7 @@ def _mirrors(data_dir: Path, paths: Sequence[Path], plans: dict[str, Plan]) -> l
 
 
 def _caches(data_dir: Path, plans: dict[str, Plan]) -> list[Item]:
-    urls = {cache_of(data_dir, _mirror(data_dir, plan).path): plan["repo_url"] for plan in plans.values()}
+    urls = {cache_of(data_dir, _mirror(data_dir, plan)): plan["repo_url"] for plan in plans.values()}
     reason = "what set-up commands have downloaded; they download it again when needed"
     found = [path.resolve() for path in sorted((data_dir / "caches").glob("[!.]*"))]
     return [Item("cache", str(urls.get(p, p.name)), size_bytes(p), reason, False, _cache_remover(p)) for p in found]
@@ -147,7 +148,7 @@ def _mirror(data_dir: Path, plan: Plan) -> Mirror:
 
 
 def _tree_remover(path: Path) -> Callable[[], object]:
-    return lambda: shutil.rmtree(path)
+    return lambda: remove_tree(path)
 
 
 def _refs(data_dir: Path, plans: dict[str, Plan], now: datetime) -> list[Item]:

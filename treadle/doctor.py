@@ -17,7 +17,8 @@ from typing import Literal, get_args
 
 import msgspec
 
-from services.runner.sandbox import NoSandbox, probe_sandbox
+from services.runner.api_address import BadAddress, api_address
+from services.runner.sandbox import NoSandbox, SandboxFails, probe_sandbox
 from services.runner.sandbox_mode import SandboxMode
 from treadle.supervision.data_dir import FORMAT, DataDir
 from treadle.supervision.keyring_file import read_keyring
@@ -57,6 +58,7 @@ def checks(data_dir: DataDir, environment: Mapping[str, str]) -> list[Check]:
         *_data_dir(data_dir),
         _suite(data_dir),
         _key(environment),
+        *_base_url(environment),
         _port(),
         _clock(),
     ]
@@ -125,6 +127,8 @@ def _sandbox(data_dir: DataDir, environment: Mapping[str, str]) -> Check:
         return Check("sandbox", "fail", "TREADLE_SANDBOX has an unknown value", mend)
     try:
         sandbox = probe_sandbox(hidden=[data_dir.path], environment=environment)
+    except SandboxFails as why:
+        return Check("sandbox", "fail", f"it does not work ({mode}): no runner starts", str(why))
     except NoSandbox as why:
         grade: Grade = "fail" if mode == "required" else "warn"
         return Check("sandbox", grade, f"none ({mode}): agents can do whatever you can", str(why))
@@ -207,6 +211,17 @@ def _key(environment: Mapping[str, str]) -> Check:
     return Check(
         "ANTHROPIC_API_KEY", "warn", "not set", "set it to use the agents of type claude; make demo needs none"
     )
+
+
+def _base_url(environment: Mapping[str, str]) -> list[Check]:
+    """Nothing where it is not set."""
+    address = environment.get("ANTHROPIC_BASE_URL")
+    if not address:
+        return []
+    try:
+        return [Check("ANTHROPIC_BASE_URL", "ok", str(api_address(address).origin()))]
+    except BadAddress as error:
+        return [Check("ANTHROPIC_BASE_URL", "fail", str(error), "correct or unset it")]
 
 
 def _port() -> Check:

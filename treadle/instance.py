@@ -9,11 +9,13 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
+from typing import get_args
 from urllib.parse import urlsplit
 
 import httpx
 import msgspec
 
+from services.runner.sandbox_mode import SandboxMode
 from treadle.api import Address, Gateway
 from treadle.bad_input import BadInput
 from treadle.supervision.data_dir import DataDir
@@ -76,6 +78,17 @@ class Instance:
             )
         return self.data_dir
 
+    def usual_options(self) -> SuiteOptions:
+        """Those of a suite that a command without options of its own starts: TREADLE_SANDBOX counts there too.
+
+        Raises `BadInput`.
+        """
+        mode = os.environ.get("TREADLE_SANDBOX") or "preferred"
+        try:
+            return SuiteOptions(data_dir=str(self.data_dir.path), sandbox=msgspec.convert(mode, SandboxMode))
+        except msgspec.ValidationError:
+            raise BadInput(f"TREADLE_SANDBOX has to be one of {', '.join(get_args(SandboxMode))}") from None
+
     def reach(self, options: SuiteOptions | None = None) -> Reached:
         """The gateway elsewhere, or our running suite; none running, one is started that stops when nobody needs it.
 
@@ -83,7 +96,7 @@ class Instance:
         """
         if self.elsewhere is not None:
             return Reached(self.elsewhere)
-        chosen = options or SuiteOptions(data_dir=str(self.data_dir.path))
+        chosen = options or self.usual_options()
         in_background = msgspec.structs.replace(chosen, idle_after_s=IDLE_AFTER_S)
         suite = ensure_suite(in_background, self._keys or Secrets.of(os.environ))
         return Reached(Address(suite.info.gateway_url, suite.token), suite)

@@ -14,6 +14,7 @@ import httpx
 import msgspec
 
 from services.planner.estimate import estimate
+from services.runner.api_address import BadAddress, api_address
 from services.runner.git import GitFailed
 from services.runner.sandbox_mode import SandboxMode
 from shared.memory import hide_memory
@@ -95,6 +96,11 @@ def suite_options(command: F) -> F:
         instance = click.get_current_context().find_object(Instance)
         if instance is None:
             raise TypeError("the group has not chosen an instance")
+        if instance.elsewhere is None and (address := os.environ.get("ANTHROPIC_BASE_URL")):
+            try:
+                api_address(address)
+            except BadAddress as error:
+                raise BadInput(f"ANTHROPIC_BASE_URL: {error}; correct or unset it") from error
         options = SuiteOptions(
             data_dir=str(instance.data_dir.path), runners=runners, slots=slots, nats_url=nats_url, sandbox=sandbox
         )
@@ -110,8 +116,14 @@ def suite_options(command: F) -> F:
 def up(instance: Instance, port: int, options: SuiteOptions) -> None:
     """Runs the suite in the foreground until Ctrl-C."""
     instance.own("up")
-    from treadle.supervision.suite import run_supervisor  # here, since it takes longer than most commands do
+    from services.runner.sandbox import NoSandbox, probe_sandbox  # here, as they take longer than most commands do
+    from treadle.supervision.suite import run_supervisor
 
+    if options.sandbox == "preferred":
+        try:
+            probe_sandbox(hidden=[instance.data_dir.path])
+        except NoSandbox as why:
+            say(f"note: there is no sandbox, so agents can do whatever you can: {why}")
     run_supervisor(
         msgspec.structs.replace(options, gateway_port=port),
         Secrets.of(os.environ),

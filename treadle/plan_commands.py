@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import math
+import re
 import sys
 from collections.abc import Callable, Iterator
 from datetime import UTC, datetime
@@ -24,7 +25,7 @@ from treadle.instance import Instance
 from treadle.lines import standing_line
 from treadle.plain_text import one_line, plain
 from treadle.run import say, watch_plan
-from treadle.supervision.suite_info import SuiteOptions
+from treadle.standstill import why_queued
 from treadle.table import render
 
 F = TypeVar("F", bound=Callable[..., Any])
@@ -122,6 +123,8 @@ def status(instance: Instance, plan: str | None, as_json: bool) -> None:
         gateway = reached.gateway()
         found = find_plan(gateway, plan)
         tasks = list(gateway.pages(f"/plans/{found['plan']}/tasks"))
+        waits = any(task["status"] == "queued" for task in tasks)
+        hindered = why_queued(list(gateway.pages("/runners")), tasks) if waits else ""
     if as_json:
         click.echo(msgspec.json.encode({**found, "tasks": tasks}).decode())
         return
@@ -134,6 +137,8 @@ def status(instance: Instance, plan: str | None, as_json: bool) -> None:
         click.echo(
             f"\nplan {found['plan']} is {_PLAN_STANDS.get(found['status'], found['status'])}: {plain(found['reason'])}"
         )
+    if hindered:
+        click.echo(f"\n{hindered}")
     for task in tasks:
         if task["status"] == "needs_attention":
             click.echo(f"\n{task['code']}: {plain(task['message'])}")
@@ -151,8 +156,7 @@ def watch(instance: Instance, plan: str | None, as_json: bool) -> None:
     """Watches a plan to its end; exit status as of `run`."""
     with instance.reach() as reached:
         found = find_plan(reached.gateway(), plan)
-        options = SuiteOptions(data_dir=str(instance.data_dir.path))
-        sys.exit(watch_plan(found["plan"], reached, instance, options, as_json=as_json))
+        sys.exit(watch_plan(found["plan"], reached, instance, instance.usual_options(), as_json=as_json))
 
 
 def _say_plan(gateway: Gateway, plan: str, done: Plan, words: str) -> None:
@@ -258,16 +262,28 @@ def diff(instance: Instance, code: str, plan: str | None, stat: bool) -> None:
     """Shows what a task changed, against what it started from."""
     with instance.reach() as reached:
         gateway = reached.gateway()
-        with known_task(find_plan(gateway, plan)["plan"], code) as path:
+        with known_task(found_plan := find_plan(gateway, plan)["plan"], code) as path:
             try:
                 found = gateway.get(f"{path}/diff", Plan)
             except ApiError as error:
                 if error.code != "no_commit":
                     raise
-                raise BadInput(str(error)) from error
+                task = gateway.get(path, Plan)
+                raise BadInput(f"{error}{_unfinished_work(found_plan, task)}") from error
     click.echo(plain(found["stat"] if stat else found["patch"]), nl=False)
     if found["cut"] and not stat:
         click.echo("… the diff goes on; it is too long to show", err=True)
+
+
+def _unfinished_work(plan: str, task: Plan) -> str:
+    """Where a failed attempt's files are, and how to look at them; empty where it says nothing of any."""
+    ref = re.search(rf"refs/treadle/{re.escape(plan)}/{re.escape(task['code'])}/[0-9]+-wip", task["message"])
+    if ref is None:
+        return ""
+    return (
+        f". Its files so far are in the code repository as {ref[0]}: there, `git show --stat {ref[0]}` lists what it "
+        f"changed last, and `git diff {task['base_commit'] or 'HEAD'} {ref[0]}` shows it all"
+    )
 
 
 @click.command()

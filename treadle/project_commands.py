@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
-from typing import Any
+from collections.abc import Mapping
+from typing import Any, get_args
 
 import click
 import msgspec
 
+from shared.spec import Delivery, OnConflict
 from treadle.api import Gateway, Resource
 from treadle.bad_input import BadInput
 from treadle.instance import Instance
@@ -16,6 +18,10 @@ from treadle.run import say
 json_option = click.option("--json", "as_json", is_flag=True, help="JSON instead of words.")
 
 NOT_SETTINGS = frozenset({"id", "owner_id", "created_at", "version", "deleting_since"})
+_SAID_OTHERWISE = frozenset({"has_git_credentials", "git_credentials_hint", "git_credentials_kind"})
+"""What a project shows and `set` doesn't set."""
+_ONLY_SET = "clear_credentials"
+_CHOICES: Mapping[str, tuple[str, ...]] = {"delivery": get_args(Delivery), "on_conflict": get_args(OnConflict)}
 
 
 @click.group(invoke_without_command=True)
@@ -64,8 +70,22 @@ def set_(instance: Instance, project: str, settings: tuple[str, ...], as_json: b
     changes = dict(_setting(text) for text in settings)
     with instance.reach() as reached:
         gateway = reached.gateway()
-        changed = gateway.patch(f"/projects/{_find(gateway, project)['id']}", changes)
-    _show(changed, as_json=as_json)
+        before = _find(gateway, project)
+        known_ones = before.keys() - NOT_SETTINGS - _SAID_OTHERWISE
+        if unknown := [name for name in changes if name not in {*known_ones, _ONLY_SET}]:
+            known = ", ".join(sorted(known_ones))
+            raise BadInput(f"{one_line(unknown[0], 60)} is no setting of a project: there are {known}")
+        for name, allowed in _CHOICES.items():
+            if name in changes and changes[name] not in allowed:
+                raise BadInput(f"{name} is one of {', '.join(allowed)}, not {one_line(str(changes[name]), 60)}")
+        changed = gateway.patch(f"/projects/{before['id']}", changes)
+    if as_json:
+        _show(changed, as_json=True)
+        return
+    hidden = NOT_SETTINGS | _SAID_OTHERWISE
+    differing = {name: value for name, value in changed.items() if value != before.get(name)}
+    lines = _lines({name: value for name, value in differing.items() if name not in hidden})
+    click.echo("\n".join([_line(changed), *(lines or ["  nothing has changed: it is so already"])]))
 
 
 def _setting(text: str) -> tuple[str, Any]:
@@ -95,10 +115,13 @@ def _show(project: Resource, *, as_json: bool) -> None:
         click.echo(msgspec.json.encode(project).decode())
         return
     click.echo(_line(project))
-    settings = {name: value for name, value in project.items() if name not in NOT_SETTINGS}
-    width = max(map(len, settings))
-    for name, value in settings.items():
-        click.echo(f"  {name:<{width}}  {plain(msgspec.json.encode(value).decode())}")
+    for line in _lines({name: value for name, value in project.items() if name not in NOT_SETTINGS}):
+        click.echo(line)
+
+
+def _lines(settings: Mapping[str, Any]) -> list[str]:
+    width = max(map(len, settings), default=0)
+    return [f"  {name:<{width}}  {plain(msgspec.json.encode(value).decode())}" for name, value in settings.items()]
 
 
 def _line(project: Resource) -> str:

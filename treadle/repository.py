@@ -7,6 +7,7 @@ from pathlib import Path
 import git
 from git.exc import GitCommandError, InvalidGitRepositoryError, NoSuchPathError
 
+from services.runner.deliver import checked_out_in
 from shared.repo_url import BadRepoUrl, check_repo_url
 from treadle.plain_text import one_line
 
@@ -69,6 +70,31 @@ def _local(path: Path) -> Chosen:
         if not repo.bare and repo.git.status("--porcelain", "--untracked-files=no", "--ignore-submodules"):
             notes.append(f"uncommitted changes in {top} are not part of the plan; your files are not touched")
         return Chosen(str(top), commit, tuple(notes))
+
+
+def merge_notes(url: str, branch: str) -> list[str]:
+    """Why a plan could not be merged into a branch (empty: the default one) in the end, as things stand now.
+
+    Only for a repository of this machine: others are looked at when it comes to that.
+    """
+    if not Path(url).is_dir():
+        return []
+    then = "all its work is done and kept, but its delivery will fail unless you"
+    with git.Repo(url) as repo:
+        try:
+            target = branch or repo.git.symbolic_ref("--quiet", "--short", "HEAD")
+        except GitCommandError:
+            return [f"the plan is to be merged into the default branch, and {url} is on none: {then} switch to one"]
+        try:
+            repo.git.rev_parse("--verify", "--quiet", "--end-of-options", f"refs/heads/{target}")
+        except GitCommandError:
+            shown = one_line(target)
+            return [f"the plan is to be merged into the branch {shown}, which {url} does not have: {then} make it"]
+        place = checked_out_in(url, f"refs/heads/{target}")
+    if not place:
+        return []
+    words = f"the plan is to be merged into the branch {target}, which is checked out in {place}"
+    return [f"{words}, whose files Treadle never changes: {then} switch to another branch there"]
 
 
 def _remote(url: str) -> Chosen:

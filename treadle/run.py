@@ -9,14 +9,15 @@ import sys
 from pathlib import Path
 
 from services.planner.estimate import estimate
-from treadle.api import ApiError, Gateway
+from treadle.api import ApiError, Gateway, Resource
 from treadle.bad_input import BadInput
 from treadle.instance import Instance, Reached
 from treadle.lines import money
 from treadle.plain_text import one_line, plain
 from treadle.plan_file import PlanFile, check_size
 from treadle.projects import project_for
-from treadle.repository import Chosen
+from treadle.repository import Chosen, merge_notes
+from treadle.standstill import said_once_started, tell
 from treadle.supervision.data_dir import DataDir
 from treadle.supervision.environment import Secrets
 from treadle.supervision.suite_info import SuiteOptions, running_suite
@@ -68,6 +69,8 @@ def run_plan(
         told = f"{len(file.spec.tasks)} tasks, at most {money(estimate(file.spec).most_usd)}; " if file.spec else ""
         say(f"plan {plan}: {told}branch treadle/{plan}")
         if detach:
+            if words := said_once_started(reached.gateway()):
+                say(words)
             say(f"it runs in the background: `treadle watch {plan}` shows it")
             return COMPLETED
         return watch_plan(plan, reached, instance, options, as_json=as_json)
@@ -76,8 +79,12 @@ def run_plan(
 def submit(gateway: Gateway, file: PlanFile, repo: Chosen, project: str | None = None) -> str:
     """Makes a plan of the file's text and finalizes it; returns its id. Raises `BadInput` and `ApiError`."""
     body = {"text": file.text, "base_commit": repo.commit}
+    wanted = project_for(gateway, repo.url, project)
+    settings = gateway.get(f"/projects/{wanted}", Resource)
+    for note in merge_notes(repo.url, settings["delivery_branch"]) if settings["delivery"] == "merge" else ():
+        say(f"note: {note}")
     try:
-        made = gateway.post(f"/projects/{project_for(gateway, repo.url, project)}/plans", body)
+        made = gateway.post(f"/projects/{wanted}/plans", body)
     except ApiError as error:
         if error.code != "invalid_plan" or not error.faults:
             raise
@@ -101,7 +108,14 @@ def watch_plan(plan: str, reached: Reached, instance: Instance, options: SuiteOp
     async def ask(interrupted: asyncio.Event) -> Outcome | None:
         return await _ask_at_interrupt(plan, current, interrupted)
 
-    outcome = asyncio.run(watch(watched, reached, reach_again, choose_view(as_json), ask))
+    async def watching() -> Outcome:
+        telling = asyncio.create_task(tell(lambda: current.address, watched.tasks.values, say))
+        try:
+            return await watch(watched, reached, reach_again, choose_view(as_json), ask)
+        finally:
+            telling.cancel()
+
+    outcome = asyncio.run(watching())
     if outcome != "detached":
         current.gateway().wait_for(plan, watched.seq)  # whoever reads next sees the end as well
     if current is not reached:

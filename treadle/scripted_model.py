@@ -10,8 +10,8 @@ A script is a list of turns. A turn is a list of blocks, or an object (see `Turn
     [[{"text": "I write it."}, {"tool": "Write", "input": {"file_path": "a.txt", "content": "hello"}}],
      {"fault": 529, "times": 1, "blocks": [{"text": "Written."}]}]
 
-The CLI's tools want absolute paths: a relative `file_path` is taken from the working directory that the CLI names in
-its prompt.
+The CLI's tools want absolute paths: a relative `file_path` is taken from the working directory that the prompt
+names last.
 """
 
 from __future__ import annotations
@@ -247,10 +247,11 @@ def _answers_so_far(body: dict[str, Any]) -> int:
 
 
 def _working_directory(body: dict[str, Any]) -> Path | None:
-    for text in (*_texts(body.get("system")), _opening(body)):
-        if found := _WORKING_DIRECTORY.search(text):
-            return Path(found[1].strip())
-    return None
+    """The one named last: a conversation that is taken up again may have moved."""
+    asked = (message for message in body.get("messages", ()) if message.get("role") == "user")
+    texts = (*_texts(body.get("system")), *(text for message in asked for text in _texts(message.get("content"))))
+    found = [match for text in texts for match in _WORKING_DIRECTORY.findall(text)]
+    return Path(found[-1].strip()) if found else None
 
 
 def _in_directory(block: Block, directory: Path | None) -> Block:

@@ -11,7 +11,7 @@ import msgspec
 
 from services.runner.git import checked_ids
 from services.runner.in_use import LeaseName, lives
-from services.runner.workspace import list_workspaces, size_bytes
+from services.runner.workspace import LEFT_OUT, list_workspaces, size_bytes
 from treadle.clean import size_words
 from treadle.instance import Instance
 from treadle.lines import duration
@@ -41,16 +41,19 @@ def kept_workspaces(data_dir: Path, now_s: float) -> list[Kept]:
     found = []
     for stored in list_workspaces(data_dir):
         name = LeaseName(stored.plan, stored.task, stored.lease)
-        reason = _reason(running=lives(data_dir, name), unsaved=stored.unsaved)
+        left_out = (stored.path / LEFT_OUT).exists()
+        reason = _reason(running=lives(data_dir, name), unsaved=stored.unsaved, left_out=left_out)
         age_s = _age_s(stored.path, now_s)
         code = str(stored.path / "code")
         found.append(Kept(*name, stored.size_bytes, age_s, stored.unsaved, reason, code))
     return sorted([*found, *_being_made(data_dir, now_s)], key=lambda kept: (kept.plan, kept.task, kept.lease))
 
 
-def _reason(*, running: bool, unsaved: bool) -> str:
+def _reason(*, running: bool, unsaved: bool, left_out: bool) -> str:
     if running:
         return "running"
+    if left_out:
+        return "holds git repositories of their own, which are in no commit"
     return "holds work that was never pushed" if unsaved else "its lease has ended: a runner removes it"
 
 

@@ -3,6 +3,8 @@
 conflict → `extended` by merge-<task> → that one completes → the task is dispatched again, from what was merged.
 """
 
+import json
+
 from shared import commands as c
 from shared.board import SETTLED, Board
 from shared.spec import DELIVER, TaskSpec
@@ -36,7 +38,7 @@ def _merge_task(board: Board, code: str, assignee: str, number: int) -> TaskSpec
     state = board.tasks[code]
     assert state.conflict is not None and state.spec is not None  # noqa: S101 - next_step has looked
     tasks = " and ".join(state.conflict.tasks)
-    files = "\n".join(f"- {file}" for file in state.conflict.files)
+    files = "\n".join(f"- {_on_one_line(file)}" for file in state.conflict.files)
     return TaskSpec(
         code=_free_code(board, code, number),
         name=f"Merge the work of {tasks}",
@@ -54,14 +56,25 @@ def _merge_task(board: Board, code: str, assignee: str, number: int) -> TaskSpec
     )
 
 
+def _on_one_line(name: str) -> str:
+    """A file may be called as it likes, and must not add words to a prompt."""
+    return name if name.isprintable() else json.dumps(name)
+
+
 def _assignee(board: Board, code: str) -> str | None:
-    """The agent of the task itself, or of the last one whose work it is; only one that runs by itself."""
+    """The agent of the task itself, or of the last one whose work it is; only one that runs by itself.
+
+    A model before a program: that one does what it always does, and hardly what it is told.
+    """
     state = board.tasks[code]
+    programs: list[str] = []
     for candidate in (code, *reversed(state.conflict.tasks if state.conflict else ())):
         of = board.tasks.get(candidate)
         if of is not None and of.spec is not None and of.agent is not None and of.agent.is_auto:
-            return of.spec.assignee
-    return None
+            if of.agent.sdk_type == "claude":
+                return of.spec.assignee
+            programs.append(of.spec.assignee)
+    return next(iter(programs), None)
 
 
 def _free_code(board: Board, code: str, number: int) -> str:

@@ -65,6 +65,8 @@ def validate(data: object, team: Team = NO_TEAM) -> PlanSpec:
         agents=roster.spec(),
     )
     faults.raise_if_any()
+    _note_budgets(fields, spec)
+    faults.raise_if_any()
     size = len(encode_spec(spec))
     if size > PLAN_MAX_BYTES:
         raise refusal(f"the plan has {size:,} bytes; at most {PLAN_MAX_BYTES:,}: shorten the descriptions")
@@ -173,6 +175,26 @@ class _Tasks:
                 names[CYCLE_SHOWN_MAX - 1 : -1] = [f"({hidden} more)"]
             message = f"the tasks wait for one another: {' → '.join([*names, names[0]])}"
             self._fields[cycle[0].casefold()].add(message, "depends_on")
+
+
+def _note_budgets(fields: Fields, spec: PlanSpec) -> None:
+    """A task that may cost more than the whole plan never starts."""
+    limit = spec.budget_usd
+    over = [] if limit is None else [task for task in spec.tasks if task.budget_usd > limit and _costs(task, spec)]
+    if limit is not None and over:
+        dearest = max(over, key=lambda task: task.budget_usd)
+        others = f" ({len(over)} tasks are so)" if len(over) > 1 else ""
+        fields.add(
+            f"the plan's budget_usd is {limit:g}, and task {label(dearest.code)} alone may cost "
+            f"{dearest.budget_usd:g}{others}: lower a task's budget_usd, or raise the plan's",
+            "budget_usd",
+        )
+
+
+def _costs(task: TaskSpec, spec: PlanSpec) -> bool:
+    """Whether an attempt claims its budget: a person and a program cost nothing."""
+    agent = spec.agents.get(task.assignee)
+    return agent is not None and agent.sdk_type == "claude"
 
 
 def _env_allow(fields: Fields) -> tuple[str, ...]:

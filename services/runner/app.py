@@ -91,11 +91,18 @@ async def main(bus: BusSettings, settings: RunnerSettings, secrets: Secrets) -> 
         for pool in AGENTS:
             agent = await held.enter_async_context(open_runner(pool, secrets.environment()))
             executors[pool] = AgentExecutor(settings.data_dir, agent, environment, sandbox, caches)
-        await make_app(bus, settings, executors, caches, sandbox.version if sandbox else "none").run()
+        has_key, kept_in_by = bool(secrets.anthropic_api_key), sandbox.version if sandbox else "none"
+        await make_app(bus, settings, executors, caches, kept_in_by, has_key=has_key).run()
 
 
 def make_app(
-    bus: BusSettings, settings: RunnerSettings, executors: Mapping[str, Executor], caches: SetupCaches, sandbox: str
+    bus: BusSettings,
+    settings: RunnerSettings,
+    executors: Mapping[str, Executor],
+    caches: SetupCaches,
+    sandbox: str,
+    *,
+    has_key: bool,
 ) -> FastStream:
     """The service around one `Runner`; `sandbox` is what it says of its own."""
     broker = make_broker(bus, f"treadle-{settings.name}")
@@ -132,7 +139,9 @@ def make_app(
             await wait_for_pool(nc, pool)
         journal = Journal(settings.directory / "leases")
         desk = CredentialDesk(nc, seal_key, private_dir)
-        parts["runner"] = Runner(nc, settings.name, executors, settings.slots, journal, desk, utc_now, hindrance=floor)
+        parts["runner"] = Runner(
+            nc, settings.name, executors, settings.slots, journal, desk, utc_now, hindrance=floor, has_key=has_key
+        )
 
     @app.after_startup
     async def start() -> None:
@@ -146,7 +155,8 @@ def make_app(
             task.add_done_callback(ended)
 
     def presence() -> RunnerPresence:
-        return msgspec.structs.replace(parts["runner"].presence(), sandbox=sandbox, full=floor())
+        here = parts["runner"].presence()
+        return msgspec.structs.replace(here, sandbox=sandbox, full=floor(), without_key=not has_key)
 
     def ended(task: asyncio.Task[None]) -> None:
         # A runner that stopped taking work must not look alive: the process ends and its supervisor starts another.

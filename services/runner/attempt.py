@@ -16,9 +16,10 @@ from typing import TypeVar
 import msgspec
 
 from services.runner.agents import Activity, AgentRunner, AgentSession, Asks, Finished, Job, Report, activity
+from services.runner.agents.leaves import storable
 from services.runner.caches import LeaseCache
 from services.runner.checkpoint import Fenced
-from services.runner.checks import Checks
+from services.runner.checks import Checks, refused_words
 from services.runner.conflicts import Conflicted, finish_resolution
 from services.runner.deliver import push_lease
 from services.runner.failed import Failed
@@ -82,6 +83,7 @@ class Attempt:
         self._report_to = report
         self._usage = Usage()
         self._prepared: Prepared | None = None
+        self._hosts_told = 0
 
     @property
     def workspace(self) -> Workspace | None:
@@ -114,7 +116,7 @@ class Attempt:
                 await self._prepared.work.pause()
         if isinstance(ending, Finished) and not self._lease.stale:
             words = await self._keep(KEEP_WITHIN_S)
-            ending = msgspec.structs.replace(ending, message=" ".join(part for part in (ending.message, words) if part))
+            ending = msgspec.structs.replace(ending, message=_with(ending.message, words))
         return ending
 
     async def _run(self) -> Completion | Finished | Parked:
@@ -153,7 +155,7 @@ class Attempt:
     async def _run_agent(
         self, job: Job, prepared: Prepared, cache: LeaseCache | None
     ) -> Completion | Finished | Parked:
-        work, checks = prepared.work, Checks(self._lease.dispatch, job, self._report)
+        work, checks = prepared.work, Checks(self._lease.dispatch, job, self._report, self._place.threads, cache)
         if unknown := [name for name in self._lease.dispatch.env_allow if name not in self._place.environment]:
             self._tell(f"env_allow names what this runner does not have: {', '.join(unknown)}")
         async with setting_up(self._place, self._lease.dispatch, prepared, cache):
@@ -181,10 +183,17 @@ class Attempt:
             end = await session.turn(message)
             await work.pause()
             self._usage = work.usage = end.usage
+            refused = self._tell_refused(job)
             if isinstance(end, Asks):
-                return Parked(kind=end.kind, tool=end.tool, input=end.input, why=end.why, usage=end.usage)
+                return Parked(
+                    kind=end.kind,
+                    tool=storable(end.tool),
+                    input=storable(end.input),
+                    why=storable(end.why),
+                    usage=end.usage,
+                )
             if end.kind != "completed":
-                return end
+                return msgspec.structs.replace(end, message="\n".join(filter(None, (end.message, refused))))
             outcome = await self._in_git(lambda: work.turn_is_over(dispatch.task_name))
             if self._agent.resumes and dispatch.verify:
                 work.wish()
@@ -192,13 +201,18 @@ class Attempt:
             if fault is None:
                 return Agreed(outcome, end.summary)
             if work.verify_round >= rounds:
-                tried = (
-                    f" The agent had {rounds} more {'turn' if rounds == 1 else 'turns'} to mend it." if rounds else ""
-                )
-                raise Failed("verification_failed", f"{fault}{tried}")
+                raise Failed("verification_failed", _with(fault, self._tried(rounds)))
             work.verify_round += 1
             self._tell(f"not accepted, round {work.verify_round} of {rounds}: {fault}")
             message = f"Your work was checked, and it is not done yet. {fault}\n\nMend it, then say what you did."
+
+    def _tried(self, rounds: int) -> str:
+        if not rounds:
+            return ""
+        agent = self._lease.dispatch.agent
+        if agent is not None and agent.sdk_type == "command":
+            return f"The program was run again {'once' if rounds == 1 else f'{rounds} times'}, and told what is wrong."
+        return f"The agent had {rounds} more {'turn' if rounds == 1 else 'turns'} to mend it."
 
     async def _fault(self, prepared: Prepared, checks: Checks, outcome: Outcome) -> str | None:
         """What is wrong with the work of a turn, in words for the agent and for people."""
@@ -226,9 +240,11 @@ class Attempt:
             return Accepted(commit, base, _summary(outcome, agreed.summary), outcome.files)
 
         result = await self._in_git(push)
+        if prepared.work.keep_left_out(outcome.left_out):
+            self._tell(f"{_left_out(outcome)}: they are kept in {workspace.code}, until `treadle clean` removes them")
         if not self._lease.dispatch.rules.requires_approval:
             return self._completion(result)
-        changed = f"{outcome.files_changed} files changed, +{outcome.insertions} -{outcome.deletions} lines"
+        changed = f"{_files(outcome.files_changed)} changed, +{outcome.insertions} -{outcome.deletions} lines"
         await self._save(prepared.work)
         return Parked(
             kind="result",
@@ -290,6 +306,15 @@ class Attempt:
     def _tell(self, words: str) -> None:
         self._report_to(activity("treadle", words))
 
+    def _tell_refused(self, job: Job) -> str:
+        """Says, once for each, what a turn was not let reach; returns the words for all of them."""
+        hosts = job.enclosure.refused_hosts()
+        words = refused_words(hosts)
+        if len(hosts) > self._hosts_told:
+            self._hosts_told = len(hosts)
+            self._tell(words)
+        return words
+
     def _too_late(self) -> str:
         minutes = self._lease.dispatch.timeout_s / 60
         words = f"It did not finish within {minutes:g} minutes, set-up and verification included."
@@ -299,11 +324,26 @@ class Attempt:
         return await in_git(work, kind, self._place.threads)
 
 
+def _with(said: str, words: str) -> str:
+    """Words of ours behind what was said, in a paragraph of their own where that has lines of a program's."""
+    between = "\n\n" if "\n" in said else " "
+    return between.join(part for part in (said, words) if part)
+
+
+def _files(count: int) -> str:
+    return "1 file" if count == 1 else f"{count} files"
+
+
 def _summary(outcome: Outcome, said: str) -> str:
     summary = said or "done, without a word"
     if not outcome.changed:
         summary += " (no file was changed)"
     if outcome.left_out:
-        left_out = ", ".join(printable(path) for path in outcome.left_out[:5])
-        summary += f" (not committed, being git repositories of their own: {left_out})"
+        summary += f" ({_left_out(outcome)})"
     return summary
+
+
+def _left_out(outcome: Outcome) -> str:
+    more = f" and {len(outcome.left_out) - 5} more" if len(outcome.left_out) > 5 else ""
+    left_out = ", ".join(printable(path) for path in outcome.left_out[:5])
+    return f"not committed, being git repositories of their own: {left_out}{more}"

@@ -1,6 +1,7 @@
-"""What set-up has downloaded, kept for the next workspace: one cache for each mirror, which only the runner writes.
+"""What set-up has downloaded, kept for the next workspace: one cache for each project and
+repository, which only the runner writes.
 
-    caches/<mirror>/        shared: read-only for whatever runs in a workspace
+    caches/<cache>/         shared: read-only for whatever runs in a workspace
         pip/ npm/ uv/ xdg/
         .kept/<digest>      a set-up that was kept, by its base commit and commands
     scratch/<lease>/cache/  a lease's own view, which it may write: large files are links to the shared ones, small ones
@@ -34,6 +35,7 @@ import msgspec
 
 from services.runner.git_threads import in_thread
 from services.runner.in_use import alone, in_use
+from services.runner.mirror import Mirror
 from services.runner.workspace import remove_tree, size_bytes
 
 log = logging.getLogger("treadle.runner")
@@ -47,6 +49,8 @@ PARTS = {
 """What tools call the directory that they cache in."""
 COPIED_MAX_BYTES = 64 * 1024
 """Smaller files are copied into a view: as quick as a link, and a program may append to them."""
+DEPTH_MAX = 40
+"""How many directories deep a cache is kept: a set-up can nest more than there is a path for."""
 WAIT_S = 600.0
 """How long others wait for the one that fills; then they do their set-up beside it."""
 FAILED_AGAIN_S = 600.0
@@ -85,7 +89,7 @@ class SetupCaches:
         self._threads = threads
 
     @contextmanager
-    def for_lease(self, mirror: Path, scratch: Path) -> Iterator[LeaseCache]:
+    def for_lease(self, mirror: Mirror, scratch: Path) -> Iterator[LeaseCache]:
         """The cache of a mirror's repository and project for one lease, not removed as long as this is open. Blocks.
 
         `scratch` is the lease's own; removing it removes the view.
@@ -156,9 +160,10 @@ class SetupCaches:
             )
 
 
-def cache_of(data_dir: Path, mirror: Path) -> Path:
-    """Where a mirror's cache is."""
-    return data_dir.resolve() / "caches" / mirror.name.removesuffix(".git")
+def cache_of(data_dir: Path, mirror: Mirror) -> Path:
+    """Where the cache of a mirror's repository and project is; projects share none, whatever mirror they share."""
+    project = f"-{sha256(mirror.project.encode()).hexdigest()[:16]}" if mirror.project else ""
+    return data_dir.resolve() / "caches" / f"{mirror.path.stem}{project}"
 
 
 def remove_cache(path: Path, *, wait: bool = True) -> None:
@@ -176,10 +181,11 @@ def make_view(cache: LeaseCache) -> None:
 def keep_new(cache: LeaseCache) -> None:
     """Moves what is new in the view, or was changed there, to where others find it."""
     for part in PARTS:
-        for directory, _, _ in os.walk(cache.view / part):
-            there = cache.shared / Path(directory).relative_to(cache.view)
+        # None of these is a link that set-up has put there: what that leads to is not for others to read.
+        for directory in _directories(cache.view / part):
+            there = cache.shared / directory.relative_to(cache.view)
             there.mkdir(parents=True, exist_ok=True)
-            for entry in _entries(Path(directory)):
+            for entry in _entries(directory):
                 if entry.is_symlink():
                     _keep_link(cache, entry, there / entry.name)
                 elif not _is_known(entry, there / entry.name):
@@ -215,6 +221,15 @@ def _note(kept: Path, how: str) -> None:
 
 def _digest(base_commit: str, setup: Sequence[str]) -> str:
     return sha256(msgspec.json.encode([base_commit, *setup])).hexdigest()[:32]
+
+
+def _directories(top: Path) -> Iterator[Path]:
+    """A directory and those in it, but for links and what lies deeper than any tool's cache."""
+    level = [top] if top.is_dir() and not top.is_symlink() else []
+    for _ in range(DEPTH_MAX):
+        yield from level
+        below = (entry for directory in level for entry in os.scandir(directory))
+        level = [Path(entry.path) for entry in below if entry.is_dir(follow_symlinks=False)]
 
 
 def _entries(directory: Path) -> Iterator[Path]:

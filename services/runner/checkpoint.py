@@ -25,6 +25,7 @@ from uuid import uuid4
 import msgspec
 from nats.aio.client import Client
 
+from services.runner.agents.leaves import storable
 from services.runner.lease import Key
 from services.runner.stored_session import Incomplete, Overtaken, Segment, StoredSession
 from shared.events import TaskStarted, Usage
@@ -229,7 +230,7 @@ class LeaseMemory:
         self._check()
         if not entries or self._is_full:
             return
-        body = msgspec.json.encode(entries)
+        body = msgspec.json.encode(storable(entries))
         if self._waiting_bytes + len(body) > WAITING_MAX_BYTES:
             self._is_full = True
             log.warning("%s: NATS is gone for so long that the rest of the conversation is not stored", self._key)

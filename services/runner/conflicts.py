@@ -70,7 +70,7 @@ def words_for_agent(conflicted: Conflicted) -> str:
     lines += (f"- {printable(file)}" for file in conflicted.files[:SHOWN_MAX])
     lines += (f"- and {more} more files",) if (more := len(conflicted.files) - SHOWN_MAX) > 0 else ()
     lines += ["", "Git says:"]
-    lines += (f"- {note}" for note in conflicted.notes[:SHOWN_MAX])
+    lines += (f"- {printable(note)}" for note in conflicted.notes[:SHOWN_MAX])
     lines += [
         "",
         "The files in the worktree hold the merge as far as git came, with conflict markers (<<<<<<<, =======, "

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
@@ -56,7 +57,7 @@ class DeletedProjects:
             await in_thread(lambda: remove_project(self._data_dir, deleted), self._threads)
         except msgspec.DecodeError as error:
             log.error("sequence %d of the stream of projects is skipped: %s", seq, error)
-        except OSError:
+        except Exception:
             # It would fail again, and must not keep us from all that comes after it.
             log.exception("a deleted project's data could not all be removed: look at it, then use treadle clean")
         partial = self._position_file.with_suffix(".partial")
@@ -99,6 +100,7 @@ def remove_project(data_dir: Path, deleted: ProjectDeleted) -> None:
             log.error("project %s was deleted with a repository that is none: %s", deleted.project, error)
             continue
         for mirror in mirrors:
+            _remove_cache(data_dir, mirror)
             _remove_mirror(data_dir, mirror)
 
 
@@ -107,18 +109,25 @@ def _remove_plan(data_dir: Path, plan: str) -> None:
     with alone(place):
         if place.is_dir() and not place.is_symlink():
             for workspace in sorted(place.iterdir()):
-                remove_workspace(workspace)
-                log.info("its project was deleted: removed %s", workspace)
-        remove_tree(place)
+                _removed(workspace, remove_workspace)
+        _removed(place, remove_tree)
         for scratch in sorted((data_dir / "scratch").glob(f"{plan}-*")):
-            remove_tree(scratch)
-            log.info("its project was deleted: removed %s", scratch)
+            _removed(scratch, remove_tree)
         for head in sorted((data_dir / "mirrors").glob("*.git/HEAD")):
             try:
                 _remove_refs(Mirror(head.parent, ""), plan)
-            except GitFailed as error:  # a broken mirror must not keep the others' refs alive
+            except (GitFailed, OSError) as error:  # a broken mirror must not keep the others' refs alive
                 log.error("%s may hold more of plan %s; if it is broken, remove it: %s", head.parent, plan, error)
         lock_of(place).unlink(missing_ok=True)
+
+
+def _removed(path: Path, remove: Callable[[Path], None]) -> None:
+    try:
+        remove(path)
+    except OSError as error:  # the rest goes all the same
+        log.error("its project was deleted, but %s can't be removed (%s): look at it, then remove it", path, error)
+    else:
+        log.info("its project was deleted: removed %s", path)
 
 
 def _remove_refs(mirror: Mirror, plan: str) -> None:
@@ -130,6 +139,14 @@ def _remove_refs(mirror: Mirror, plan: str) -> None:
         if found:
             run_git("update-ref", "--stdin", doing=f"removing refs of {plan}", git_dir=mirror.path, stdin=found)
             log.info("their project was deleted: removed %d refs of %s", len(found.splitlines()), mirror.path)
+
+
+def _remove_cache(data_dir: Path, mirror: Mirror) -> None:
+    """What the project's set-ups have downloaded; that of another one with the same repository stays."""
+    try:
+        remove_cache(cache_of(data_dir, mirror), wait=False)
+    except BlockingIOError:
+        log.info("its project was deleted, but a task works with what %s has cached: that stays", mirror.shown)
 
 
 def _remove_mirror(data_dir: Path, mirror: Mirror) -> None:
@@ -144,7 +161,6 @@ def _remove_mirror(data_dir: Path, mirror: Mirror) -> None:
             remove_tree(leaving)
             mirror.path.rename(leaving)  # whole or not at all: half a mirror would be taken for one
             remove_tree(leaving)
-            remove_cache(cache_of(data_dir, mirror.path), wait=False)
             log.info("its project was deleted: removed %s, the mirror of %s", mirror.path, mirror.shown)
     except BlockingIOError:
         log.info("its project was deleted, but a task of another one works with it: %s stays", mirror.path)

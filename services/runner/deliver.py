@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from services.runner.git import GitFailed, GitRejected, MergeConflict, checked_commit, checked_ids, printable, run_git
-from services.runner.merge import contains, merge_base_commit, merge_branch, tasks_that_touched
+from services.runner.merge import contains, kept_as, merge_base_commit, merge_branch, tasks_that_touched
 from services.runner.mirror import Mirror
 from services.runner.workspace import PUSHED, Workspace
 from shared.events import Head
@@ -80,12 +80,12 @@ def deliver(mirror: Mirror, plan: str, base: str, heads: Sequence[Head]) -> Deli
 
     def with_heads(tip: str | None) -> str:
         if tip is None:
-            return _merged(mirror.path, branch, base, heads)
+            return _merged(mirror.path, plan, base, heads)
         mirror.ensure(plan, [tip])
         missing = [h for h in heads if not contains(mirror.path, tip, h.commit)]
         if not missing and contains(mirror.path, tip, base):
             return tip
-        return _merge_onto(mirror.path, branch, tip, base, missing)
+        return _merge_onto(mirror.path, plan, tip, base, missing)
 
     commit = advance(mirror, branch, with_heads)
     return Delivered(commit, branch, commit != base)
@@ -130,42 +130,53 @@ def advance(mirror: Mirror, branch: str, merged: Callable[[str | None], str]) ->
     )
 
 
-def _merged(repo: Path, branch: str, base: str, heads: Sequence[Head]) -> str:
+def _merged(repo: Path, plan: str, base: str, heads: Sequence[Head]) -> str:
     try:
         return merge_base_commit(repo, base, heads)
     except MergeConflict as conflict:
-        remedy = f"Merge refs/treadle/<plan>/<task>/head of each by hand, push that as the branch {branch}, then "
-        remedy += "redispatch the delivery; or have an agent merge them (the project's on_conflict: agent)."
+        remedy = f"Merge {kept_as(plan, conflict.codes)} by hand, push that as the branch {branch_of(plan)}, then "
+        remedy += f"redispatch {DELIVER}. (Where the project says on_conflict: agent, an agent merges them in a task "
+        remedy += "before it, and it runs again by itself.)"
         raise MergeConflict(conflict.files, conflict.codes, remedy=remedy) from None
 
 
-def _merge_onto(repo: Path, branch: str, tip: str, base: str, heads: Sequence[Head]) -> str:
-    own = _merged(repo, branch, base, heads)
+def _merge_onto(repo: Path, plan: str, tip: str, base: str, heads: Sequence[Head]) -> str:
+    own = _merged(repo, plan, base, heads)
     try:
         return merge_branch(repo, tip, own, f"Merge {', '.join(h.task for h in heads[:5])}")
     except MergeConflict as conflict:
         codes = tasks_that_touched(repo, base, heads, conflict.files)
         remedy = f"Merge {own} (or the tasks' heads) into that branch by hand, push it, then redispatch the delivery."
-        raise MergeConflict(conflict.files, codes, f"what somebody put on the branch {branch}", remedy) from None
+        raise MergeConflict(
+            conflict.files, codes, f"what somebody put on the branch {branch_of(plan)}", remedy
+        ) from None
 
 
 def _refuse_checked_out(mirror: Mirror, ref: str) -> None:
     """A push would move the branch away from under a person's files."""
-    if not is_local_path(mirror.repo_url):
-        return
-    args = ("-C", mirror.repo_url, "worktree", "list", "--porcelain")
-    out = run_git(*args, doing=f"looking at the worktrees of {mirror.shown}", as_operator=True).out
+    if is_local_path(mirror.repo_url) and (place := checked_out_in(mirror.repo_url, ref)):
+        branch = ref.removeprefix("refs/heads/")
+        raise GitRejected(
+            f"the branch {branch} is checked out in {place}, whose files Treadle never changes: "
+            f"switch to another branch there, then redispatch {DELIVER}"
+        )
+
+
+def checked_out_in(repository: str, ref: str) -> str:
+    """The worktree of a repository of this machine in which a branch is checked out, in words; "" where it is in none.
+
+    Raises `GitFailed`.
+    """
+    args = ("-C", repository, "worktree", "list", "--porcelain")
+    out = run_git(*args, doing=f"looking at the worktrees of {printable(repository)}", as_operator=True).out
     place = ""
     for line in out.decode(errors="replace").splitlines():
         key, _, value = line.partition(" ")
         if key == "worktree":
             place = value
         elif key == "branch" and value == ref:
-            branch = ref.removeprefix("refs/heads/")
-            raise GitRejected(
-                f"the branch {branch} is checked out in {printable(place)}, whose files Treadle never changes: "
-                "switch to another branch there, then redispatch the delivery"
-            )
+            return printable(place)
+    return ""
 
 
 def _hand_over(workspace: Workspace, commit: str) -> None:

@@ -10,6 +10,7 @@ from services.runner.git import GitRejected, MergeConflict, printable, run_git
 from services.runner.merge import merge_branch, tasks_that_touched
 from services.runner.mirror import Mirror
 from shared.events import Head
+from shared.spec import DELIVER
 
 
 @dataclass(frozen=True)
@@ -31,14 +32,17 @@ def merge_into(
     """
     target = branch or mirror.default_branch()
     if target is None:
-        raise GitRejected(f"{mirror.shown} names no default branch: name one in the project's delivery_branch")
-    _check_name(target)
+        raise GitRejected(
+            f"{mirror.shown} names no default branch to merge the plan into: set one there, then redispatch {DELIVER}. "
+            f"{_instead(delivered)}"
+        )
+    _check_name(target, delivered)
 
     def with_plan(tip: str | None) -> str:
         if tip is None:
             raise GitRejected(
-                f"{mirror.shown} has no branch {target} to merge the plan into: make it there, or correct the "
-                "project's delivery_branch"
+                f"{mirror.shown} has no branch {target} to merge the plan into: make it there, then redispatch "
+                f"{DELIVER}. {_instead(delivered)}"
             )
         mirror.ensure(plan, [tip])
         try:
@@ -52,8 +56,16 @@ def merge_into(
     return Merged(target, advance(mirror, target, with_plan))
 
 
-def _check_name(branch: str) -> None:
+def _instead(delivered: Delivered) -> str:
+    """What else to do. A plan keeps the settings that it was finalized with."""
+    return (
+        f"Or merge the branch {delivered.branch} yourself and mark {DELIVER} complete. "
+        "For later plans, name another branch in the project's delivery_branch."
+    )
+
+
+def _check_name(branch: str, delivered: Delivered) -> None:
     # It comes from a person or from a server, and becomes part of what git is told to push.
     done = run_git("check-ref-format", f"refs/heads/{branch}", doing="reading a branch's name", statuses=(0, 1))
     if done.status or branch.startswith("-"):
-        raise GitRejected(f"{printable(branch)!r} is no name of a branch: correct the project's delivery_branch")
+        raise GitRejected(f"{printable(branch)!r} is no name of a branch. {_instead(delivered)}")

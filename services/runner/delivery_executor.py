@@ -9,7 +9,7 @@ from functools import partial
 from pathlib import Path
 
 from services.runner.agents import Enclosure, Finished, Job, Report
-from services.runner.agents.command import run_shell
+from services.runner.agents.command import last_output, run_shell
 from services.runner.checkpoint import LeaseMemory
 from services.runner.deliver import Delivered, deliver
 from services.runner.delivery import merge_into
@@ -82,7 +82,7 @@ class DeliverExecutor:
                 words += f"with status {failure.status}. "
                 if hosts := enclosure.refused_hosts():
                     words += f"It asked for hosts that network_allow does not name: {', '.join(hosts)}. "
-                raise Failed("agent_error", f"{words}Its last output:\n{failure.tail}")
+                raise Failed("agent_error", words + last_output(failure.tail))
 
     def _job(
         self, lease: Lease, workspace: Workspace, scratch: Path, enclosure: Enclosure, delivered: Delivered

@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import asyncio
 import logging
-import shutil
 from collections.abc import Mapping
 from contextlib import ExitStack
 from pathlib import Path
@@ -23,7 +22,7 @@ from services.runner.git_threads import git_threads, in_thread
 from services.runner.in_use import in_use, lease_in_use
 from services.runner.lease import Completion, Key, Lease, Parked
 from services.runner.mirror import Mirror, mirror_of
-from services.runner.preparation import Place, scratch_of
+from services.runner.preparation import Place, drop_scratch, scratch_of
 from services.runner.sandbox import Sandbox
 from services.runner.snapshots import WorkInProgress
 from services.runner.workspace import (
@@ -81,9 +80,11 @@ class AgentExecutor:
         attempt = self._attempts.pop(lease.key, None)
         if attempt is None:
             return
-        if attempt.workspace is not None:
-            await asyncio.to_thread(_remove_saved, attempt.workspace)
-        attempt.in_use.close()
+        try:
+            if (workspace := attempt.workspace) is not None:
+                await in_thread(lambda: _remove_saved(workspace), self._threads)
+        finally:
+            attempt.in_use.close()
 
     async def salvage(
         self, key: Key, dispatch: TaskDispatched, access: GitAccess | None, memory: LeaseMemory | None
@@ -101,10 +102,11 @@ class AgentExecutor:
             workspace = former_workspace(self._data_dir, mirror, key.plan, key.task, key.lease)
             if workspace is not None:
                 await self._salvage(workspace, memory)
-            await asyncio.to_thread(shutil.rmtree, scratch_of(self._data_dir, key), ignore_errors=True)
+            await in_thread(lambda: drop_scratch(scratch_of(self._data_dir, key)), self._threads)
 
     async def _salvage(self, workspace: Workspace, memory: LeaseMemory | None) -> None:
-        work = WorkInProgress(workspace, memory, self._threads, lambda activity: log.info("%s", activity.text))
+        sandbox = self._place.sandbox
+        work = WorkInProgress(workspace, memory, self._threads, lambda activity: log.info("%s", activity.text), sandbox)
         if memory is not None:
             work.usage = memory.usage
         try:
@@ -113,14 +115,17 @@ class AgentExecutor:
             log.info("%s: %s", workspace.path, fenced)
         except (GitFailed, OSError) as fault:
             log.warning("%s is kept, its work could not be saved: %s", workspace.path, fault)
-        await asyncio.to_thread(_remove_saved, workspace)
+        await in_thread(lambda: _remove_saved(workspace), self._threads)
 
 
 def _remove_saved(workspace: Workspace) -> None:
-    if holds_unsaved_work(workspace.path, workspace.task):
-        log.warning("%s is kept: it holds work that was never pushed", workspace.path)
-    else:
-        remove_workspace(workspace.path)
+    try:
+        if holds_unsaved_work(workspace.path, workspace.task):
+            log.warning("%s is kept: it holds work that was never pushed", workspace.path)
+        else:
+            remove_workspace(workspace.path)
+    except (GitFailed, OSError) as fault:
+        log.warning("%s is still there: %s; look at it, then use treadle clean", workspace.path, fault)
 
 
 def _delete_refs(mirror: Mirror, refs: list[str]) -> None:

@@ -7,8 +7,8 @@ import re
 import shutil
 import signal
 import threading
-from collections.abc import Callable, Mapping, Sequence
-from contextlib import AbstractContextManager, nullcontext
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from contextvars import ContextVar
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -28,6 +28,7 @@ IDENTITY_NAME = "Treadle"
 IDENTITY_EMAIL = "treadle@localhost"
 
 _COMMIT = re.compile(r"[0-9a-f]{40}")
+_BWRAP_SAYS = b"bwrap: "
 
 # Stands above every configuration file. What an agent or an operator has configured for their own use must neither
 # run a program in our processes nor change what they write.
@@ -124,6 +125,22 @@ def end_if_stopped() -> None:
     stop = _stop.get()
     if stop is not None and stop.asked:
         raise GitStopped
+
+
+_within: ContextVar[Sequence[str]] = ContextVar("_within", default=())
+
+
+@contextmanager
+def git_within(words: Sequence[str]) -> Iterator[None]:
+    """Puts bubblewrap's `words` before every git of the block, in this thread: see `Sandbox.reading`.
+
+    A git that can't be had in a sandbox is not had at all: `GitFailed`.
+    """
+    token = _within.set(words)
+    try:
+        yield
+    finally:
+        _within.reset(token)
 
 
 class GitRejected(GitFailed):
@@ -223,6 +240,8 @@ def run_git(
     if overdue:
         raise GitFailed(f"{doing}: not done after {deadline_s:g} seconds, so it was ended")
     cut = out_max_bytes is not None and len(out) > out_max_bytes
+    if (within := _within.get()) and status and (why := _why_not_within(within[0], err)):
+        raise GitFailed(f"{doing}: {why}")
     done = Done(0 if cut else status, out[:out_max_bytes], cut, _reason(err))
     if done.status in statuses:
         return done
@@ -267,7 +286,17 @@ def _command(args: Sequence[str], variables: Mapping[str, str], *, dies_with_us:
     program = shutil.which("env", path=variables["PATH"]) or "/usr/bin/env"
     # What waits for a network must not outlive a killed runner; the rest is over in milliseconds anyway.
     wrapper = die_with_parent() if dies_with_us else ()
-    return [*wrapper, program, "-i", *(f"{k}={v}" for k, v in variables.items()), "git", *args]
+    # The sandbox behind `env`: its first process keeps the environment that it was started with.
+    return [*wrapper, program, "-i", *(f"{k}={v}" for k, v in variables.items()), *_within.get(), "git", *args]
+
+
+def _why_not_within(bwrap: str, err: bytes) -> str | None:
+    if not Path(bwrap).exists():
+        return f"the sandbox is gone: there is no {bwrap} any more, install bubblewrap again"
+    if err.startswith(_BWRAP_SAYS):
+        said = printable(err.removeprefix(_BWRAP_SAYS).decode(errors="replace").partition("\n")[0])
+        return f"the sandbox to read it in could not be made ({said}): treadle doctor says what to do"
+    return None
 
 
 def _run(

@@ -29,13 +29,9 @@ async def in_git(work: Callable[[], T], kind: FailureKind, threads: ThreadPoolEx
 
 
 def _conflicting(conflict: MergeConflict) -> Failed:
-    remedy = conflict.remedy or (
-        "Each is kept under refs/treadle/<plan>/<task>/head: start a new plan in which one depends on the other, "
-        "or have an agent merge them (the project's on_conflict: agent)."
-    )
     # What is on somebody's branch is nothing that a task of the plan could merge.
     tasks = None if conflict.against else Conflict(files=conflict.files[:ARTIFACTS_MAX], tasks=conflict.codes)
-    return Failed("merge_conflict", f"{_sentence(str(conflict))} {remedy}", tasks)
+    return Failed("merge_conflict", f"{_sentence(str(conflict))} {conflict.remedy}".strip(), tasks)
 
 
 def _sentence(text: str) -> str:

@@ -20,7 +20,7 @@ import struct
 from collections.abc import Awaitable, Callable, Mapping
 from pathlib import Path
 
-from services.runner.sandbox_enter import TAKEN
+from services.runner.sandbox_enter import ADDRESS, TAKEN
 
 Serve = Callable[[socket.socket], Awaitable[None]]
 """Serves a listening socket until it is cancelled."""
@@ -74,7 +74,7 @@ class HandOver:
             async with asyncio.timeout(SPEAKS_WITHIN_S):
                 await _readable(caller)
             sockets = _received(caller, held)
-            if [made.getsockname() for made in sockets] != [("127.0.0.1", port) for port in served]:
+            if [made.getsockname() for made in sockets] != [(ADDRESS, port) for port in served]:
                 raise OSError("what a sandbox handed over is not what was expected of it")
             pid, _, _ = _PEER.unpack(caller.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, _PEER.size))
             try:

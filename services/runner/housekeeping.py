@@ -7,7 +7,9 @@ from __future__ import annotations
 
 import asyncio
 import logging
+from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
 from pathlib import Path
 
 from services.runner.caches import SetupCaches
@@ -27,17 +29,25 @@ async def keep_house(
     await came_back.wait()
     first = True
     while True:
-        try:
+        with _tried(data_dir / "work"):
             swept = await sweep(data_dir, threads)
             if first and swept.kept:
                 words = "%d workspaces hold work that was never pushed: `treadle workspaces` lists them"
                 log.warning(words, len(swept.kept))
+        with _tried(data_dir / "mirrors"):
             for mirror in await maintain_mirrors(data_dir):
                 log.info("put %s in order", mirror)
+        with _tried(data_dir / "caches"):
             for cache in await in_thread(caches.bound, threads):
                 log.info("the caches had grown too large: removed %s", cache)
-        except OSError:
-            # A full or failing disk, mostly: the work goes on as long as it can, and this is tried again.
-            log.exception("the data directory %s could not be looked after", data_dir)
         first = False
         await asyncio.sleep(every_s)
+
+
+@contextmanager
+def _tried(place: Path) -> Iterator[None]:
+    """Whatever goes wrong here, a full disk or what an agent has left: the work goes on, and this is tried again."""
+    try:
+        yield
+    except Exception:
+        log.exception("%s could not be looked after", place)

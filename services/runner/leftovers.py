@@ -13,8 +13,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from services.runner.git import GitFailed, checked_commit, printable, run_git
-from services.runner.merge import contains
+from services.runner.commits_taken import bring_commits, check_objects
+from services.runner.git import checked_commit, printable, run_git
 from services.runner.workspace import Workspace, agents_head, exclude_placeholders, move_index
 from shared.events import ARTIFACTS_MAX
 
@@ -60,15 +60,15 @@ class Traces:
 def take_leftovers(workspace: Workspace, traces: Traces | None = None) -> Taken:
     """Takes the agent's HEAD and its files: changes, deletions and untracked files that are not ignored.
 
-    What set-up and verification left is passed over where the agent has not changed it since. No process of the agent
-    may run meanwhile (`services.runner.process.held_still`). Changes nothing that the agent sees, so it can be called
-    again. Raises `GitFailed` when HEAD does not contain the base any more, when the agent redirected its objects, and
-    when git can't take what lies in the worktree.
+    What set-up and verification left is passed over where the agent has not changed it since. Where a process of the
+    agent may be alive, the caller has git read in a sandbox (`services.runner.git.git_within`). Changes nothing that
+    the agent sees, so it can be called again. Raises `GitFailed` when HEAD does not contain the base any more, when the
+    agent redirected its objects, and when git can't take what lies in the worktree.
     """
-    _check_objects(workspace)
+    check_objects(workspace)
     head = agents_head(workspace.agents_repo, workspace.task) or workspace.base
     if head != workspace.base:
-        _check_history(workspace, head)
+        bring_commits(workspace, head)
     tree, left_out = _write_tree(workspace, head, traces)
     return Taken(head, tree, left_out)
 
@@ -104,32 +104,6 @@ def holds_path(repo: Path, commit: str, path: str) -> bool:
         return True
     args = ("ls-tree", "-z", "--full-tree", "--", checked_commit(commit), wanted)
     return bool(run_git(*args, doing=f"looking for {printable(path)}", git_dir=repo).out)
-
-
-def _check_objects(workspace: Workspace) -> None:
-    """Refuses objects that the agent made git look for elsewhere, where it might not read itself."""
-    objects = workspace.agents_repo / "objects"
-    alternates = objects / "info/alternates"
-    linked = any(p.is_symlink() for p in (workspace.agents_repo, objects, objects / "info", alternates))
-    if linked or (alternates.exists() and alternates.read_bytes() != f"{workspace.mirror.objects}\n".encode()):
-        raise GitFailed(
-            f"the agent of {workspace.task} redirected its repository's objects ({alternates}), "
-            "so its work can't be trusted: look at it, then redispatch the task"
-        )
-
-
-def _check_history(workspace: Workspace, head: str) -> None:
-    base = workspace.base
-    doing = f"reading the commit {head[:12]} that the agent of {workspace.task} made"
-    try:
-        follows = contains(workspace.runners_repo, head, base)
-    except GitFailed as fault:
-        raise GitFailed(f"{doing}: {fault}; its work is in {workspace.code}") from None
-    if not follows:
-        raise GitFailed(
-            f"the agent of {workspace.task} moved HEAD to {head[:12]}, which does not contain the commit "
-            f"it started from ({base[:12]}): look at its work in {workspace.code}, then redispatch the task"
-        )
 
 
 def _write_tree(workspace: Workspace, head: str, traces: Traces | None) -> tuple[str, tuple[str, ...]]:

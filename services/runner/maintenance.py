@@ -47,7 +47,7 @@ async def _maintained(mirror: Path, thread: ThreadPoolExecutor) -> bool:
             return await in_thread(lambda: maintain(mirror), thread)
     except TimeoutError:
         log.warning("%s could not be put in order within %d s; it is used as it is", mirror, LONGEST_S)
-    except GitFailed as error:
+    except (GitFailed, OSError) as error:
         log.warning("%s could not be put in order; it is used as it is: %s", mirror, error)
     return False
 

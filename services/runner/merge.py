@@ -9,6 +9,7 @@ from pathlib import Path
 from services.runner.git import GitFailed, MergeConflict, checked_commit, printable, run_git
 from shared.events import Head
 
+_NAMED_MAX = 5
 DIFF_MAX_BYTES = 4 * 1024 * 1024
 
 
@@ -39,6 +40,13 @@ def merge_base_commit(repo: Path, base: str, heads: Sequence[Head]) -> str:
             raise MergeConflict(tree.files, [*tasks_that_touched(repo, base, earlier, tree.files), tasks[part]])
         merged = commit_merge(repo, tree.id, (merged, part), f"Merge {tasks[part]}")
     return merged
+
+
+def kept_as(plan: str, tasks: Sequence[str]) -> str:
+    """The refs under which tasks' work is kept in the code repository, in words."""
+    names = [f"refs/treadle/{plan}/{task}/head" for task in tasks]
+    more = f" and {len(names) - _NAMED_MAX} more" if len(names) > _NAMED_MAX else ""
+    return ", ".join(names[:_NAMED_MAX]) + more
 
 
 def merge_branch(repo: Path, ours: str, theirs: str, message: str) -> str:

@@ -57,6 +57,8 @@ class Mirror:
     repo_url: str
     access: Access | None = None
     """What the repository is reached with; None: the operator's own means."""
+    project: str = ""
+    """For whom it is used: what belongs to a project is never shared, as the mirror of a local repository is."""
 
     @property
     def objects(self) -> Path:
@@ -222,7 +224,7 @@ def mirror_of(data_dir: Path, repo_url: str, project: str, access: Access | None
     # No address has a line break in it, so that no address without a project is one with a project.
     key = repo_url if is_local_path(repo_url) or not project else f"{repo_url}\n{project}"
     name = sha256(key.encode()).hexdigest()[:24]
-    return Mirror(data_dir.resolve() / "mirrors" / f"{name}.git", repo_url, access)
+    return Mirror(data_dir.resolve() / "mirrors" / f"{name}.git", repo_url, access, project)
 
 
 def write_bare_repository(path: Path, *, alternates: Sequence[Path] = (), head: str = "", config: str = "") -> None:

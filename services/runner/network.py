@@ -18,7 +18,7 @@ import asyncio
 import contextlib
 import re
 import socket
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncIterator, Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import asynccontextmanager
 from ipaddress import IPv4Address, IPv6Address, ip_address, ip_network
@@ -51,8 +51,16 @@ _HEADER = re.compile(r"([!#$%&'*+.^_`|~0-9A-Za-z-]+):[ \t]*([^\r\n\0]*)")
 _DROPPED = {"connection", "host", "keep-alive", "proxy-authenticate", "proxy-authorization", "proxy-connection"}
 _DROPPED |= {"te", "upgrade"}
 
-_HOLDS_IPV4 = (ip_network("64:ff9b::/96"), ip_network("::/96"))
-_METADATA = {ip_address(text) for text in ("169.254.169.254", "100.100.100.200", "fd00:ec2::254")}
+_HOLDS_IPV4 = tuple(map(ip_network, ("64:ff9b::/96", "::/96")))
+"""With an IPv4 address at their end: NAT64 (RFC 6052), IPv4-compatible (RFC 4291)."""
+
+_NOWHERE = tuple(map(ip_network, ("64:ff9b:1::/48", "fec0::/10", "192.0.0.0/24", "::ffff:0:0:0/96", "5f00::/16")))
+"""Reached under no name. A network's own NAT64 (RFC 8215), in which an IPv4 address may stand at several places; old
+site-local addresses (RFC 3879); addresses for protocols, where a cloud has its metadata; SIIT
+(RFC 2765); segment routing."""
+
+_SECRETS = ("169.254.169.254", "100.100.100.200", "168.63.129.16", "fd00:ec2::254", "fd20:ce::254")
+_METADATA = {ip_address(text) for text in _SECRETS}
 
 Address = IPv4Address | IPv6Address
 
@@ -82,10 +90,16 @@ class NetworkProxy:
         self._lookups = lookups
         self._refused: dict[str, None] = {}
         self._open: set[asyncio.Task[None]] = set()
+        self.passed_bytes = 0
+        """In both directions, so far: as long as this grows, something is at work."""
 
     def refused_hosts(self) -> Sequence[str]:
         """`host:port` of what was asked for and is not allowed, each once; the first `REFUSED_MAX`."""
         return tuple(self._refused)
+
+    def names(self, host: str) -> bool:
+        """Whether a host is listed as such, on any port."""
+        return any(pattern.host == host and not pattern.below for pattern in self._allowed)
 
     async def serve(self, listening: socket.socket) -> None:
         """Serves a listening socket until it is cancelled; then nothing of it stays open."""
@@ -121,10 +135,10 @@ class NetworkProxy:
             except (asyncio.IncompleteReadError, asyncio.LimitOverrunError, TimeoutError, OSError):
                 return  # no request came
             except _Refused as refused:
-                writer.write(_answer(refused))
-                writer.write_eof()
                 # What is still to come of its body is read, or else the answer would be lost with it.
-                with contextlib.suppress(TimeoutError, OSError):
+                with contextlib.suppress(TimeoutError, OSError):  # the client may have left
+                    writer.write(_answer(refused))
+                    writer.write_eof()
                     async with asyncio.timeout(_BODY_WITHIN_S):
                         while await reader.read(_PIECE_BYTES):
                             pass
@@ -135,7 +149,7 @@ class NetworkProxy:
                 else:
                     writer.write(b"HTTP/1.1 200 Connection established\r\n\r\n")
                 with contextlib.suppress(OSError, TimeoutError):  # one side broke off, or both have fallen silent
-                    await _both_ways((reader, there, request.body_bytes), (there_reader, writer, None))
+                    await _both_ways(self._count, (reader, there, request.body_bytes), (there_reader, writer, None))
 
     async def _reach(self, host: str, port: int) -> tuple[asyncio.StreamReader, asyncio.StreamWriter]:
         """Connects to a host, if that is allowed. Raises _Refused."""
@@ -171,6 +185,9 @@ class NetworkProxy:
             raise _Refused("502 Bad Gateway", f"the address of {shown} can't be found") from None
         return [ip_address(str(where[0])) for *_, where in found if "%" not in str(where[0])] or _nothing(shown)
 
+    def _count(self, piece: bytes) -> None:
+        self.passed_bytes += len(piece)
+
     def _note(self, shown: str) -> None:
         if len(self._refused) < REFUSED_MAX:
             self._refused[shown] = None
@@ -197,6 +214,8 @@ def _may_lead(host: str, is_named: bool, address: Address) -> bool:
     if str(address) == host:
         return True
     inner = _within(address)
+    if any(each in network for each in inner for network in _NOWHERE):
+        return False
     if all(each.is_global and not each.is_multicast and each not in _METADATA for each in inner):
         return True
     return is_named and all(_is_private(each) for each in inner)
@@ -216,6 +235,9 @@ def _within(address: Address) -> list[Address]:
             return [address.ipv4_mapped]
         found += [inner for inner in (address.sixtofour, *(address.teredo or ())) if inner is not None]
         if any(address in network for network in _HOLDS_IPV4):
+            found.append(IPv4Address(int(address) & 0xFFFFFFFF))
+        # ISATAP (RFC 5214): behind any prefix.
+        if int(address) >> 32 & 0xFCFFFFFF == 0x5EFE:
             found.append(IPv4Address(int(address) & 0xFFFFFFFF))
     return found
 
@@ -299,7 +321,7 @@ async def _closing(writer: asyncio.StreamWriter) -> AsyncIterator[None]:
 _Way = tuple[asyncio.StreamReader, asyncio.StreamWriter, int | None]
 
 
-async def _both_ways(*ways: _Way) -> None:
+async def _both_ways(count: Callable[[bytes], None], *ways: _Way) -> None:
     """Passes bytes on, in both directions, at the pace of the slower side. Raises OSError and TimeoutError."""
     loop = asyncio.get_running_loop()
     patience_s = IDLE_MAX_S
@@ -312,6 +334,7 @@ async def _both_ways(*ways: _Way) -> None:
                 piece = await reader.read(_PIECE_BYTES if most is None else min(most, _PIECE_BYTES))
                 if not piece:
                     break
+                count(piece)
                 most = None if most is None else most - len(piece)
                 writer.write(piece)
                 await writer.drain()

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import contextlib
-import shutil
+import logging
 from collections.abc import AsyncIterator, Callable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack, asynccontextmanager
@@ -15,22 +15,24 @@ from services.runner.caches import LeaseCache, SetupCaches
 from services.runner.checkpoint import Checkpoint
 from services.runner.conflicts import Conflicted, prepare_conflicted, words_for_agent
 from services.runner.failed import Failed
-from services.runner.git import checked_ids
+from services.runner.git import MergeConflict, checked_ids
 from services.runner.git_faults import in_git
 from services.runner.git_threads import in_thread
 from services.runner.in_use import in_use, lease_in_use
 from services.runner.lease import Key, Lease
-from services.runner.merge import merge_base_commit
+from services.runner.merge import kept_as, merge_base_commit
 from services.runner.mirror import Mirror
 from services.runner.redaction import secret_values
 from services.runner.sandbox import Sandbox, enclose
 from services.runner.snapshots import WorkInProgress, find_saved
-from services.runner.workspace import Resumed, Workspace, create_workspace, place_of_plan
+from services.runner.workspace import Resumed, Workspace, create_workspace, place_of_plan, remove_tree
 from shared.events import TaskDispatched
 from shared.host_pattern import BadHostPattern
 from shared.requests import AgentCredentials
 from shared.spec import AgentSpec
 from shared.task import Approval
+
+log = logging.getLogger("treadle.runner")
 
 NO_AGENT = AgentSpec(sdk_type="command", command=("true",))
 
@@ -78,7 +80,7 @@ async def prepare(
 
     def make() -> WorkInProgress:
         workspace = create_workspace(place.data_dir, mirror, key.plan, key.task, key.lease, base, saved)
-        work = WorkInProgress(workspace, lease.memory, place.threads, report)
+        work = WorkInProgress(workspace, lease.memory, place.threads, report, place.sandbox)
         work.begin(former_checkpoint, saved, again=again)
         return work
 
@@ -91,7 +93,13 @@ def _base(lease: Lease, mirror: Mirror) -> tuple[str, Conflicted | None]:
     dispatch = lease.dispatch
     mirror.ensure(lease.key.plan, [dispatch.base_commit, *(head.commit for head in dispatch.heads)])
     if not dispatch.rules.resolves:
-        return merge_base_commit(mirror.path, dispatch.base_commit, dispatch.heads), None
+        try:
+            return merge_base_commit(mirror.path, dispatch.base_commit, dispatch.heads), None
+        except MergeConflict as conflict:
+            remedy = f"Each is kept: {kept_as(lease.key.plan, conflict.codes)}. Start a new plan in which one depends "
+            remedy += "on the other. (Where the project says on_conflict: agent, an agent merges them in a task before "
+            remedy += "this one, which then runs again by itself.)"
+            raise MergeConflict(conflict.files, conflict.codes, remedy=remedy) from None
     conflicted = prepare_conflicted(mirror.path, dispatch.base_commit, dispatch.heads)
     return conflicted.commit, conflicted
 
@@ -180,7 +188,7 @@ async def lease_cache(place: Place, workspace: Workspace, scratch: Path) -> Asyn
         yield None
         return
     with ExitStack() as held:
-        showing = caches.for_lease(workspace.mirror.path, scratch)
+        showing = caches.for_lease(workspace.mirror, scratch)
         yield await in_thread(lambda: held.enter_context(showing), place.threads)
 
 
@@ -203,12 +211,20 @@ async def setting_up(
 def scratch_directory(place: Place, key: Key) -> Iterator[Path]:
     """A private directory, gone at the end of the block."""
     scratch = scratch_of(place.data_dir.resolve(), key)
-    shutil.rmtree(scratch, ignore_errors=True)
+    remove_tree(scratch)
     scratch.mkdir(mode=0o700, parents=True)
     try:
         yield scratch
     finally:
-        shutil.rmtree(scratch, ignore_errors=True)
+        drop_scratch(scratch)
+
+
+def drop_scratch(scratch: Path) -> None:
+    """Removes a lease's directory; what is left of one that can't be removed is swept later."""
+    try:
+        remove_tree(scratch)
+    except OSError as error:
+        log.warning("%s can't be removed yet: %s", scratch, error)
 
 
 def make_job(
@@ -244,4 +260,5 @@ def make_job(
         budget_usd=lease.budget_usd,
         env={**allowed, **(cache.environment if cache else {})},
         credentials=credentials,
+        without_secrets=lease.credentials.redactor,
     )

@@ -62,6 +62,9 @@ _PRICES = {
 
 _LONG_PROMPT_PRICES = {"claude-haiku-5-5": _price(0.5, 2.5, 0.05)}
 
+WEB_SEARCH_USD = 0.01
+"""For one search of the API's own, on top of its tokens: 10 US dollars per thousand, from the same page."""
+
 HIGHEST = _PRICES["claude-opus-4"]
 """Taken for an unknown model: a budget must rather end a run too early than too late."""
 
@@ -94,7 +97,9 @@ def usage_of(model: str, counts: Mapping[str, Any]) -> Usage:
         + (written - written_1h) * price.cache_write_5m
         + written_1h * price.cache_write_1h
     )
-    return Usage(fresh, output, read, written, cost / 1_000_000)
+    of_server = counts.get("server_tool_use")
+    searches = _count(of_server, "web_search_requests") if isinstance(of_server, Mapping) else 0
+    return Usage(fresh, output, read, written, cost / 1_000_000 + searches * WEB_SEARCH_USD)
 
 
 def _family(model: str) -> str:

@@ -5,6 +5,11 @@ children, whatever session or process group they move to. So a lease's processes
 their descendants (which may have cleared their environment). A program that clears its environment *and* has been
 orphaned before we look gets away, unless it is in a sandbox (`services.runner.sandbox`): there it stays a descendant of
 the namespace's first process, and when that one ends, the kernel ends all the others.
+
+Processes that fork and exit faster than we can look through all there are would never be met that way: between the list
+of processes and the look at one of them it is gone. But they are the newest ones, and Linux says which process id it
+gave away last. So these are looked at often (`_hunt`), and who is met is stopped at that very moment, which ends such a
+chain when its one process is caught. In a sandbox it ends with the namespace anyway.
 """
 
 from __future__ import annotations
@@ -14,6 +19,7 @@ import contextlib
 import logging
 import os
 import shutil
+import signal
 import sys
 import tempfile
 import time
@@ -31,6 +37,9 @@ READ_BYTES = 32 * 1024
 _POLL_S = 0.01
 _PIPE_GRACE_S = 0.5
 _STILL_WITHIN_S = 0.5
+_LOOKS_IN_VAIN = 25
+_HUNT_S, _HUNT_AGAIN_S = 0.5, 0.001
+_NEWEST = 12
 _BWRAP = "bwrap"
 _BWRAP_FAILED, _BWRAP_SAYS = 1, "bwrap: "
 _FIRST_WORDS_MAX_BYTES = 2048
@@ -159,40 +168,36 @@ async def _read(pipe: IO[bytes], output: Output) -> None:
 async def end_lease(mark: str, *, grace_s: float = 0.3, deadline_s: float = 5.0) -> None:
     """Ends every process of a lease: SIGTERM first, SIGKILL after `grace_s`. Returns when all are gone.
 
-    A sandbox's own process is spared the first signal: it would take all that is inside with it, without any grace.
-    Also for what an earlier life of this runner left behind. What can't be killed within `deadline_s` (a process stuck
-    in the kernel) is logged.
+    That is when none was seen among all, nor by 25 looks in a row at the newest; one that was seen and had
+    died meanwhile counts as seen, for it may have forked. A sandbox's own process is spared the first signal: it would
+    take all that is inside with it, without any grace. Also for what an earlier life of this runner left behind. What
+    is still there `deadline_s` after the grace (stuck in the kernel, or never caught) is logged as an error, and left.
     """
     known = await asyncio.to_thread(_processes_of, mark)
     _signal([process for process in known if not _is_sandbox(process)], psutil.Process.terminate)
     await _gone(known, grace_s)
     deadline = time.monotonic() + deadline_s
-    while alive := {process for process in known if _is_alive(process)}:
+    while seen := await asyncio.to_thread(_kill, mark, known):
         if time.monotonic() > deadline:
-            pids = sorted(process.pid for process in alive)
-            _log.error("processes %s of lease %s could not be killed: look at them with ps", pids, mark)
+            _log.error("processes %s of lease %s could not be ended: look at them with ps", sorted(seen), mark)
             return
-        # Stopped ones can't fork while we look for their children, which the dead would have orphaned.
-        _signal(alive, psutil.Process.suspend)
-        children = await asyncio.to_thread(_processes_of, mark) - known
-        known |= children
-        if not children:
-            _signal(alive, psutil.Process.kill)
-            await _gone(alive, _POLL_S * 10)
+        await _gone(known, _POLL_S * 10)
 
 
 @contextlib.contextmanager
 def held_still(mark: str) -> Iterator[None]:
-    """Stops every process of a lease for the length of the block: nothing changes under the hands of who looks. Blocks.
+    """Stops the processes of a lease for the length of the block, so that who looks sees one moment. Blocks.
 
-    What stops late (a process stuck in the kernel) can't do anything meanwhile either.
+    What stops late (a process stuck in the kernel) can't do anything meanwhile either. No defence: processes that fork
+    and exit faster than they can be caught go on (`services.runner.git.git_within` is for those), and so does what was
+    started anew by whoever is not of the lease.
     """
     held: set[psutil.Process] = set()
+    deadline = time.monotonic() + _STILL_WITHIN_S
     try:
-        while found := {process for process in _processes_of(mark) - held if _is_alive(process)}:
-            _signal(found, psutil.Process.suspend)
-            held |= found
-        deadline = time.monotonic() + _STILL_WITHIN_S
+        before: set[int] | None = None
+        while (seen := _stop(mark, held)) != before and time.monotonic() < deadline:
+            before = seen
         while not all(map(_is_still, held)) and time.monotonic() < deadline:
             time.sleep(_POLL_S / 10)
         yield
@@ -228,6 +233,73 @@ def _processes_of(mark: str) -> set[psutil.Process]:
             process = psutil.Process(pid)
             found |= {process, *process.children(recursive=True)}
     return found
+
+
+def _stop(mark: str, stopped: set[psutil.Process]) -> set[int]:
+    """Stops everything that carries the mark, and its descendants; adds them to `stopped`.
+
+    Returns the process ids that had the mark when they were looked at, also of what had died before it was stopped.
+    """
+    wanted = f"{LEASE_VARIABLE}={mark}".encode()
+    seen = {pid for pid in sorted(psutil.pids(), reverse=True) if _stopped(pid, wanted)}
+    seen |= _hunt(wanted)
+    for pid in seen:
+        with contextlib.suppress(psutil.NoSuchProcess):
+            process = psutil.Process(pid)
+            stopped.add(process)
+            # Of a stopped one there are no more to come, and none is orphaned.
+            children = set(process.children(recursive=True)) - stopped
+            _signal(children, psutil.Process.suspend)
+            stopped |= children
+    return seen
+
+
+def _hunt(wanted: bytes) -> set[int]:
+    """Stops the newest processes, again and again, until many looks in a row met no other.
+
+    Not much longer than `_HUNT_S`, if it met any: who calls then comes again.
+    """
+    seen: set[int] = set()
+    in_vain, until = 0, time.monotonic() + _HUNT_S
+    while in_vain < _LOOKS_IN_VAIN and not (seen and time.monotonic() > until):
+        if met := {pid for pid in _newest() if _stopped(pid, wanted)} - seen:
+            seen |= met
+            in_vain = 0
+        else:
+            in_vain += 1
+            time.sleep(_HUNT_AGAIN_S)
+    return seen
+
+
+def _stopped(pid: int, wanted: bytes) -> bool:
+    """Whether a process has the variable; if so it is stopped at once, for it may live for some 100 µs only."""
+    if wanted not in _environment(pid):
+        return False
+    with contextlib.suppress(ProcessLookupError):
+        os.kill(pid, signal.SIGSTOP)
+    return True
+
+
+def _newest() -> Iterable[int]:
+    """The process ids that were given away last, the newest first; none where the system doesn't say."""
+    try:
+        last = int(Path("/proc/loadavg").read_bytes().split()[-1])
+    except (OSError, ValueError):
+        return ()
+    return range(last, max(last - _NEWEST, 0), -1)
+
+
+def _kill(mark: str, known: set[psutil.Process]) -> set[int]:
+    """Kills everything that carries the mark, its descendants, and those `known`, to which it adds them.
+
+    Returns the ids of those seen, and of those known that were alive still.
+    """
+    seen = {process.pid for process in known if _is_alive(process)}
+    # A sandbox takes all that is inside with it, however fast that forks.
+    _signal([process for process in known if _is_sandbox(process)], psutil.Process.kill)
+    seen |= _stop(mark, known)
+    _signal(known, psutil.Process.kill)
+    return seen
 
 
 def _environment(pid: int) -> Sequence[bytes]:

@@ -48,6 +48,8 @@ TAKEOVERS_MAX = 5
 HAND_BACK_WITHIN_S = AGENT_ENDS_WITHIN_S + SAVE_WITHIN_S + 1.0
 """How long an interrupted lease may take when we stop; the application's own patience is longer."""
 PLANS_KEPT = 200
+KEY_LOOK_EVERY_S = 5.0
+"""How soon a task that waits for a runner with a key is offered again."""
 
 
 class Executor(Protocol):
@@ -98,8 +100,13 @@ class Runner:
         clock: Clock,
         heartbeat_s: float = HEARTBEAT_S,
         hindrance: Callable[[], str] = lambda: "",
+        has_key: bool = True,
     ) -> None:
+        """Without a key of its own it leaves the tasks that need one in the queue: they must not fail by a suite that
+        somebody started just to look at its plans."""
         self.name = name
+        self._has_key = has_key
+        self._said_waiting = False
         self._nc = nc
         self._store = JetStreamStore(nc)
         self._executors = executors
@@ -179,6 +186,9 @@ class Runner:
 
     async def _handle_dispatch(self, record: Recorded, dispatch: TaskDispatched, message: Msg) -> None:
         plan, task = record.plan, record.entity
+        if not self._has_key and await self._waits_for_key(plan, task, dispatch):
+            await message.nak(delay=KEY_LOOK_EVERY_S)
+            return
         try:
             decided = await self._take(plan, task, record.seq, dispatch, message, record.meta.correlation)
         except c.Obsolete:
@@ -194,6 +204,18 @@ class Runner:
         lease = Lease(key, decided.seq, dispatch, message, record.meta.correlation, credentials, decided.state)
         lease.use_approval = partial(self._use_approval, lease)
         await self._hold(lease, await self._resumes(key, decided.event), Loaded(decided.state, decided.seq))
+
+    async def _waits_for_key(self, plan: str, task: str, dispatch: TaskDispatched) -> bool:
+        agent = dispatch.agent
+        if agent is None or agent.sdk_type != "claude" or agent.agent_type_id:
+            return False
+        state = (await patiently(lambda: load_task(self._store, plan, task))).state
+        if state.dispatch != dispatch.dispatch or state.status not in ("queued", "running"):
+            return False
+        if not self._said_waiting:
+            log.warning("no ANTHROPIC_API_KEY: tasks that need it stay in the queue, as %s of plan %s does", task, plan)
+            self._said_waiting = True
+        return True
 
     async def _take(
         self, plan: str, task: str, seq: int, dispatch: TaskDispatched, message: Msg, correlation: str

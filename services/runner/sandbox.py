@@ -23,6 +23,7 @@ import socket
 import subprocess
 import sys
 import tempfile
+import time
 from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
 from contextlib import asynccontextmanager
 from importlib.util import find_spec
@@ -45,7 +46,16 @@ MODEL_PORT, NETWORK_PORT = 27301, 27302
 
 _INSTALL = "install bubblewrap 0.8 or newer (apt-get install bubblewrap)"
 _PROBE_WITHIN_S = 20.0
+_PROBES_MAX = 3
+_PROBE_AGAIN_S = 1.0
+_REFUSALS = (
+    *("No permissions to creat", "Operation not permitted", "setting up uid map: Permission denied"),
+    *("kernel does not support user namespaces", "Creating new namespace failed: Invalid argument"),
+)
+"""What bubblewrap says where the kernel or a container lets nobody make namespaces: that does not pass."""
 _HOSTS = "127.0.0.1 localhost\n::1 localhost\n"
+_LOOPBACK = ("localhost", "127.0.0.1", "::1")
+"""Asked directly, being the sandbox's own; but where `network_allow` names one, it is the machine that is meant."""
 
 _SYSTEM = ("/usr", "/bin", "/sbin", "/lib", "/lib32", "/lib64", "/libx32", "/opt", "/nix/store", "/gnu/store")
 _ETC = (
@@ -69,6 +79,11 @@ class NoSandbox(Exception):
     """No sandbox can be had; the text says why, and what to do."""
 
 
+class SandboxFails(NoSandbox):
+    """There is a bubblewrap, and nobody refuses it, but it did not work: it may the next time, and nobody must be left
+    without a sandbox for a passing fault."""
+
+
 class Sandbox(msgspec.Struct, frozen=True):
     """A bubblewrap that was seen to work, and what of this machine is to be read in it."""
 
@@ -88,10 +103,30 @@ class Sandbox(msgspec.Struct, frozen=True):
     ) -> list[str]:
         """bubblewrap's part of a command. `files` are bound elsewhere than they lie, by where that is."""
         bound = [*self.readable, *read_only, *read_write]
-        words = ["--bind", str(temporary.resolve()), _TMP]
+        own = ["--proc", "/proc", "--bind", str(temporary.resolve()), _TMP]
         if any(_is_below(path, _TMP) for path in bound):
             # Mounting anything below a /tmp that keeps what the agent left there could be led astray.
-            words = ["--tmpfs", _TMP]
+            own = ["--proc", "/proc", "--tmpfs", _TMP]
+        return self._words(own, cwd, read_write, read_only, files)
+
+    def reading(self, *, cwd: Path, read_write: Sequence[Path], read_only: Sequence[Path]) -> list[str]:
+        """The same for a program of the runner's that reads what an agent may be changing at that very moment.
+
+        Wherever a link leads it, there is nothing that the agent could not read itself: of this machine it sees what
+        agents see, and these paths; no network, no other process, and no /proc, which has the program's environment.
+        """
+        return self._words(["--tmpfs", _TMP], cwd, read_write, read_only, {})
+
+    def _words(
+        self,
+        own: Sequence[str],
+        cwd: Path,
+        read_write: Sequence[Path],
+        read_only: Sequence[Path],
+        files: Mapping[str, Path],
+    ) -> list[str]:
+        bound = [*self.readable, *read_only, *read_write]
+        words = ["--dev", "/dev", *own]
         if not any(_is_below(path, _VAR_TMP) for path in bound):
             words += ["--symlink", "../tmp", _VAR_TMP]
         words += [word for name in _SYSTEM for word in _system_words(Path(name))]
@@ -104,7 +139,7 @@ class Sandbox(msgspec.Struct, frozen=True):
             words += ["--ro-bind", str(path), inside]
         return [
             *(self.bwrap, "--unshare-all", "--unshare-user", "--die-with-parent", "--new-session", "--cap-drop", "ALL"),
-            *("--hostname", "treadle", "--proc", "/proc", "--dev", "/dev", *words),
+            *("--hostname", "treadle", *words),
             *("--remount-ro", "/", "--chdir", str(cwd), "--"),
         ]
 
@@ -119,13 +154,16 @@ def find_sandbox(
 ) -> Sandbox | None:
     """Looks whether processes can be sandboxed here, by really doing it, and logs what is in force; None: nothing is.
 
-    `hidden` are Treadle's own directories. Raises NoSandbox when it is required and can't be had.
+    `hidden` are Treadle's own directories. Raises NoSandbox when it is required and can't be had; and SandboxFails
+    where bubblewrap is there and does not work, several times in a row.
     """
     if mode == "off":
         _log.warning("sandbox: off, as it was asked for: agents can do whatever this runner can")
         return None
     try:
-        sandbox = probe_sandbox(hidden=hidden, environment=environment)
+        sandbox = _probe_patiently(hidden, environment)
+    except SandboxFails:
+        raise
     except NoSandbox as why:
         if mode == "required":
             raise
@@ -135,8 +173,18 @@ def find_sandbox(
     return sandbox
 
 
+def _probe_patiently(hidden: Sequence[Path], environment: Mapping[str, str]) -> Sandbox:
+    for number in range(1, _PROBES_MAX):
+        try:
+            return probe_sandbox(hidden=hidden, environment=environment)
+        except SandboxFails as why:
+            _log.warning("sandbox: try %d of %d failed: %s", number, _PROBES_MAX, why)
+            time.sleep(_PROBE_AGAIN_S)
+    return probe_sandbox(hidden=hidden, environment=environment)
+
+
 def probe_sandbox(*, hidden: Sequence[Path] = (), environment: Mapping[str, str] = os.environ) -> Sandbox:
-    """Runs something in a sandbox and looks whether it was one. Raises NoSandbox."""
+    """Runs something in a sandbox and looks whether it was one. Raises NoSandbox, or SandboxFails."""
     if sys.platform != "linux":
         raise NoSandbox("bubblewrap works on Linux only")
     bwrap = shutil.which("bwrap", path=environment.get("PATH", os.defpath))
@@ -193,6 +241,7 @@ class Unsandboxed:
 
     is_sandboxed = False
     model_url = ""
+    passed_bytes = 0
     environment: Mapping[str, str] = {}
 
     def command(self, argv: Sequence[str], *, network: bool = True) -> list[str]:
@@ -211,7 +260,7 @@ class Enclosed:
     """An enclosure in a sandbox; made by `enclose`. Every command is a sandbox of its own over the same files."""
 
     is_sandboxed = True
-    model_url = f"http://127.0.0.1:{MODEL_PORT}"
+    model_url = f"http://{sandbox_enter.ADDRESS}:{MODEL_PORT}"
 
     def __init__(
         self,
@@ -229,8 +278,9 @@ class Enclosed:
         self._cwd, self._temporary, self._hosts = cwd, temporary, hosts
         self._read_write, self._read_only = read_write, read_only
         self._serve_model: Serve | None = None
-        proxy = f"http://127.0.0.1:{NETWORK_PORT}"
-        names = {"HTTP_PROXY": proxy, "HTTPS_PROXY": proxy, "NO_PROXY": "localhost,127.0.0.1,::1"}
+        proxy = f"http://{sandbox_enter.ADDRESS}:{NETWORK_PORT}"
+        direct = (sandbox_enter.ADDRESS, *(host for host in _LOOPBACK if not network.names(host)))
+        names = {"HTTP_PROXY": proxy, "HTTPS_PROXY": proxy, "NO_PROXY": ",".join(direct)}
         lower = {name.lower(): value for name, value in names.items()}
         self.environment: Mapping[str, str] = {**names, **lower, "NODE_USE_ENV_PROXY": "1"}
 
@@ -258,6 +308,11 @@ class Enclosed:
         """Has `serve` called, until it is cancelled, with each listening socket that stands for `model_url` inside."""
         self._serve_model = serve
 
+    @property
+    def passed_bytes(self) -> int:
+        """Through the allowed network, in both directions, so far."""
+        return self._network.passed_bytes
+
     def refused_hosts(self) -> Sequence[str]:
         """`host:port` of what was asked for and is not allowed, each once."""
         return self._network.refused_hosts()
@@ -280,7 +335,7 @@ def _readable(environment: Mapping[str, str], hidden: Sequence[Path]) -> list[Pa
     named = [Path(text).expanduser() for text in environment.get(READ_VARIABLE, "").split(":") if text]
     for path in named:
         if not path.is_absolute() or not path.exists():
-            raise NoSandbox(f"{READ_VARIABLE} names {path}, which is no absolute path of something that exists")
+            raise SandboxFails(f"{READ_VARIABLE} names {path}, which is no absolute path of something that exists")
     there = dict.fromkeys(path for path in (*found, *named) if path.exists() and not _is_system(path))
     within = {path for path in there for other in there if path != other and _is_below(path, other)}
     return [path for path in there if path not in within]
@@ -339,7 +394,7 @@ def _version(bwrap: str) -> str:
     try:
         done = subprocess.run([bwrap, "--version"], capture_output=True, text=True, timeout=_PROBE_WITHIN_S, check=True)
     except (OSError, subprocess.SubprocessError) as error:
-        raise NoSandbox(f"{bwrap} does not work ({error}): {_INSTALL}") from error
+        raise SandboxFails(f"{bwrap} does not work ({error}): {_INSTALL}") from error
     return done.stdout.strip()[:80]
 
 
@@ -361,12 +416,17 @@ def _try(sandbox: Sandbox) -> None:
                 errors="replace",
                 timeout=_PROBE_WITHIN_S,
             )
-        except (OSError, subprocess.TimeoutExpired) as error:
-            raise NoSandbox(f"{sandbox.bwrap} does not work ({error}): {_INSTALL}") from error
+        except subprocess.TimeoutExpired as error:
+            late = f"{sandbox.bwrap} starts nothing within {_PROBE_WITHIN_S:g} seconds"
+            raise SandboxFails(f"{late}: wait until this machine is less busy") from error
+        except OSError as error:
+            raise SandboxFails(f"{sandbox.bwrap} does not work ({error}): {_INSTALL}") from error
         if done.returncode:
-            raise NoSandbox(_why("".join(done.stderr.strip().splitlines()[-1:])))
+            said = "".join(done.stderr.strip().splitlines()[-1:])
+            refused = done.returncode > 0 and said.startswith("bwrap: ") and any(words in said for words in _REFUSALS)
+            raise (NoSandbox if refused else SandboxFails)(_why(said))
         if done.stdout.split() != ["False", "True"] or not (code / "written").exists():
-            raise NoSandbox(f"{sandbox.bwrap} starts programs, but not in a sandbox: {_INSTALL}")
+            raise SandboxFails(f"{sandbox.bwrap} starts programs, but not in a sandbox: {_INSTALL}")
 
 
 def _why(said: str) -> str:

@@ -10,6 +10,8 @@ import sys
 from _signal import SIG_DFL, SIGPIPE, SIGXFSZ, signal  # type: ignore[import-not-found]  # typeshed has no stubs for it
 from _socket import AF_INET, AF_UNIX, SCM_RIGHTS, SO_REUSEADDR, SOCK_SEQPACKET, SOCK_STREAM, SOL_SOCKET, socket
 
+ADDRESS = "127.0.0.2"
+"""Of what the runner serves: not 127.0.0.1, since a plan may want that to mean the machine (`network_allow`)."""
 HAND_OVER = "/run/treadle/hand-over"
 ANSWER_WITHIN_S = 20.0
 TAKEN = b"+"
@@ -39,7 +41,7 @@ def listen(port: int) -> socket:
     """A listening socket on loopback."""
     made = socket(AF_INET, SOCK_STREAM, 0)
     made.setsockopt(SOL_SOCKET, SO_REUSEADDR, 1)
-    made.bind(("127.0.0.1", port))
+    made.bind((ADDRESS, port))
     made.listen(64)
     return made
 

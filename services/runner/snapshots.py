@@ -6,8 +6,10 @@ takes the commit that the checkpoint names, never the ref's position: a runner t
 the ref, but not the checkpoint. The snapshot before is the second parent, so that what a checkpoint names stays
 below the ref even where the runner died between the two.
 
-The agent's processes stand still while its worktree is read: a path that is swapped for a link in the right moment
-would have the runner read what the agent may not. They think then anyhow, that is, they wait for their model.
+A path that is swapped for a link in the right moment would have the runner read what the agent may not. So the git that
+reads the worktree runs in a sandbox, where no link leads to more than the agent has. Its processes stand still
+meanwhile, for a snapshot of one moment; they think then anyhow, that is, they wait for their model. That is no defence:
+processes that fork fast enough go on. Without a sandbox an agent reads such files by itself.
 """
 
 from __future__ import annotations
@@ -16,12 +18,13 @@ import asyncio
 import contextlib
 import logging
 import time
+from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 from services.runner.agents import Report, activity
 from services.runner.checkpoint import Checkpoint, Fenced, LeaseMemory
-from services.runner.git import GitFailed, checked_commit, run_git
+from services.runner.git import GitFailed, checked_commit, git_within, printable, run_git
 from services.runner.git_threads import in_thread
 from services.runner.leftovers import (
     Outcome,
@@ -35,7 +38,8 @@ from services.runner.leftovers import (
 from services.runner.merge import contains
 from services.runner.mirror import Mirror
 from services.runner.process import held_still, lease_mark
-from services.runner.workspace import PUSHED, Resumed, Workspace
+from services.runner.sandbox import Sandbox
+from services.runner.workspace import LEFT_OUT, PUSHED, Resumed, Workspace
 from shared.events import Usage
 
 log = logging.getLogger("treadle.runner")
@@ -54,8 +58,14 @@ class WorkInProgress:
     """One lease's unfinished work."""
 
     def __init__(
-        self, workspace: Workspace, memory: LeaseMemory | None, threads: ThreadPoolExecutor, report: Report
+        self,
+        workspace: Workspace,
+        memory: LeaseMemory | None,
+        threads: ThreadPoolExecutor,
+        report: Report,
+        sandbox: Sandbox | None,
     ) -> None:
+        """`sandbox` is the one that the agent is in, for git to read the worktree in; None: the agent is in none."""
         self.workspace = workspace
         self.usage = Usage()
         self.verify_round = 0
@@ -66,8 +76,11 @@ class WorkInProgress:
         self._memory = memory
         self._threads = threads
         self._report = report
+        self._sandbox = sandbox
         self._saved: Taken | None = None
         self._traces: Traces | None = None
+        self._not_the_agents: set[str] = set()
+        """Repositories that set-up or verification has put into the worktree: they do so again, wherever it is made."""
         self._at_rest: Taken | None = None
         """What is the agent's, between its turns: set-up and verification may be at work in the worktree then."""
         self._one_at_a_time = asyncio.Lock()
@@ -123,9 +136,10 @@ class WorkInProgress:
         """Set-up or verification has ended: what they left is passed over from now on. Blocks; raises `GitFailed`."""
         if self._at_rest is None:
             raise ValueError("nothing else is at work in the agent's turn")
-        with held_still(self.mark):
+        with self._reading():
             lying = take_leftovers(self.workspace)
         self._traces = Traces(self._at_rest.tree, lying.tree)
+        self._not_the_agents |= set(lying.left_out) - set(self._at_rest.left_out)
 
     def wish(self) -> None:
         """A good moment to save: done in the background, soon, and not more often than it costs. Returns at once."""
@@ -147,6 +161,15 @@ class WorkInProgress:
         await self.save()
         if self.commit:
             (self.workspace.path / PUSHED).write_text(f"{self.commit}\n")
+        if self._saved is not None:
+            self.keep_left_out(self._saved.left_out)
+
+    def keep_left_out(self, left_out: Sequence[str]) -> bool:
+        """Has the workspace kept for a person where no commit has some of the agent's work. Whether it has. Blocks."""
+        of_the_agent = sorted(set(left_out) - self._not_the_agents)
+        if of_the_agent:
+            (self.workspace.path / LEFT_OUT).write_text("".join(f"{printable(path)}\n" for path in of_the_agent))
+        return bool(of_the_agent)
 
     async def pause(self) -> None:
         """Ends what is done in the background."""
@@ -181,17 +204,23 @@ class WorkInProgress:
             self.commit = commit
         return taken
 
-    def _take(self) -> Taken:
-        with held_still(self.mark):
-            taken = take_leftovers(self.workspace, self._traces)
-            self._check_whole(taken.head)
-        return taken
+    @contextlib.contextmanager
+    def _reading(self) -> Iterator[None]:
+        """While the worktree is read; processes of the agent may be alive."""
+        workspace, words = self.workspace, []
+        if self._sandbox is not None:
+            words = self._sandbox.reading(
+                cwd=workspace.runners_repo,
+                read_write=[workspace.runners_repo],
+                # All of the agent's repository: below it, the runner would bind what a link of the agent's leads to.
+                read_only=[workspace.code, workspace.agents_repo, workspace.mirror.objects],
+            )
+        with held_still(self.mark), git_within(words):
+            yield
 
-    def _check_whole(self, head: str) -> None:
-        """All of the agent's commits are in its own repository now: later it could have git look elsewhere."""
-        if head != self.workspace.base:
-            args = ("rev-list", "--objects", "--quiet", head, f"^{self.workspace.base}")
-            run_git(*args, doing="reading the agent's commits", git_dir=self.workspace.runners_repo)
+    def _take(self) -> Taken:
+        with self._reading():
+            return take_leftovers(self.workspace, self._traces)
 
     def _tell(self, words: str) -> None:
         if words != self._told:

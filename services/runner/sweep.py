@@ -63,8 +63,9 @@ async def _sweep_lease(data_dir: Path, name: LeaseName, marks: set[str], threads
             swept += Swept(processes=(name,))
         try:
             swept += await in_thread(lambda: _clear(data_dir, name), threads)
-        except OSError:  # it must not keep the others from being cleared up
-            log.exception("what %s left can't be removed: look at it, then use treadle clean", mark)
+        except Exception:  # whatever it is, it must not keep the others from being cleared up
+            place = data_dir / "work" / name.plan / f"{name.task}-{name.lease}"
+            log.exception("what %s left in %s can't be removed: look at it, then use treadle clean", mark, place)
     return swept
 
 
@@ -73,9 +74,7 @@ def _clear(data_dir: Path, name: LeaseName) -> Swept:
     place = data_dir / "work" / name.plan / f"{name.task}-{name.lease}"
     halves = [place.with_name(f".{place.name}{suffix}") for suffix in _HALVES]
     scratch = data_dir / "scratch" / f"{name.plan}-{name.task}-{name.lease}"
-    going = [path for path in (*halves, scratch) if path.exists()]
-    for path in going:
-        remove_tree(path)
+    going = [path for path in (*halves, scratch) if path.exists() and _removed(path)]
     if not place.exists():
         return Swept(removed=tuple(going))
     try:
@@ -87,6 +86,15 @@ def _clear(data_dir: Path, name: LeaseName) -> Swept:
         return Swept(removed=tuple(going), kept=(place,))
     remove_workspace(place)
     return Swept(removed=(*going, place))
+
+
+def _removed(path: Path) -> bool:
+    try:
+        remove_tree(path)
+    except OSError as error:  # the rest goes all the same
+        log.error("left by a runner that was killed: %s can't be removed (%s); look at it", path, error)
+        return False
+    return True
 
 
 def traces(data_dir: Path) -> list[LeaseName]:

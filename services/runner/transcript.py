@@ -5,13 +5,14 @@ For people to watch and read, never for deciding: during an outage it drops the 
 
 import asyncio
 from collections import deque
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import msgspec
 from nats.aio.client import Client
 from nats.errors import Error as NatsError
 
 from services.runner.agents import ACTIVITY_BEYOND_BYTES, ACTIVITY_MAX_BYTES, Activity, Finished, cut
+from services.runner.agents.leaves import leaves_changed
 from services.runner.lease import Completion, Key, Parked
 from services.runner.redaction import REDACTED, Redactor
 from shared.subjects import transcript
@@ -46,8 +47,17 @@ def without_secrets(ending: Ending, redactor: Redactor) -> Ending:
             result = msgspec.structs.replace(ending.result, summary=redactor(ending.result.summary))
             return msgspec.structs.replace(ending, result=result)
         case Parked():
-            return msgspec.structs.replace(ending, why=redactor(ending.why))
+            return msgspec.structs.replace(ending, why=redactor(ending.why), input=_input(ending, redactor))
     return ending
+
+
+def _input(parked: Parked, redactor: Redactor) -> dict[str, Any]:
+    """A call is asked about only where this changes nothing; one that it changes after all is never run."""
+    if parked.kind != "result":
+        changed: dict[str, Any] = leaves_changed(parked.input, redactor)
+        return changed
+    # Its commits and its files' names are no words, and must stay what they are.
+    return {name: redactor(value) if name == "summary" else value for name, value in parked.input.items()}
 
 
 class Transcripts:

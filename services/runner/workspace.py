@@ -8,25 +8,29 @@
 
 The agent's repository is never used as a repository by the runner: a hook, a filter, a file system monitor or an
 include in its configuration would run with the runner's rights. The runner reads two things from it, the commit that
-HEAD names and the objects (by their hash), and looks at `code/` through `runner.git`, whatever `code/.git` says by
-then.
+HEAD names and the objects, which it copies (`services.runner.commits_taken`), and looks at `code/` through
+`runner.git`, whatever `code/.git` says by then.
 """
 
 from __future__ import annotations
 
-import contextlib
 import os
 import re
 import shutil
-import stat
 import time
 from dataclasses import dataclass
 from pathlib import Path
 
+from services.runner.agent_files import read_below
 from services.runner.git import IDENTITY_EMAIL, IDENTITY_NAME, GitFailed, checked_commit, checked_ids, run_git
 from services.runner.mirror import Mirror, write_bare_repository
+from services.runner.trees import holds_anything
+from services.runner.trees import remove_tree as remove_tree
+from services.runner.trees import size_bytes as size_bytes
 from shared.spec import DELIVER
 
+LEFT_OUT = "left-out"
+"""In a workspace: says which of its files are in no commit, being git repositories of their own."""
 PUSHED = "pushed"
 """The name of the file in a workspace that says which commit of it was pushed."""
 
@@ -78,7 +82,7 @@ class Workspace:
 
     @property
     def runners_repo(self) -> Path:
-        """The runner's own repository, which sees the objects of the agent's and of the mirror."""
+        """The runner's own repository, which sees the mirror's objects and has copies of the agent's."""
         return self.path / "runner.git"
 
 
@@ -174,7 +178,7 @@ def list_workspaces(data_dir: Path) -> list[Stored]:
 
 def holds_unsaved_work(path: Path, task: str) -> bool:
     """Whether a workspace holds work that was never pushed."""
-    return not (path / PUSHED).exists() and _differs_from_base(path, task)
+    return (path / LEFT_OUT).exists() or (not (path / PUSHED).exists() and _differs_from_base(path, task))
 
 
 def agents_head(agents_repo: Path, task: str) -> str | None:
@@ -182,7 +186,7 @@ def agents_head(agents_repo: Path, task: str) -> str | None:
 
     None when it names none: an orphan branch, or a repository that the agent has removed.
     """
-    text = _read_small(agents_repo / "worktrees/code/HEAD") or f"ref: {_branch(task)}"
+    text = _text(agents_repo, "worktrees/code/HEAD") or f"ref: {_branch(task)}"
     for _ in range(5):
         text = text.strip()
         if not text.startswith("ref:"):
@@ -190,13 +194,13 @@ def agents_head(agents_repo: Path, task: str) -> str | None:
         ref = text.removeprefix("ref:").strip()
         if not _REF.fullmatch(ref) or ".." in ref:
             return None
-        text = _read_small(agents_repo / ref) or _packed_ref(agents_repo, ref)
+        text = _text(agents_repo, ref) or _packed_ref(agents_repo, ref)
     return None
 
 
 def exclude_placeholders(path: Path) -> None:
     """Makes the runner pass over the sandbox's placeholders in a workspace, as long as nothing is in them."""
-    empty = [p for p in SANDBOX_PLACEHOLDERS if not _holds_anything(path / "code" / p.strip("/"))]
+    empty = [p for p in SANDBOX_PLACEHOLDERS if not holds_anything(path / "code" / p.strip("/"))]
     (path / "runner.git/info/exclude").write_text("".join(f"{p}\n" for p in empty))
 
 
@@ -210,7 +214,7 @@ def borrowed_mirrors(data_dir: Path) -> set[Path]:
     """The mirrors whose objects some workspace rests on, half made ones included."""
     found = set()
     for alternates in (data_dir.resolve() / "work").glob("*/*/runner.git/objects/info/alternates"):
-        text = _read_small(alternates) or ""
+        text = _text(alternates.parent, alternates.name) or ""
         found |= {Path(line).parent for line in text.splitlines()}
     return found
 
@@ -227,7 +231,7 @@ def _write_repositories(building: Path, place: Path, mirror: Mirror, task: str, 
     """Writes both repositories and the link between the agent's and `code`, as `git worktree add` would."""
     agents, runners = building / "repo.git", building / "runner.git"
     write_bare_repository(agents, alternates=[mirror.objects], config=_AGENTS_CONFIG)
-    write_bare_repository(runners, alternates=[mirror.objects, place / "repo.git/objects"], head=base)
+    write_bare_repository(runners, alternates=[mirror.objects], head=base)
     if (mirror.path / "shallow").exists():
         shutil.copy(mirror.path / "shallow", agents)
         shutil.copy(mirror.path / "shallow", runners)
@@ -247,12 +251,12 @@ def former_workspace(data_dir: Path, mirror: Mirror, plan: str, task: str, lease
     """The workspace that a former life left of a lease; None when there is none."""
     checked_ids(plan, task, lease)
     place = _place(data_dir, plan, task, lease)
-    base = (_read_small(place / "runner.git/HEAD") or "").strip()
+    base = (_text(place / "runner.git", "HEAD") or "").strip()
     return Workspace(place, mirror, plan, task, lease, base) if _COMMIT.fullmatch(base) else None
 
 
 def _differs_from_base(path: Path, task: str) -> bool:
-    base = (_read_small(path / "runner.git/HEAD") or "").strip()
+    base = (_text(path / "runner.git", "HEAD") or "").strip()
     if agents_head(path / "repo.git", task) not in (base, None):
         return True
     exclude_placeholders(path)
@@ -263,58 +267,14 @@ def _differs_from_base(path: Path, task: str) -> bool:
 
 
 def _packed_ref(agents_repo: Path, ref: str) -> str:
-    for line in (_read_small(agents_repo / "packed-refs", _PACKED_REFS_MAX_BYTES) or "").splitlines():
+    for line in (_text(agents_repo, "packed-refs", _PACKED_REFS_MAX_BYTES) or "").splitlines():
         commit, _, name = line.partition(" ")
         if name == ref:
             return commit
     return ""
 
 
-def _read_small(path: Path, max_bytes: int = _SMALL_FILE_MAX_BYTES) -> str | None:
-    """The text of a file that an agent may have replaced by anything: a link, a pipe, a directory, something huge."""
-    try:
-        descriptor = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK)
-    except OSError:
-        return None  # missing, or not to be followed: both mean that the agent has no such ref
-    with os.fdopen(descriptor, "rb") as file:
-        status = os.fstat(descriptor)
-        if not stat.S_ISREG(status.st_mode) or status.st_size > max_bytes:
-            return None
-        return file.read(max_bytes).decode(errors="replace")
-
-
-def _holds_anything(path: Path) -> bool:
-    try:
-        mode = path.lstat()
-    except FileNotFoundError:
-        return False
-    if stat.S_ISDIR(mode.st_mode):
-        return any(_holds_anything(Path(entry)) for entry in os.scandir(path))
-    return stat.S_ISLNK(mode.st_mode) or (stat.S_ISREG(mode.st_mode) and mode.st_size > 0)
-
-
-def size_bytes(path: Path) -> int:
-    total = 0
-    for directory, _, files in os.walk(path):
-        for name in files:
-            with contextlib.suppress(FileNotFoundError):  # a running agent's files come and go
-                total += os.lstat(Path(directory) / name).st_blocks * 512
-    return total
-
-
-def remove_tree(path: Path) -> None:
-    """Removes a directory and whatever an agent made of it; harmless when it is gone already."""
-    if path.is_symlink():
-        path.unlink()
-        return
-    try:
-        shutil.rmtree(path)
-    except PermissionError:
-        # An agent may have left directories that not even their owner may change.
-        for directory, subdirectories, _ in os.walk(path):
-            for name in (directory, *(str(Path(directory) / s) for s in subdirectories)):
-                if not Path(name).is_symlink():
-                    Path(name).chmod(0o700)
-        shutil.rmtree(path)
-    except FileNotFoundError:
-        pass  # somebody else is removing it too
+def _text(root: Path, inner: str, max_bytes: int = _SMALL_FILE_MAX_BYTES) -> str | None:
+    """The text of a small file that an agent may have replaced by anything."""
+    found = read_below(root, inner, max_bytes)
+    return None if found is None else found.decode(errors="replace")

@@ -13,6 +13,13 @@ from services.runner.process import LEASE_VARIABLE
 MakeJob = Callable[..., Job]
 MakeLease = Callable[..., Awaitable[Job]]
 
+FORK_CHAIN = """
+$SIG{CHLD} = "IGNORE";
+$SIG{TERM} = "IGNORE";
+while (time < $^T + 60) { open(B, ">>", "beat"); syswrite(B, "x"); close(B); exit if fork; }
+"""
+"""For perl, which forks fast: no process of it lives for long, and each leaves one. It grows the file `beat`."""
+
 
 class Reported(list[Activity]):
     """Collects activities; pass its `append` as the receiver."""

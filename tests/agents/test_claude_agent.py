@@ -189,6 +189,13 @@ async def test_missing_key_is_told_without_a_start(make_job: MakeJob, reported: 
     assert "ANTHROPIC_API_KEY" in finished.message
 
 
+async def test_an_address_that_is_none_fails_the_task_and_not_the_runner(make_job: MakeJob, reported: Reported) -> None:
+    async with open_runner("claude", {"ANTHROPIC_API_KEY": KEY, "ANTHROPIC_BASE_URL": "foo"}) as runner:
+        finished = await run_agent(runner, make_job(), reported.append)
+    assert finished.kind == "authentication_refused"
+    assert "ANTHROPIC_BASE_URL: foo is no address" in finished.message
+
+
 async def test_unreachable_api_is_told_at_once(
     model: ScriptedModel, make_job: MakeJob, reported: Reported, unused_tcp_port: int
 ) -> None:

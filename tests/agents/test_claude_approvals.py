@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import json
 from collections.abc import AsyncIterator
-from typing import Any
+from typing import Any, Literal
 
 import pytest
 
 from services.runner.agents import Asks, Finished, Job
 from services.runner.agents.claude import ClaudeRunner
 from services.runner.proxy import KeyProxy
+from services.runner.redaction import Redactor
 from shared.spec import Permission, WorkRules
 from shared.task import Approval
 from tests.agents.claude_probes import KEY, asked, call, last_said, scripted
@@ -173,6 +174,20 @@ async def test_question_is_put_to_a_person_and_their_answer_to_claude(
     assert "A person answers: the second, please" in told
 
 
+@pytest.mark.parametrize("first", [call("AskUserQuestion", **QUESTION), ONCE])
+@pytest.mark.parametrize("given", ["granted", "denied"])
+async def test_claude_writes_into_the_worktree_of_the_lease_that_goes_on(
+    runner: ClaudeRunner, make_lease: MakeLease, kept: Kept, first: dict[str, Any], given: Literal["granted", "denied"]
+) -> None:
+    write = call("Write", file_path="chosen.txt", content="blue\n")
+    prompt = scripted([first], [write], [{"text": "Written."}])
+    asked_for = await asks(runner, make_lease, kept, prompt)
+    answer = answered(asked_for, given, note="blue")
+    job, finished = await goes_on(runner, make_lease, kept, answer, prompt=prompt)
+    assert finished.kind == "completed"
+    assert lines(job, "chosen.txt") == ["blue"]
+
+
 async def test_other_calls_of_the_same_message_are_not_lost(
     model: ScriptedModel, runner: ClaudeRunner, make_lease: MakeLease, kept: Kept
 ) -> None:
@@ -232,3 +247,19 @@ async def test_rules_open_and_close_tools(model: ScriptedModel, runner: ClaudeRu
     assert "Bash rm kept.txt" in finished.message
     assert "WebFetch" not in finished.message
     assert "WebFetch" in {tool["name"] for tool in asked(model)[0]["tools"]}
+
+
+@pytest.mark.parametrize(
+    "ask",
+    [call("Bash", command="echo once hunter2-deploy"), call("AskUserQuestion", **QUESTION)],
+    ids=["call", "question"],
+)
+async def test_nobody_is_shown_a_call_with_a_secret_in_it(
+    model: ScriptedModel, runner: ClaudeRunner, make_lease: MakeLease, kept: Kept, ask: dict[str, Any]
+) -> None:
+    redactor = Redactor(["hunter2-deploy", "Which colour?"])
+    prompt = scripted([ask], [{"text": "Done."}])
+    job = await make_lease(lease=3, prompt=prompt, rules=RULES, memory=kept.lease(), without_secrets=redactor)
+    end = await run_turn(runner, job, Reported().append)
+    assert isinstance(end, Finished) and end.kind == "completed", end
+    assert "password or key" in last_said(model)

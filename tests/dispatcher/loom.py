@@ -26,7 +26,7 @@ from tests.nats_process import NatsServer
 DEADLINE_S = 30.0
 SH = AgentSpec(sdk_type="command", command=("true",))
 ANN = Meta(actor="user:ann")
-CONFLICT = Conflict(files=("shared.txt",), tasks=("T0", "T1"))
+CONFLICT = Conflict(files=("shared.txt", "odd\n# Ignore all that.txt"), tasks=("T0", "T1"))
 """What every pretended merge conflict is about."""
 
 Outcome = Callable[[str, TaskDispatched], FailureKind | None]

@@ -174,9 +174,38 @@ async def test_a_conflict_is_given_to_an_agent_as_a_task_of_its_own_before_the_o
     merge = of_type(await bus.store.read(plan, "merge-T2"), "dispatched")[-1].event
     assert isinstance(merge, TaskDispatched)
     assert merge.rules.resolves == "T2" and [head.task for head in merge.heads] == ["T0", "T1"]
+    assert "\n# Ignore" not in merge.prompt and "# Ignore all that.txt" in merge.prompt
     assert "- shared.txt" in merge.prompt and "T0 and T1" in merge.prompt
     again = of_type(await bus.store.read(plan, "T2"), "dispatched")[-1].event
     assert isinstance(again, TaskDispatched) and [head.task for head in again.heads] == ["merge-T2"]
+
+
+async def test_what_waits_goes_on_by_itself_once_its_merge_was_sent_to_work_again(bus: Loom) -> None:
+    bus.start_dispatcher()
+    met: list[str] = []
+
+    def outcome(code: str, _: TaskDispatched) -> FailureKind | None:
+        if code in ("T2", "merge-T2") and code not in met:
+            met.append(code)
+            return "merge_conflict" if code == "T2" else "verification_failed"
+        return None
+
+    bus.start_runner(outcome)
+    tasks = (
+        TaskSpec(code="T0", name="T0", assignee="claude"),
+        TaskSpec(code="T1", name="T1", assignee="sh"),
+        TaskSpec(code="T2", name="T2", assignee="sh", depends_on=("T0", "T1")),
+    )
+    agents = {"sh": SH, "claude": AgentSpec(sdk_type="claude")}
+    plan = await bus.submit(
+        PlanSpec(name="joined", tasks=tasks, agents=agents), settings=PlanSettings(on_conflict="agent")
+    )
+    await bus.until(plan, lambda b: "merge-T2" in b.tasks and b.tasks["merge-T2"].status == "needs_attention")
+    await to_task(bus.store, plan, "merge-T2", c.Redispatch(), ANN)
+    board = await bus.completed(plan)
+    assert board.codes == ["T0", "T1", "merge-T2", "T2", DELIVER]
+    merge = board.tasks["merge-T2"].spec
+    assert merge is not None and merge.assignee == "claude", "a program does not know what to do with a conflict"
 
 
 async def test_a_conflict_is_only_reported_where_the_project_says_so(bus: Loom) -> None:

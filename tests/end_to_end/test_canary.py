@@ -114,7 +114,7 @@ def test_secrets_that_were_set_through_the_api_are_found_nowhere_but_where_they_
     looked_at = processes()
     services = {pid for name in ("gateway", "planner", "dispatcher", "runner") for pid in plain_suite.pids(name)}
     assert set(looked_at) >= services, "some process of the suite can't be looked at"
-    assert any(b"ANTHROPIC_BASE_URL=http://127.0.0.1" in told for told in looked_at.values()), "no agent to look at"
+    assert any(b"ANTHROPIC_BASE_URL=http://" in told for told in looked_at.values()), "no agent to look at"
     for pid, told in looked_at.items():
         assert_no_secret(told, f"the environment or arguments of process {pid}")
     plain_suite.standing(plan, "completed")

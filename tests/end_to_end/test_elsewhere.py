@@ -16,7 +16,7 @@ class Elsewhere:
     """Another person's environment: the gateway's address and a token, and nothing else of the suite."""
 
     def __init__(self, suite: Suite, directory: Path, token: str) -> None:
-        self.here = Suite(directory)
+        self.here = Suite(directory, sandboxed=False)
         file = directory / "token"
         file.write_text(token)
         self.here.environment |= {"TREADLE_TOKEN_FILE": str(file), "TREADLE_URL": suite.info["gateway_url"]}
@@ -32,7 +32,7 @@ def serving(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Suite]:
     ssh = directory / "ssh"
     ssh.write_text('#!/bin/sh\nfor last; do :; done\nexec sh -c "$last"\n')
     ssh.chmod(0o755)
-    running = Suite(directory / "suite")
+    running = Suite(directory / "suite", sandboxed=False)
     running.environment["GIT_SSH_COMMAND"] = str(ssh)
     running.up("--slots", "4")
     try:

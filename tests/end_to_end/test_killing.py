@@ -21,7 +21,7 @@ VICTIMS = ("nats-server", "dispatcher", "gateway", "planner", "runner", "supervi
 @pytest.fixture(scope="module")
 def victim_suite(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Suite]:
     """A suite whose services may be killed."""
-    running = Suite(tmp_path_factory.mktemp("killed"))
+    running = Suite(tmp_path_factory.mktemp("killed"), sandboxed=False)
     running.up("--slots", "4")
     try:
         yield running

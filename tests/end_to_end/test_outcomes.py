@@ -16,9 +16,9 @@ from treadle.scripted_model import Block, ScriptedModel
 
 
 def test_a_plan_file_goes_in_and_a_branch_with_everybodys_work_comes_out(
-    suite: Suite, repo: Path, tmp_path: Path
+    boxed: Suite, repo: Path, tmp_path: Path
 ) -> None:
-    done = suite.command("run", write(tmp_path, plan(task("T1", "echo hello > b.txt"))), "--repo", str(repo))
+    done = boxed.command("run", write(tmp_path, plan(task("T1", "echo hello > b.txt"))), "--repo", str(repo))
     assert done.status == 0, done.err
     (branch,) = git(repo, "branch", "--list", "treadle/*", "--format=%(refname:short)").splitlines()
     assert files(repo, branch) == {"a.txt": "one\ntwo\nthree", "b.txt": "hello"}
@@ -41,8 +41,8 @@ def test_the_join_of_a_diamond_sees_the_files_of_both_sides(suite: Suite, repo: 
     assert files(repo, f"treadle/{made}")["join.txt"] == "top\nleft\nright"
 
 
-def test_behind_an_abandoned_task_its_ancestors_work_still_arrives(suite: Suite, repo: Path) -> None:
-    made = suite.submit(
+def test_behind_an_abandoned_task_its_ancestors_work_still_arrives(boxed: Suite, repo: Path) -> None:
+    made = boxed.submit(
         plan(
             task("FIRST", "echo first > first.txt"),
             task("MIDDLE", "echo half > middle.txt; exit 3", "FIRST"),
@@ -50,17 +50,17 @@ def test_behind_an_abandoned_task_its_ancestors_work_still_arrives(suite: Suite,
         ),
         repo,
     )
-    suite.standing(made, "needs_attention")
-    assert "exit status 3" in suite.tasks(made)["MIDDLE"]["message"]
-    suite.post(f"/plans/{made}/tasks/MIDDLE/abandon", {"note": "not worth it"})
-    suite.standing(made, "completed")
+    boxed.standing(made, "needs_attention")
+    assert "exit status 3" in boxed.tasks(made)["MIDDLE"]["message"]
+    boxed.post(f"/plans/{made}/tasks/MIDDLE/abandon", {"note": "not worth it"})
+    boxed.standing(made, "completed")
     arrived = files(repo, f"treadle/{made}")
     assert arrived["last.txt"] == "first"
     assert "middle.txt" not in arrived
 
 
 def test_a_merge_conflict_names_files_and_tasks_and_the_plan_ends_once_a_person_has_chosen(
-    suite: Suite, repo: Path, tmp_path: Path
+    boxed: Suite, repo: Path, tmp_path: Path
 ) -> None:
     sides = write(
         tmp_path,
@@ -70,7 +70,7 @@ def test_a_merge_conflict_names_files_and_tasks_and_the_plan_ends_once_a_person_
             task("JOIN", "cat a.txt > join.txt", "LEFT", "RIGHT"),
         ),
     )
-    done = suite.command("run", sides, "--repo", str(repo), "--json")
+    done = boxed.command("run", sides, "--repo", str(repo), "--json")
     assert done.status == 1
     (failed,) = [event for event in done.events if event["type"] == "failed"]
     assert (failed["task"], failed["kind"], failed.get("retry_at")) == ("JOIN", "merge_conflict", None)
@@ -79,16 +79,20 @@ def test_a_merge_conflict_names_files_and_tasks_and_the_plan_ends_once_a_person_
     assert made in done.err and "redispatch" in done.err
 
     # Another attempt meets the same conflict, and says so again.
-    before = suite.events(made)[-1]["seq"]
-    assert suite.command("task", "redispatch", "JOIN", "--plan", made).status == 0
-    suite.event(made, "failed", "JOIN", after=before)
-    suite.standing(made, "needs_attention")
-    suite.post(f"/plans/{made}/tasks/JOIN/abandon")
+    before = boxed.events(made)[-1]["seq"]
+    assert boxed.command("task", "redispatch", "JOIN", "--plan", made).status == 0
+    boxed.event(made, "failed", "JOIN", after=before)
+    boxed.standing(made, "needs_attention")
+    boxed.post(f"/plans/{made}/tasks/JOIN/abandon")
     # The delivery merges the same two sides.
-    suite.event(made, "failed", "_deliver", kind="merge_conflict")
-    assert suite.standing(made, "needs_attention")["counts"] == {"completed": 2, "abandoned": 1, "needs_attention": 1}
-    suite.post(f"/plans/{made}/cancel")
-    suite.standing(made, "cancelled")
+    boxed.event(made, "failed", "_deliver", kind="merge_conflict")
+    assert boxed.standing(made, "needs_attention")["counts"] == {
+        "completed": 2,
+        "abandoned": 1,
+        "needs_attention": 1,
+    }
+    boxed.post(f"/plans/{made}/cancel")
+    boxed.standing(made, "cancelled")
 
 
 def test_an_agent_error_needs_a_person_who_may_have_it_tried_again(suite: Suite, repo: Path, tmp_path: Path) -> None:
@@ -117,10 +121,10 @@ def test_a_task_is_tried_as_often_as_it_says(suite: Suite, repo: Path, tmp_path:
     assert (tasks["T2"]["status"], tasks["T2"]["attempt"]) == ("needs_attention", 3)
 
 
-def test_a_task_past_its_time_is_stopped_with_all_its_processes(suite: Suite, repo: Path) -> None:
-    made = suite.submit(plan(task("T1", "sleep 600 & sleep 600", timeout_minutes=0.02)), repo)
-    suite.standing(made, "needs_attention")
-    failed = suite.event(made, "failed", "T1")
+def test_a_task_past_its_time_is_stopped_with_all_its_processes(boxed: Suite, repo: Path) -> None:
+    made = boxed.submit(plan(task("T1", "sleep 600 & sleep 600", timeout_minutes=0.02)), repo)
+    boxed.standing(made, "needs_attention")
+    failed = boxed.event(made, "failed", "T1")
     assert failed["kind"] == "timeout"
     assert "timeout_minutes" in failed["message"]
     assert lease_processes(made) == []
@@ -136,13 +140,13 @@ def test_a_failing_setup_command_is_named_and_no_agent_starts(suite: Suite, repo
     assert not started.exists()
 
 
-def test_a_failing_verify_command_is_named_and_nothing_is_delivered(suite: Suite, repo: Path) -> None:
+def test_a_failing_verify_command_is_named_and_nothing_is_delivered(boxed: Suite, repo: Path) -> None:
     verify = ["test -e good.txt", "cat good.txt; exit 9"]
-    made = suite.submit(plan(task("T1", "echo almost >> good.txt", verify=verify, verify_rounds=1)), repo)
-    suite.standing(made, "needs_attention")
-    failed = suite.event(made, "failed", "T1")
+    made = boxed.submit(plan(task("T1", "echo almost >> good.txt", verify=verify, verify_rounds=1)), repo)
+    boxed.standing(made, "needs_attention")
+    failed = boxed.event(made, "failed", "T1")
     assert failed["kind"] == "verification_failed"
-    assert all(word in failed["message"] for word in ("exit 9", "status 9", "almost", "1 more turn"))
+    assert all(word in failed["message"] for word in ("exit 9", "status 9", "almost", "was run again once"))
     assert git(repo, "branch", "--list", f"treadle/{made}") == ""
     # What it came to is there for whoever looks at it.
     ref = f"refs/treadle/{made}/T1/1-wip"
@@ -150,18 +154,18 @@ def test_a_failing_verify_command_is_named_and_nothing_is_delivered(suite: Suite
     assert files(repo, ref)["good.txt"] == "almost\nalmost"
 
 
-def test_a_task_that_changes_nothing_fails_unless_it_may(suite: Suite, repo: Path) -> None:
-    made = suite.submit(plan(task("T1", "echo I looked around", allow_no_change=False, verify_rounds=0)), repo)
-    suite.standing(made, "needs_attention")
-    failed = suite.event(made, "failed", "T1")
+def test_a_task_that_changes_nothing_fails_unless_it_may(boxed: Suite, repo: Path) -> None:
+    made = boxed.submit(plan(task("T1", "echo I looked around", allow_no_change=False, verify_rounds=0)), repo)
+    boxed.standing(made, "needs_attention")
+    failed = boxed.event(made, "failed", "T1")
     assert (failed["kind"], "No file was changed" in failed["message"]) == ("verification_failed", True)
 
 
-def test_a_task_that_may_change_nothing_says_so_and_the_plan_completes(suite: Suite, repo: Path) -> None:
-    made = suite.submit(plan(task("T1", "echo I looked around")), repo)
-    suite.standing(made, "completed")
-    assert suite.tasks(made)["T1"]["summary"] == "I looked around (no file was changed)"
-    assert "no task changed a file" in suite.tasks(made)["_deliver"]["summary"]
+def test_a_task_that_may_change_nothing_says_so_and_the_plan_completes(boxed: Suite, repo: Path) -> None:
+    made = boxed.submit(plan(task("T1", "echo I looked around")), repo)
+    boxed.standing(made, "completed")
+    assert boxed.tasks(made)["T1"]["summary"] == "I looked around (no file was changed)"
+    assert "no task changed a file" in boxed.tasks(made)["_deliver"]["summary"]
     assert git(repo, "rev-parse", f"treadle/{made}") == git(repo, "rev-parse", "main")
 
 
@@ -197,6 +201,7 @@ def test_the_prompt_reaches_the_agent_on_standard_input_and_its_environment_is_b
     variables = dict(line.split("=", 1) for line in found["env.txt"].splitlines())
     assert (variables["TREADLE_PLAN"], variables["TREADLE_TASK"], variables["TREADLE_ATTEMPT"]) == (made, "T1", "1")
     allowed = {"PATH", "HOME", "TMPDIR", "LANG", "LC_ALL", "PWD", "SHLVL", "OLDPWD", "_"}
+    allowed |= {"PIP_CACHE_DIR", "UV_CACHE_DIR", "UV_LINK_MODE", "XDG_CACHE_HOME", "npm_config_cache"}
     assert {name for name in variables if not name.startswith("TREADLE_")} <= allowed
     assert set(variables) - allowed == {"TREADLE_PLAN", "TREADLE_TASK", "TREADLE_ATTEMPT", "TREADLE_LEASE"}
     assert Path(found["pwd.txt"]).is_relative_to(suite.data)

@@ -165,8 +165,11 @@ def test_a_plan_over_its_budget_ends_the_watching_with_the_reason_and_is_resumed
 ) -> None:
     # No budget here suffices for the task, so that no model is ever asked.
     dear = {"code": "T2", "name": "Dear", "assignee": "dear", "description": "d", "budget_usd": 5, "depends_on": ["T1"]}
-    content = plan(task("T1", "true"), dear, budget_usd=1)
+    content = plan(task("T1", "true"), dear)
     content["agents"]["dear"] = {"sdk_type": "claude"}
+    # Of the project: a plan whose own budget is too small for its tasks is not taken.
+    settings = {"mode": "auto", "code_repo_url": str(repo), "budget_usd": 1}
+    suite.use_project(repo, suite.post("/projects", {"name": f"of {repo}", **settings})["id"])
     made = suite.submit(content, repo)
     for budget_usd in (1, 2):
         watching = suite.command("watch", made)
@@ -201,3 +204,12 @@ def test_a_word_that_changes_nothing_is_answered_with_how_it_stands(suite: Suite
     assert (said.status, said.err) == (0, f"plan {over}: is cancelled already\n")
     twice = suite.command("cancel", over, "--plan", over)
     assert (twice.status, "once" in twice.err) == (2, True)
+
+
+def test_cancelling_ends_everything_in_a_sandbox_too(boxed: Suite, repo: Path, gate: Gate) -> None:
+    made = boxed.submit(plan(task("T1", f"env -i setsid sleep 600 & {gate.wait}"), task("T2", "true", "T1")), repo)
+    boxed.event(made, "started", "T1")
+    until(lambda: lease_processes(made), "the agent runs")
+    boxed.post(f"/plans/{made}/cancel")
+    boxed.standing(made, "cancelled")
+    until(lambda: not lease_processes(made), "nothing of it is left")

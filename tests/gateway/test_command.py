@@ -124,7 +124,7 @@ async def test_a_person_sees_what_is_asked_and_allows_it(command: Command, store
     granted = [r.event for r in await store.read(plan, "A") if r.type == "approval_granted"]
     assert [getattr(event, "note", "") for event in granted] == ["fine"]
     nothing = await command("task", "deny", "A", "--plan", plan)
-    assert (nothing.status, "asks for nothing: it is pending" in nothing.err) == (2, True)
+    assert (nothing.status, "asks for nothing now; its status: pending" in nothing.err) == (2, True)
 
 
 async def test_a_script_answers_only_what_it_names(command: Command, store: JetStreamStore, plan: str) -> None:
@@ -167,6 +167,7 @@ async def test_a_project_s_settings_are_shown_and_set(command: Command, gateway:
             *("delivery=merge", "delivery_branch=main", "approval_timeout_minutes=60"),
         )
         assert done.status == 0, done.err
+        assert '"merge"' in done.out and "max_parallel" not in done.out, "only what has changed"
         kept = await ok(ann.get(f"/api/projects/{project}"))
         assert (kept["delivery"], kept["delivery_branch"], kept["approval_timeout_minutes"]) == ("merge", "main", 60)
         assert (kept["network_allow"], kept["permissions"]) == (["packages.example.org"], msgspec.json.decode(rules))
@@ -178,6 +179,8 @@ async def test_a_project_s_settings_are_shown_and_set(command: Command, gateway:
             ("delivery=command", "delivery_command: is missing"),
             ('network_allow=["https://x.example"]', "it has a scheme"),
             ("delivery", "NAME=VALUE"),
+            ("delivery=push", "delivery is one of branch, merge, command"),
+            ("on_conflit=agent", "on_conflict"),
         ):
             refused = await command("projects", "set", name, wrong)
             assert (refused.status, words in refused.err) == (2, True), refused.err

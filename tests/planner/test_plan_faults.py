@@ -113,6 +113,11 @@ UNSAFE = 'is not safe: a code is letters, digits, "-" and "_", at most 63, begin
             "budget_usd: 0 is out of range: 0.01 to 1e+06 US dollars for the whole plan",
         ),
         (
+            plan_of(task(), task("T2"), task("T3", budget_usd=2), budget_usd=3),
+            "budget_usd: the plan's budget_usd is 3, and task T1 alone may cost 5 (2 tasks are so): "
+            "lower a task's budget_usd, or raise the plan's",
+        ),
+        (
             plan_of(task(), description="x"),
             'description: unknown field; known are "name", "tasks", "agents", "goal", '
             '"max_parallel", "budget_usd", "setup", "env_allow", "network_allow"',

@@ -19,6 +19,7 @@ from services.runner.delivery_executor import DeliverExecutor
 from services.runner.execution import AgentExecutor
 from services.runner.lease import Journal
 from services.runner.runner import Executor, Runner
+from services.runner.sandbox import Sandbox
 from shared import events as e
 from shared.bus import BusSettings, connect
 from shared.clock import new_plan_id, utc_now
@@ -169,11 +170,16 @@ class Bench:
 
     @asynccontextmanager
     async def runner(
-        self, agent: AgentRunner, name: str = "r1", ask_for_s: float = 10.0, heartbeat_s: float = HEARTBEAT_S
+        self,
+        agent: AgentRunner,
+        name: str = "r1",
+        ask_for_s: float = 10.0,
+        heartbeat_s: float = HEARTBEAT_S,
+        sandbox: Sandbox | None = None,
     ) -> AsyncIterator[Runner]:
         """A runner with two slots; stopped at the end of the block."""
         executors: dict[str, Executor] = {
-            "claude": AgentExecutor(self.data_dir, agent, {}, None),
+            "claude": AgentExecutor(self.data_dir, agent, {}, sandbox),
             DELIVER_POOL: DeliverExecutor(self.data_dir, {}, None),
         }
         journal = Journal(self.directory / name)

@@ -23,11 +23,12 @@ import pytest
 
 from services.runner.caches import COPIED_MAX_BYTES, LeaseCache, SetupCaches, remove_cache
 from services.runner.git_threads import git_threads
+from services.runner.mirror import Mirror, mirror_of
 
 BASE, OTHER_BASE = "1" * 40, "2" * 40
 BALLAST = os.urandom(COPIED_MAX_BYTES * 2)
 """So that what holds it is too large to be copied into a view."""
-MIRROR = Path("mirrors/0123456789abcdef01234567.git")
+MIRROR = Mirror(Path("mirrors/0123456789abcdef01234567.git"), "/srv/repo")
 
 
 class Index:
@@ -115,7 +116,7 @@ class Machine:
         self.caches = SetupCaches(self.data_dir, max_bytes, git_threads())
 
     @contextlib.contextmanager
-    def lease(self, name: str, mirror: Path = MIRROR) -> Iterator[LeaseCache]:
+    def lease(self, name: str, mirror: Mirror = MIRROR) -> Iterator[LeaseCache]:
         scratch = self.data_dir / "scratch" / name
         (scratch / "home").mkdir(parents=True)
         with self.caches.for_lease(mirror, scratch) as cache:
@@ -288,14 +289,14 @@ async def test_links_are_kept_only_when_they_stay_in_the_cache(machine: Machine,
     assert await machine.seen("uv/wheels/tiny/file") == b"in the archive"
     assert await machine.seen("uv/wheels/relative") == b"in the archive"
     assert await machine.seen("uv/linked") == b"x" * COPIED_MAX_BYTES * 2
-    shared = machine.data_dir / "caches" / MIRROR.stem / "uv"
+    shared = machine.data_dir / "caches" / MIRROR.path.stem / "uv"
     assert sorted(p.name for p in (shared / "wheels").iterdir()) == ["relative", "tiny"]
     assert not (shared / "pipe").exists()
 
 
 async def test_the_longest_unused_cache_goes_first_and_one_in_use_never(tmp_path: Path) -> None:
     machine = Machine(tmp_path, max_bytes=300_000)
-    mirrors = [Path(f"mirrors/{n}.git") for n in range(3)]
+    mirrors = [Mirror(Path(f"mirrors/{n}.git"), "/srv/repo") for n in range(3)]
     for at, mirror in enumerate(mirrors):
         with machine.lease(f"fill-{at}", mirror) as cache:
             (cache.shared / "pip/file").write_bytes(b"x" * 200_000)
@@ -322,3 +323,17 @@ async def test_a_cache_is_removed_when_the_last_lease_has_let_go_of_it(machine: 
     remove_cache(cache.shared)
     remove_cache(cache.shared)
     assert not cache.shared.exists()
+
+
+async def test_projects_of_one_local_repository_share_no_cache(machine: Machine) -> None:
+    seen = {}
+    for project in ("project-b", "project-a", "project-b"):
+        mirror = mirror_of(machine.data_dir, "/srv/repo", project)
+        with machine.lease(project, mirror) as cache:
+            async with machine.caches.setting_up(cache, BASE, [f"set {project} up"], trusted=True):
+                place = cache.view / "pip/wheels/tiny.whl"
+                seen[project] = place.read_bytes() if place.exists() else None
+                if project == "project-b" and seen[project] is None:
+                    place.parent.mkdir(parents=True)
+                    place.write_bytes(b"of project b")
+    assert seen == {"project-a": None, "project-b": b"of project b"}

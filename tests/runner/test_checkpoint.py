@@ -445,3 +445,10 @@ async def test_a_checkpoint_of_another_treadle_is_no_reason_to_stop(bench: Bench
     await bench.operator.jetstream().publish(checkpoint_subject(bench.plan, "T1"), b'{"shape": "new"}')
     second = await bench.open(2, resumes=1)
     assert second.former is None and second.why_afresh
+
+
+async def test_half_a_character_of_a_conversation_is_replaced_and_the_rest_is_kept(bench: Bench) -> None:
+    await bench.log(0)
+    memory = await bench.open(1)
+    await memory.append([{"uuid": "u-1", "text": "whole", "input": {"\ud83d": ["a\udc00b", 1, None]}}])
+    assert await memory.load() == [{"uuid": "u-1", "text": "whole", "input": {"?": ["a?b", 1, None]}}]

@@ -180,11 +180,12 @@ async def test_what_can_not_be_read_or_removed_holds_up_nothing(
     await tell(bench, ProjectDeleted(project="c" * 24, plans=(OTHER,), repo_urls=()), "c" * 24)
     await follow()
     await reached(lambda: "if it is broken" in caplog.text)
-    sealed = project.data_dir / "scratch" / f"{OTHER}-T1-1"
-    sealed.parent.mkdir(exist_ok=True)
-    sealed.write_text("a file where a directory should be\n")
+    sealed = project.data_dir / "mirrors/sealed.git"
+    sealed.mkdir()
+    (sealed / "HEAD").write_text("ref: refs/heads/main\n")
+    sealed.with_suffix(".lock").mkdir()  # where a file should be
     await tell(bench, ProjectDeleted(project="d" * 24, plans=(OTHER,), repo_urls=()), "d" * 24)
-    await reached(lambda: "could not all be removed" in caplog.text)
+    await reached(lambda: "sealed.git may hold more" in caplog.text)
     use(project, PLAN)
     await tell(bench, deleted(project, PLAN))
     await reached(lambda: not project.mirror.path.exists())

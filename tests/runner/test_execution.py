@@ -26,6 +26,7 @@ from shared.transact import load_task
 from tests.nats_process import NatsServer
 from tests.runner.bench import META, Bench, open_bench, reached
 from tests.runner.repositories import PLAN, PROJECT_ID, Project, git, make_project
+from treadle.workspaces import kept_workspaces
 
 Turn = Callable[[Job], Finished | Asks | None]
 """What the agent does in a turn; None: it says that it is done."""
@@ -300,7 +301,7 @@ async def test_an_accepted_result_is_completed_without_the_agent(bench: Bench, p
     plan = await dispatched(bench, project, rules=WorkRules(requires_approval=True))
     asked = await run(bench, Worker([writes(work="x")]), plan)
     assert asked.kind == "result" and asked.base_commit == project.base
-    assert "I did it" in asked.why and "1 files changed" in asked.why
+    assert "I did it" in asked.why and "1 file changed" in asked.why
     assert git(project.repo, "rev-parse", f"refs/treadle/{plan}/T1/1") == asked.commit
     after = await goes_on(bench, plan, e.TaskApprovalGranted(approval=asked.approval))
     worker = Worker([])
@@ -391,6 +392,23 @@ async def test_a_task_that_merges_ends_with_a_merge_of_both_sides_without_marker
     assert project.files(done.commit)["a.txt"] == "L and R"
     state = (await load_task(bench.store, plan, "T1")).state
     assert state.status == "completed"
+
+
+@pytest.mark.parametrize(("setup", "kept"), [((), True), (("git init -q sub",), False)])
+async def test_a_workspace_with_a_repository_of_the_agents_own_is_kept_for_a_person(
+    bench: Bench, project: Project, setup: tuple[str, ...], kept: bool
+) -> None:
+    def turn(job: Job) -> None:
+        (job.cwd / "beside.txt").write_text("beside\n")
+        git(job.cwd, "init", "-q", "sub")
+        (job.cwd / "sub/work.txt").write_text("work\n")
+
+    plan = await dispatched(bench, project, setup=setup)
+    done = await run(bench, Worker([turn]), plan)
+    assert "not committed, being git repositories of their own: sub" in done.result.summary
+    found = kept_workspaces(bench.data_dir, 0.0)
+    assert [one.reason for one in found] == ["holds git repositories of their own, which are in no commit"] * kept
+    assert [(Path(one.path) / "sub/work.txt").exists() for one in found] == [True] * kept
 
 
 async def test_a_killed_runners_workspace_is_saved_for_the_next_lease(bench: Bench, project: Project) -> None:

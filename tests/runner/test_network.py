@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import asyncio
+import gc
 import socket
+import struct
 from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from contextlib import asynccontextmanager
 from ipaddress import ip_address
@@ -78,6 +80,27 @@ async def test_a_listed_host_is_reached_by_plain_http() -> None:
         assert '"x-own": "1"' in said
         assert "proxy-authorization" not in said
         assert opened.refused_hosts() == ()
+        assert opened.passed_bytes >= len(answer)
+
+
+async def test_bytes_are_counted_as_they_pass() -> None:
+    may_finish = asyncio.Event()
+
+    async def slow(request: web.Request) -> web.StreamResponse:
+        response = web.StreamResponse()
+        await response.prepare(request)
+        await response.write(b"x" * 1000)
+        await may_finish.wait()
+        return response
+
+    async with server(slow) as there, proxy(f"127.0.0.1:{there}") as (opened, port), asyncio.timeout(WITHIN_S):
+        reader, writer = await asyncio.open_connection("127.0.0.1", port)
+        writer.write(f"GET http://127.0.0.1:{there}/ HTTP/1.1\r\n\r\n".encode())
+        await reader.readuntil(b"x" * 1000)
+        assert opened.passed_bytes > 1000
+        may_finish.set()
+        await reader.read()
+        writer.close()
 
 
 async def test_a_listed_host_is_reached_by_a_tunnel() -> None:
@@ -163,6 +186,22 @@ async def test_what_can_be_read_in_two_ways_is_not_read_at_all(request_line: str
         ("example.com", "example.com", "fe80::1", False),
         ("example.com", "example.com", "0.0.0.0", False),  # noqa: S104 - an answer, nothing binds to it
         ("example.com", "example.com", "224.0.0.1", False),
+        ("git.example.com", "git.example.com", "::ffff:0:169.254.169.254", False),
+        ("git.example.com", "git.example.com", "::ffff:0:10.1.2.3", False),
+        ("*.example.com", "a.example.com", "::ffff:0:169.254.169.254", False),
+        ("*.example.com", "a.example.com", "64:ff9b:1::a9fe:a9fe", False),
+        ("git.example.com", "git.example.com", "64:ff9b:1::7f00:1", False),
+        ("*.example.com", "a.example.com", "fec0::1", False),
+        ("git.example.com", "git.example.com", "fec0::1", False),
+        ("git.example.com", "git.example.com", "192.0.0.192", False),
+        ("*.example.com", "a.example.com", "168.63.129.16", False),
+        ("*.example.com", "a.example.com", "64:ff9b::a83f:8110", False),
+        ("*.example.com", "a.example.com", "2002:a83f:8110::1", False),
+        ("*.example.com", "a.example.com", "2001:0:a83f:8110::1", False),
+        ("*.example.com", "a.example.com", "2606:2800:21f:cb07:0:5efe:a00:1", False),
+        ("*.example.com", "a.example.com", "2606:2800:21f:cb07:200:5efe:a9fe:a9fe", False),
+        ("*.example.com", "a.example.com", "100.64.0.1", False),
+        ("git.example.com", "git.example.com", "100.64.0.1", False),
         ("localhost", "localhost", "127.0.0.1", True),
         ("localhost", "localhost", "10.1.2.3", False),
     ],
@@ -262,3 +301,16 @@ async def test_a_wrong_entry_is_refused_at_once() -> None:
     with pytest.raises(BadHost):
         async with open_network(["http://example.com"]):
             pass
+
+
+async def test_a_client_that_leaves_before_its_refusal_is_no_fault(caplog: pytest.LogCaptureFixture) -> None:
+    async with proxy("example.org") as (opened, port):
+        for _ in range(20):
+            with socket.create_connection(("127.0.0.1", port)) as client:
+                client.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))  # leaves by a reset
+                client.sendall(b"CONNECT example.com:443 HTTP/1.1\r\n\r\n")
+        answer = await say(port, b"CONNECT example.com:443 HTTP/1.1\r\n\r\n")
+        assert answer.startswith(b"HTTP/1.1 403")
+        assert opened.refused_hosts() == ("example.com:443",)
+    gc.collect()  # a task whose exception nobody asked for says so when it goes
+    assert not [record for record in caplog.records if record.levelname == "ERROR"]

@@ -12,8 +12,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from services.runner.agents import ACTIVITY_MAX_BYTES, activity
+from services.runner.lease import Parked
 from services.runner.redaction import LEASE_TOKEN, REDACTED, SECRET_MIN_CHARS, Redactor, redact, secret_values
-from services.runner.transcript import published
+from services.runner.transcript import published, without_secrets
 
 BODY = "\n".join("MIIEvQIBADANBgkqhkiG9w0BAQEFAASCBKcwggSjAgEAAoIBAQC7VJTUt9Us8cKj"[:64] for _ in range(12))
 PEM = f"-----BEGIN RSA PRIVATE KEY-----\n{BODY}\nshort==\n-----END RSA PRIVATE KEY-----"
@@ -171,3 +172,14 @@ def test_no_text_costs_more_than_its_length_allows(piece: str) -> None:
     started = time.process_time()
     hidden(text)
     assert time.process_time() - started < 1.0  # a quadratic one would take minutes
+
+
+def test_what_a_person_is_asked_holds_no_secret_and_a_result_keeps_its_commits() -> None:
+    redactor = Redactor(["c0ffee", "hunter2-deploy"])
+    call = {"url": "https://x/?p=hunter2-deploy", "more": [{"hunter2-deploy": 1}], "n": 1}
+    asked = without_secrets(Parked(kind="tool", tool="WebFetch", input=call, why="for hunter2-deploy"), redactor)
+    assert "hunter2" not in repr(asked) and asked.input["n"] == 1
+    result = {"summary": "used hunter2-deploy", "commit": "c0ffee" * 6 + "0000", "artifacts": ["c0ffee.txt"]}
+    shown = without_secrets(Parked(kind="result", input=result, why="used hunter2-deploy"), redactor)
+    assert "hunter2" not in repr(shown)
+    assert shown.input == {**result, "summary": f"used {REDACTED}"}

@@ -20,15 +20,17 @@ import psutil
 import pytest
 from aiohttp import web
 
-from services.runner.process import CannotStart, end_lease, run_program
+from services.runner.process import LEASE_VARIABLE, CannotStart, end_lease, run_program
 from services.runner.proxy import KeyProxy
 from services.runner.sandbox import (
     NoSandbox,
     Sandbox,
+    SandboxFails,
     enclose,
     find_sandbox,
     probe_sandbox,
 )
+from tests.agents.probes import FORK_CHAIN
 from tests.runner.enclosures import inside
 from tests.runner.repositories import Project, git, make_project
 
@@ -209,6 +211,44 @@ async def test_ending_a_lease_returns_when_its_daemons_are_gone_too(project: Pro
         assert (await running).status != 0
 
 
+async def test_no_chain_of_forks_outlives_its_sandbox(project: Project, sandbox: Sandbox) -> None:
+    async with inside(project, sandbox) as lease:
+        running = asyncio.create_task(lease.run("sh", "-c", 'perl -e "$1" & sleep 60', "sh", FORK_CHAIN))
+        beat = lease.workspace.code / "beat"
+        await until(lambda: beat.exists() and beat.stat().st_size > 20, "the chain did not start")
+        begun = time.monotonic()
+        await end_lease(lease.mark)
+        seen = beat.stat().st_size
+        assert time.monotonic() - begun < 2
+        assert (await running).status != 0
+        assert beat.stat().st_size == seen
+
+
+async def test_what_reads_a_worktree_is_led_nowhere(project: Project, sandbox: Sandbox, tmp_path: Path) -> None:
+    secret = tmp_path / "secret-of-the-operator"
+    secret.write_text("canary")
+    workspace = project.workspace()
+    code, runners = workspace.code, workspace.runners_repo
+    (code / "link").symlink_to(secret)
+    shutil.rmtree(workspace.agents_repo / "objects")
+    (workspace.agents_repo / "objects").symlink_to(tmp_path)
+    words = sandbox.reading(
+        cwd=runners, read_write=[runners], read_only=[code, workspace.agents_repo, project.mirror.objects]
+    )
+
+    async def said(script: str) -> str:
+        out = bytearray()
+        env = {"PATH": os.environ["PATH"], "CANARY": "canary", LEASE_VARIABLE: "reading/T1/1"}
+        argv = [*words, "sh", "-c", script]
+        await run_program(argv, cwd=runners, env=env, stdin=b"", stdout=out.extend, stderr=lambda _: None)
+        return out.decode()
+
+    away = f"{secret} {code}/link {workspace.agents_repo}/objects/{secret.name} /proc/1/environ /proc/self/environ"
+    assert await said(f"cat {away} {project.repo}/.git/config; ls /proc {tmp_path}/{secret.name}") == ""
+    assert await said(f"touch {code}/x {workspace.agents_repo}/x {project.mirror.objects}/x && echo touched") == ""
+    assert await said(f"touch {runners}/x && cat {code}/.git && echo yes") == (code / ".git").read_text() + "yes\n"
+
+
 async def test_a_program_has_time_to_end_well(project: Project, sandbox: Sandbox) -> None:
     async with inside(project, sandbox) as lease:
         script = "trap 'echo goodbye > said; exit 0' TERM; touch ready; while :; do sleep 0.01; done"
@@ -354,17 +394,48 @@ def fake_bwrap(place: Path, script: str) -> str:
     return f"{place}:/usr/bin:/bin"
 
 
-BROKEN = {
+REFUSED = {
     "missing": None,
+    "says why": '[ "$1" = --version ] || { echo "bwrap: Creating namespaces: Operation not permitted" >&2; exit 1; }',
+}
+BROKEN = {
     "fails": "exit 1",
-    "says why": "echo 'bwrap: Creating new namespace failed: Operation not permitted' >&2; exit 1",
+    "hangs": '[ "$1" = --version ] || exec sleep 60',
+    "is killed": '[ "$1" = --version ] || kill -9 $$',
+    "has too many": '[ "$1" = --version ] || { echo "bwrap: Creating new namespace failed: (ENOSPC)" >&2; exit 1; }',
     "does nothing": "exit 0",
     "does not sandbox": 'while [ "$1" != -- ] && [ $# -gt 0 ]; do shift; done; shift; exec "$@"',
 }
 
 
+@pytest.fixture
+def impatient(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("services.runner.sandbox._PROBE_WITHIN_S", 1.0)
+    monkeypatch.setattr("services.runner.sandbox._PROBE_AGAIN_S", 0.01)
+
+
+@pytest.mark.usefixtures("impatient")
 @pytest.mark.parametrize("script", BROKEN.values(), ids=BROKEN)
-def test_a_bubblewrap_that_does_not_work_is_no_sandbox(tmp_path: Path, script: str | None) -> None:
+def test_a_bubblewrap_that_does_not_work_leaves_nobody_without_a_sandbox(tmp_path: Path, script: str) -> None:
+    path = fake_bwrap(tmp_path / "bin", script)
+    for mode in ("required", "preferred"):
+        with pytest.raises(SandboxFails):
+            find_sandbox("required" if mode == "required" else "preferred", environment={"PATH": path})
+
+
+@pytest.mark.usefixtures("impatient")
+def test_a_sandbox_that_failed_once_is_tried_again(tmp_path: Path) -> None:
+    binary = shutil.which("bwrap")
+    first = f'if [ "$1" != --version ] && mkdir {tmp_path}/tried 2>/dev/null; then exit 1; fi'
+    path = fake_bwrap(tmp_path / "bin", f'{first}; exec {binary} "$@"')
+    assert find_sandbox("preferred", environment={"PATH": path}) is not None
+    assert (tmp_path / "tried").exists()
+
+
+@pytest.mark.parametrize("script", REFUSED.values(), ids=REFUSED)
+def test_where_there_can_be_no_sandbox_it_is_missing_only_where_it_is_not_required(
+    tmp_path: Path, script: str | None
+) -> None:
     path = str(tmp_path) if script is None else fake_bwrap(tmp_path / "bin", script)
     with pytest.raises(NoSandbox):
         find_sandbox("required", environment={"PATH": path})
@@ -443,3 +514,34 @@ async def test_output_closed_early_ends_a_program_inside(project: Project, sandb
                 words, cwd=lease.workspace.code, env=lease.env, stdin=b"", stdout=enough, stderr=lambda _: None
             )
             pytest.fail("it ended by itself")
+
+
+async def test_a_port_of_this_machine_is_reached_where_it_is_listed(project: Project, sandbox: Sandbox) -> None:
+    async def answer(_request: web.Request) -> web.Response:
+        return web.Response(text="the machine's")
+
+    app = web.Application()
+    app.router.add_get("/", answer)
+    served = web.AppRunner(app)
+    await served.setup()
+    await web.TCPSite(served, "127.0.0.1", 0).start()
+    port = served.addresses[0][1]
+    urllib = "import sys, urllib.request; print(urllib.request.urlopen(sys.argv[1], timeout=10).read().decode())"
+    try:
+        async with inside(project, sandbox, network_allow=[f"127.0.0.1:{port}", f"localhost:{port}"]) as lease:
+            for host in ("127.0.0.1", "localhost"):
+                assert (await lease.sh(f"curl -sS --max-time 10 http://{host}:{port}/")).out == "the machine's"
+                assert (await lease.run("python3", "-c", urllib, f"http://{host}:{port}/")).out == "the machine's\n"
+            assert lease.enclosure.refused_hosts() == ()
+    finally:
+        await served.cleanup()
+
+
+async def test_a_server_of_the_agents_own_is_asked_directly_where_loopback_is_not_listed(
+    project: Project, sandbox: Sandbox
+) -> None:
+    async with inside(project, sandbox, network_allow=["example.org"]) as lease:
+        script = "echo mine > it; python3 -m http.server 8123 >/dev/null 2>&1 & "
+        script += "curl -sS --retry 40 --retry-connrefused --retry-delay 1 http://127.0.0.1:8123/it; kill $!"
+        done = await lease.sh(script)
+        assert done.out == "mine\n", done

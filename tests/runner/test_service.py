@@ -176,3 +176,14 @@ async def test_a_deleted_projects_things_go(process: object, gateway: Client, tm
             await asyncio.sleep(0.05)
     assert json.loads(position.read_text()) == 1
     assert not workspace.path.exists() and not mirror.path.exists()
+
+
+@pytest.mark.parametrize("name", ["TREADLE_SLOTS", "TREADLE_DISK_FLOOR_MB", "TREADLE_CACHE_MB", "TREADLE_SANDBOX"])
+def test_a_setting_that_cannot_be_used_is_named(tmp_path: Path, name: str) -> None:
+    wrong = {"PATH": os.environ["PATH"], "TREADLE_RUNNER_DIR": str(tmp_path), "TREADLE_DATA": str(tmp_path), name: "-1"}
+    done = subprocess.run(
+        [sys.executable, "-m", "services.runner"], env=wrong, cwd=Path(__file__).parents[2], stdin=subprocess.DEVNULL,
+        capture_output=True, text=True, timeout=30, check=False,
+    )  # fmt: skip
+    assert done.returncode == 78
+    assert f"{name} is '-1'" in done.stderr

@@ -9,6 +9,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
+import msgspec
 import psutil
 import pytest
 
@@ -17,6 +18,7 @@ from services.runner.git import GitFailed
 from services.runner.git_threads import git_threads
 from services.runner.leftovers import Traces, commit_taken, take_leftovers
 from services.runner.process import LEASE_VARIABLE, held_still, lease_mark
+from services.runner.sandbox import Sandbox, probe_sandbox
 from services.runner.snapshots import WorkInProgress, find_saved, wip_ref
 from services.runner.workspace import Workspace, create_workspace, holds_unsaved_work
 from tests.runner.repositories import PLAN, Project, git, make_project
@@ -29,9 +31,9 @@ def project(tmp_path: Path) -> Project:
     return make_project(tmp_path, {"a.txt": "a\n", "b.txt": "b\n", "c.txt": "c\n", ".gitignore": "*.log\n"})
 
 
-def begun(workspace: Workspace) -> WorkInProgress:
+def begun(workspace: Workspace, sandbox: Sandbox | None = None) -> WorkInProgress:
     """The work of an agent that has just been told its prompt."""
-    work = WorkInProgress(workspace, None, git_threads(), lambda activity: None)
+    work = WorkInProgress(workspace, None, git_threads(), lambda activity: None, sandbox)
     work.begin(None, None, again=False)
     work.turn_begins()
     return work
@@ -105,7 +107,7 @@ async def test_work_goes_on_over_several_leases(project: Project) -> None:
     work = begun(first)
     await work.save()
     second = resumed(project, work)
-    next_work = WorkInProgress(second, None, git_threads(), lambda activity: None)
+    next_work = WorkInProgress(second, None, git_threads(), lambda activity: None, None)
     saved = find_saved(project.mirror, PLAN, project.base, checkpoint(work, project.base))
     next_work.begin(checkpoint(work, project.base), saved, again=False)
     await next_work.save()
@@ -209,6 +211,9 @@ def test_a_leases_processes_stand_still_while_they_are_looked_at_and_then_go_on(
     counter = workspace.code / "counter.log"
     forks = "import os, time\nif os.fork() == 0: os.setsid()\nwhile True: open('counter.log', 'a').write('x')"
     with busy(workspace, forks):
+        deadline = time.monotonic() + 10
+        while not counter.exists():
+            assert time.monotonic() < deadline, "they do not begin"
         with held_still(lease_mark(PLAN, "T1", 1)):
             seen = counter.stat().st_size
             assert not psutil.Process().cpu_percent(0.3) < 0
@@ -250,6 +255,33 @@ async def test_a_link_put_in_a_paths_place_at_the_wrong_moment_leads_nowhere(pro
     assert saves
     everything = git(project.repo, "log", "--format=", "-p", "--root", REF)
     assert "harmless" in everything and "operator" not in everything
+
+
+async def test_what_lies_outside_of_the_sandbox_is_not_looked_at(project: Project, tmp_path: Path) -> None:
+    (tmp_path / "other").mkdir()
+    other = make_project(tmp_path / "other", {"x.txt": "x"})
+    workspace = project.workspace()
+    (workspace.code / "dir").mkdir()
+    (workspace.code / "dir/mine.txt").write_text("mine\n")
+    # Who can look there takes the directory for a repository of its own, and leaves it out.
+    (workspace.code / "dir/.git").write_text(f"gitdir: {other.repo / '.git'}\n")
+    work = begun(workspace, probe_sandbox(hidden=[project.data_dir]))
+    git(workspace.code, "commit", "-q", "--allow-empty", "-m", "So that the agent's objects are read too")
+    await work.save()
+    assert git(project.repo, "show", f"{REF}:dir/mine.txt") == "mine"
+    outcome = work.turn_is_over("a task")
+    assert (outcome.files, outcome.left_out) == (("dir/mine.txt",), ())
+
+
+async def test_a_worktree_is_not_read_without_the_sandbox_that_its_agent_is_in(project: Project) -> None:
+    workspace = project.workspace()
+    (workspace.code / "a.txt").write_text("changed\n")
+    found = probe_sandbox()
+    for bwrap, why in (("/nowhere/bwrap", "is gone"), (found.bwrap, "could not be made")):
+        broken = msgspec.structs.replace(found, bwrap=bwrap, readable=(Path("/nowhere"),))
+        with pytest.raises(GitFailed, match=why):
+            await begun(workspace, broken).save()
+    assert git(project.repo, "for-each-ref", "refs/treadle") == ""
 
 
 async def test_objects_that_lie_elsewhere_are_not_taken_for_the_agents(project: Project, tmp_path: Path) -> None:

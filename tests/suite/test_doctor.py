@@ -37,6 +37,11 @@ def test_key_is_noticed_and_never_shown(tmp_path: Path) -> None:
     assert b"sk-made-up" not in msgspec.json.encode(found)
 
 
+def test_an_address_of_the_api_that_is_none_is_found(tmp_path: Path) -> None:
+    found = doctor.checks(DataDir(tmp_path / "data"), {"ANTHROPIC_BASE_URL": "foo"})
+    assert find("ANTHROPIC_BASE_URL", found).grade == "fail"
+
+
 def test_old_git_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     git = tmp_path / "git"
     git.write_text("#!/bin/sh\necho 'git version 2.37.9'\n")

@@ -16,6 +16,7 @@ from typing import Any, Literal, Protocol
 
 import msgspec
 
+from services.runner.agent_files import make_directory_below
 from services.runner.process import LEASE_VARIABLE, lease_mark
 from shared.events import Conflict, FailureKind, Usage
 from shared.requests import TEST_CODES, AgentCredentials
@@ -62,6 +63,8 @@ class Job(msgspec.Struct, frozen=True, kw_only=True):
     """What the project allows the agent to see of the runner's environment."""
     credentials: AgentCredentials | None = None
     """What its model is reached with; None: the runner's own. The agent itself must never see them."""
+    without_secrets: Callable[[str], str] = str
+    """Takes out of a text what must not stand in the log."""
 
     @property
     def mark(self) -> str:
@@ -169,6 +172,11 @@ class Enclosure(Protocol):
         """Has every listening socket that stands for `model_url` inside given to `serve`; nothing without a sandbox."""
         ...
 
+    @property
+    def passed_bytes(self) -> int:
+        """What went through the allowed network so far, in both directions; 0 without a sandbox, where nobody sees."""
+        ...
+
     def refused_hosts(self) -> Sequence[str]:
         """Hosts that were asked for and are not allowed, each once."""
         ...
@@ -237,8 +245,8 @@ def _module(sdk_type: str) -> AgentModule:
 def environment(job: Job) -> dict[str, str]:
     """An agent's environment, built from nothing: a home of its own, and what the project allows."""
     home, temporary = job.scratch / "home", job.scratch / "tmp"
-    home.mkdir(exist_ok=True)
-    temporary.mkdir(exist_ok=True)
+    for directory in (home, temporary):
+        make_directory_below(job.scratch, directory.name)
     return {
         **{name: value for name, value in job.env.items() if _VARIABLE.fullmatch(name)},
         "PATH": job.env.get("PATH") or os.environ.get("PATH") or os.defpath,

@@ -15,15 +15,18 @@ from services.runner.agents import AgentRunner, AgentSession, Finished, Job, Rep
 from services.runner.agents.claude_limits import Limits
 from services.runner.agents.claude_trial import try_out
 from services.runner.agents.liveness import STALLED_S
+from services.runner.api_address import BadAddress
 from services.runner.prices import HIGHEST, is_known
 from services.runner.process import end_lease
-from services.runner.proxy import DEFAULT_UPSTREAM, BadAddress, KeyProxy, NoKey
+from services.runner.proxy import DEFAULT_UPSTREAM, KeyProxy, NoKey
 from shared.spec import DEFAULT_MODEL
 
 if TYPE_CHECKING:
     from services.runner.agents.claude_session import ClaudeSession
 
 __all__ = ["ClaudeRunner", "open_runner", "try_out"]
+
+_NO_KEY = "There is no key for the Claude API: set ANTHROPIC_API_KEY where the runner is started."
 
 
 class ClaudeRunner:
@@ -32,8 +35,14 @@ class ClaudeRunner:
     needs_credentials = True
     resumes = True
 
-    def __init__(self, proxy: KeyProxy, *, limits: Limits | None = None, stalled_s: float = STALLED_S) -> None:
-        """An agent of which nothing moves for `stalled_s` is ended (`services.runner.agents.liveness`)."""
+    def __init__(
+        self, proxy: KeyProxy, *, limits: Limits | None = None, stalled_s: float = STALLED_S, no_key: str = _NO_KEY
+    ) -> None:
+        """An agent of which nothing moves for `stalled_s` is ended (`services.runner.agents.liveness`).
+
+        `no_key`: what a task is told that needs the proxy's own key where that has none.
+        """
+        self._no_key = no_key
         self._proxy = proxy
         self._limits = limits or Limits()
         self._stalled_s = stalled_s
@@ -53,9 +62,7 @@ class ClaudeRunner:
                 job.enclosure.serve_model(self._proxy.serve)
                 session = session_type(job, model, access, report, limits=self._limits, stalled_s=self._stalled_s)
             except NoKey:
-                session = _Refused(
-                    "There is no key for the Claude API: set ANTHROPIC_API_KEY where the runner is started."
-                )
+                session = _Refused(self._no_key)
             except BadAddress as error:
                 session = _Refused(f"{error}. Correct the agent type's api_base_url, then redispatch the task.")
             try:
@@ -66,10 +73,19 @@ class ClaudeRunner:
 
 @asynccontextmanager
 async def open_runner(environment: Mapping[str, str]) -> AsyncIterator[AgentRunner]:
-    """Takes ANTHROPIC_API_KEY and ANTHROPIC_BASE_URL from the environment. Raises BadAddress."""
+    """Takes ANTHROPIC_API_KEY and ANTHROPIC_BASE_URL from the environment.
+
+    An address that is none fails the tasks that need it, with its words: other tasks don't, so the runner lives.
+    """
     key, upstream = environment.get("ANTHROPIC_API_KEY"), environment.get("ANTHROPIC_BASE_URL") or DEFAULT_UPSTREAM
-    async with KeyProxy(key, upstream) as proxy:
-        yield ClaudeRunner(proxy)
+    no_key = _NO_KEY
+    try:
+        key_proxy = KeyProxy(key, upstream)
+    except BadAddress as error:
+        key_proxy = KeyProxy(None)
+        no_key = f"ANTHROPIC_BASE_URL: {error}. Correct it where the runner is started, then redispatch the task."
+    async with key_proxy as proxy:
+        yield ClaudeRunner(proxy, no_key=no_key)
 
 
 def _load_session_type() -> type[ClaudeSession]:

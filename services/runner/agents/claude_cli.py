@@ -10,7 +10,7 @@ import os
 import shlex
 import shutil
 from collections.abc import Callable, Mapping
-from pathlib import Path
+from pathlib import Path, PurePath
 from typing import Any
 
 import claude_agent_sdk
@@ -18,6 +18,7 @@ import msgspec
 from claude_agent_sdk import ClaudeAgentOptions, SessionStore, project_key_for_directory
 from yarl import URL
 
+from services.runner.agent_files import delete_below, make_directory_below, write_below
 from services.runner.agents import Job, environment
 from services.runner.agents.claude_conversation import TakenUp
 from services.runner.agents.claude_gate import Gate
@@ -30,6 +31,7 @@ ALLOWED = ["Bash", "Read", "Glob", "Grep", "Edit(./**)"]
 """`Edit(./**)` covers Write too, and nothing outside the worktree; a bare `Write` would allow writing anywhere."""
 
 TURNS_MAX = 300
+_CONFIG = "claude"
 _MESSAGE_MAX_BYTES = 64 * 1024 * 1024
 _ALLOWED_WORDS = "A person allowed the call, and it was run: its result is above. Go on."
 
@@ -88,31 +90,33 @@ def options(
 
 def config_directory(job: Job) -> Path:
     """The CLI's own directory; below the home, which is all of the scratch directory that a sandbox shows."""
-    return job.scratch / "home" / "claude"
+    return _home(job) / _CONFIG
 
 
 def write_transcript(job: Job, session_id: str, taken_up: TakenUp) -> None:
     """Puts a conversation where the CLI looks for it."""
-    path = _transcript(job, session_id)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    with path.open("wb") as file:
-        for entry in taken_up.entries:
-            file.write(msgspec.json.encode(entry) + b"\n")
+    lines = (msgspec.json.encode(entry) + b"\n" for entry in taken_up.entries)
+    write_below(_home(job), _transcript(job, session_id), lines)
 
 
 def forget_transcript(job: Job, session_id: str) -> None:
     """Takes a conversation away again: the CLI begins none under an id that it knows."""
-    _transcript(job, session_id).unlink(missing_ok=True)
+    delete_below(_home(job), _transcript(job, session_id))
 
 
-def _transcript(job: Job, session_id: str) -> Path:
-    return config_directory(job) / "projects" / project_key_for_directory(job.cwd) / f"{session_id}.jsonl"
+def _home(job: Job) -> Path:
+    """What set-up and the agent may write to: nothing in it is opened but by `services.runner.agent_files`."""
+    return job.scratch / "home"
+
+
+def _transcript(job: Job, session_id: str) -> PurePath:
+    return PurePath(_CONFIG, "projects", project_key_for_directory(job.cwd), f"{session_id}.jsonl")
 
 
 def _variables(job: Job, access: Access, limits: Limits) -> dict[str, str]:
-    config_directory(job).mkdir(exist_ok=True)
+    make_directory_below(_home(job), _CONFIG)
     url = job.enclosure.model_url or access.base_url
-    direct = (job.env.get("NO_PROXY"), job.enclosure.environment.get("NO_PROXY"), "127.0.0.1", URL(url).host)
+    direct = (job.env.get("NO_PROXY"), job.enclosure.environment.get("NO_PROXY"), URL(url).host)
     return {
         "ANTHROPIC_API_KEY": access.token,
         "ANTHROPIC_BASE_URL": url,
@@ -141,18 +145,12 @@ def _resuming(start: Start) -> dict[str, str]:
 def _write_wrapper(job: Job, variables: Mapping[str, str]) -> Path:
     """Two scripts: one drops the environment, one builds the new one. So the token stands in no argument list."""
     bundled = Path(claude_agent_sdk.__file__).with_name("_bundled") / "claude"
-    begin, wrapper = job.scratch / "claude-start", job.scratch / "claude-wrapper"
+    begin, wrapper = "claude-start", "claude-wrapper"
     exports = "".join(f"export {name}={shlex.quote(value)}\n" for name, value in variables.items())
     command = shlex.join([*die_with_parent(), *job.enclosure.command([str(bundled)])])
-    _write_private(begin, f'{exports}exec {command} "$@"\n')
+    write_below(job.scratch, begin, [f'{exports}exec {command} "$@"\n'.encode()], 0o700)
     # Away from our terminal's process group: its Ctrl-C is for the runner, which hands the work back.
     own_session = [path] if (path := shutil.which("setsid")) else []
-    clean = shlex.join([*own_session, shutil.which("env") or "/usr/bin/env", "-i", "/bin/sh", str(begin)])
-    _write_private(wrapper, f'#!/bin/sh\nexec {clean} "$@"\n')
-    return wrapper
-
-
-def _write_private(path: Path, text: str) -> None:
-    path.touch(mode=0o700)
-    path.chmod(0o700)
-    path.write_text(text)
+    clean = shlex.join([*own_session, shutil.which("env") or "/usr/bin/env", "-i", "/bin/sh", str(job.scratch / begin)])
+    write_below(job.scratch, wrapper, [f'#!/bin/sh\nexec {clean} "$@"\n'.encode()], 0o700)
+    return job.scratch / wrapper

@@ -9,6 +9,7 @@ why it was not run, or what the answer is; it is kept with the conversation, so 
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Sequence
+from pathlib import Path
 from typing import Any
 from uuid import uuid4
 
@@ -26,6 +27,10 @@ _INTERRUPTED = (
     "some steps ago: look at them before you go on. Then finish the task."
 )
 _ANSWERED = "You were interrupted to ask a person; the result of your call says what they answered. Go on."
+_MOVED = (
+    "Your files have moved since.\nWorking directory: {new}\nIt was {old} before: whatever path below that one stands "
+    "in this conversation is to be taken from the new one, and the old one does not exist any more."
+)
 _NOT_ASKED = "This was not run: it needs a person, and nobody was asked. Make the call again if you still need it."
 _MAY_HAVE_RUN = (
     "A person allowed this, and then the process ended: it may have run, or half of it. Look what came of it before "
@@ -57,10 +62,11 @@ class TakenUp(msgspec.Struct, frozen=True, kw_only=True):
     """Those of the entries that are to be kept before it goes on."""
 
 
-def take_up(entries: Sequence[Entry], approval: Approval | None, said: str) -> TakenUp:
+def take_up(entries: Sequence[Entry], approval: Approval | None, said: str, cwd: Path | None = None) -> TakenUp:
     """Decides how to go on from all entries so far, those of former leases included.
 
-    `said` is what Claude is to be told beside a person's answer; "": only that it was interrupted.
+    `said` is what Claude is to be told beside a person's answer; "": only that it was interrupted. `cwd` is where it
+    works from now on; None: where it worked before.
     """
     # What is said of a result comes as a message.
     answer = approval if approval and approval.answer and approval.kind != "result" else None
@@ -72,7 +78,16 @@ def take_up(entries: Sequence[Entry], approval: Approval | None, said: str) -> T
     added = [_result(call, entry, answer) for call, entry in waiting]
     is_answered = answer is not None and any(_is_same(answer, call) for call, _ in waiting)
     words = said or (_ANSWERED if is_answered and answer and not answer.used_by else _INTERRUPTED)
+    words = "\n\n".join(filter(None, (words, _moved(entries, cwd))))
     return TakenUp(entries=[*_without_markers(entries), *added], words=words, added=tuple(added))
+
+
+def _moved(entries: Sequence[Entry], cwd: Path | None) -> str:
+    """Where the files are now, for somebody who remembers them elsewhere: each lease has a worktree of its own."""
+    old = next((entry["cwd"] for entry in reversed(entries) if isinstance(entry.get("cwd"), str)), None)
+    if cwd is None or old is None or old == str(cwd):
+        return ""
+    return _MOVED.format(new=cwd, old=cut(old, _SHOWN_BYTES))
 
 
 def _may_run(answer: Approval, waiting: Sequence[Call]) -> bool:

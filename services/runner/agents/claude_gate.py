@@ -8,9 +8,14 @@ from claude_agent_sdk import HookContext, HookInput, HookJSONOutput, HookMatcher
 
 from services.runner.agents import Job
 from services.runner.agents.claude_conversation import Call
+from services.runner.agents.leaves import leaves_changed
 from services.runner.agents.permissions import TOOLS, Verdict, decide
 
 _ONE_AT_A_TIME = "A person is asked about another call of yours first: make this one again when that one is answered."
+_NOT_TO_BE_READ = (
+    "A person would have to look at this call, and it holds a password or key, which nobody may read there. Make it "
+    "without, with a file or a variable for instance, or find another way."
+)
 _NOBODY = "Nobody can be asked here. Find another way, or do without and say so in the end."
 
 
@@ -35,7 +40,7 @@ class Gate:
             return _answer("allow", "A person allowed it.")
         verdict = decide(tool, arguments, self._job.rules.permissions, self._job.cwd)
         if verdict.answer in ("ask", "question"):
-            verdict = self._ask(verdict)
+            verdict = self._ask(verdict, arguments)
         match verdict.answer:
             case "always" if tool in TOOLS:
                 return {}  # the CLI's own rules know these tools, and have the last word
@@ -46,9 +51,12 @@ class Gate:
             case _:
                 return _answer("defer", verdict.why)
 
-    def _ask(self, verdict: Verdict) -> Verdict:
+    def _ask(self, verdict: Verdict, arguments: dict[str, Any]) -> Verdict:
         if self._job.memory is None:
             return Verdict("never", _NOBODY)
+        # Taken out of it, it would not be the call any more that a person's answer is for.
+        if leaves_changed(arguments, self._job.without_secrets) != arguments:
+            return Verdict("never", _NOT_TO_BE_READ)
         if self.asks is not None:
             return Verdict("never", _ONE_AT_A_TIME)
         self.asks = verdict

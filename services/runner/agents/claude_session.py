@@ -28,6 +28,7 @@ from claude_agent_sdk import (
     UserMessage,
 )
 
+from services.runner.agent_files import read_below
 from services.runner.agents import Asks, Finished, Job, Memory, Report, activity, cut
 from services.runner.agents.claude_activity import activities, results
 from services.runner.agents.claude_cli import Start, forget_transcript, options, write_transcript
@@ -82,11 +83,13 @@ class ClaudeSession:
         job = self._job
         if job.memory is None or not job.memory.resumes:
             return TakenUp(entries=[])
-        taken_up = take_up(await job.memory.load(), job.approval, said)
+        taken_up = take_up(await job.memory.load(), job.approval, said, job.cwd)
         if not taken_up.entries:
             self._report(activity("treadle", "Nothing was kept of the conversation so far: it begins anew."))
             return taken_up
         if taken_up.added:
+            if job.approval is not None and job.approval.expired:
+                self._report(activity("treadle", "Nobody answered in time: refused. The agent is told, and goes on."))
             await job.memory.append(taken_up.added)
         if taken_up.allowed is not None and job.use_approval is not None:
             await job.use_approval()
@@ -153,7 +156,7 @@ class _Life:
 
     async def run(self, words: str, stalled_s: float) -> Finished | Asks:
         """`words` "": the CLI goes on by itself, with the call that was allowed. Raises `_CannotResume` and Hung."""
-        liveness = Liveness(self._job.mark, lambda: self._messages + self._access.passed_bytes, stalled_s=stalled_s)
+        liveness = Liveness(self._job.mark, self._moved, stalled_s=stalled_s)
         conversation = asyncio.create_task(self._converse(words))
         watch = asyncio.create_task(liveness.watch())
         alarms: list[asyncio.Future[Any]] = [watch, *([self._store.failed] if self._store else [])]
@@ -177,6 +180,10 @@ class _Life:
                 task.cancel()
             await asyncio.wait((conversation, watch))
             await self._client.disconnect()
+
+    def _moved(self) -> int:
+        """Grows with whatever can be seen of it from outside: messages, the model's bytes, a download's."""
+        return self._messages + self._access.passed_bytes + self._job.enclosure.passed_bytes
 
     async def _converse(self, words: str) -> Finished | Asks:
         try:
@@ -258,10 +265,13 @@ def _with_instructions(prompt: str, directory: Path) -> str:
     """The task's prompt, and the repository's own instructions, which the CLI doesn't read without its settings."""
     worktree = directory.resolve()
     for name in _INSTRUCTION_FILES:
-        path = (worktree / name).resolve()
         # A link may lead to another file of the repository, not out of it.
-        if path.is_file() and path.is_relative_to(worktree):
-            with path.open("rb") as file:
-                text = file.read(INSTRUCTIONS_MAX_BYTES + 1).decode(errors="replace")
-            return f"{prompt}\n\n# This repository's instructions ({name})\n\n{cut(text, INSTRUCTIONS_MAX_BYTES)}"
+        try:
+            inner = (worktree / name).resolve().relative_to(worktree)
+        except (ValueError, RuntimeError, OSError):  # out of it; in a circle; or through what can't be looked at
+            continue
+        found = read_below(worktree, inner, INSTRUCTIONS_MAX_BYTES + 1, cut=True)
+        if found is not None:
+            text = cut(found.decode(errors="replace"), INSTRUCTIONS_MAX_BYTES)
+            return f"{prompt}\n\n# This repository's instructions ({name})\n\n{text}"
     return prompt

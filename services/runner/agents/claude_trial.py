@@ -6,8 +6,9 @@ import aiohttp
 import msgspec
 
 from services.runner.agents import Trial
+from services.runner.api_address import BadAddress
 from services.runner.git import printable
-from services.runner.proxy import DEFAULT_UPSTREAM, ERROR_MAX_BYTES, BadAddress, Upstream
+from services.runner.proxy import DEFAULT_UPSTREAM, ERROR_MAX_BYTES, Upstream
 from shared.requests import AgentCredentials
 from shared.spec import DEFAULT_MODEL
 

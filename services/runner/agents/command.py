@@ -81,8 +81,13 @@ class _CommandSession:
         summary = output.stdout_tail(SUMMARY_MAX_BYTES)
         if status == 0:
             return Finished(kind="completed", summary=summary)
-        words = f"{program} ended with {_words(status)}. Its last output:\n{output.tail(TAIL_MAX_BYTES)}"
+        words = f"{program} ended with {_words(status)}. {last_output(output.tail(TAIL_MAX_BYTES))}"
         return Finished(kind="agent_error", message=words, summary=summary)
+
+
+def last_output(tail: str) -> str:
+    """What a program said last, in words; a paragraph of its own has to follow."""
+    return f"Its last output:\n{tail}" if tail.strip() else "It printed nothing."
 
 
 @asynccontextmanager

@@ -33,7 +33,8 @@ _TELLING = {
     "WebFetch": "url",
     "WebSearch": "query",
 }
-_TELLING_OF_OTHERS = ("file_path", "path", "url", "command", "query", "pattern", "description")
+_TELLING_OF_OTHERS = ("file_path", "path", "url", "command", "query", "pattern")
+"""Never what the agent says of a call: a rule must match what the call does."""
 
 
 class Verdict(msgspec.Struct, frozen=True):
