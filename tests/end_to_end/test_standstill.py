@@ -45,10 +45,11 @@ def test_a_full_disk_and_a_missing_sandbox_are_told(own_suite: Suite, repo: Path
     done = own_suite.command("run", content, "--repo", str(repo), "--detach", env=full)
     assert done.status == 0 and "no runner has a sandbox" in done.err
     until(lambda: "to be kept free" in own_suite.command("status").out, "status says why it waits")
-    watching = own_suite.start("watch")
+    said = tmp_path / "said"
+    with said.open("w") as stderr:
+        watching = own_suite.start("watch", stderr=stderr)
     try:
-        assert watching.stderr is not None
-        until(lambda: "to be kept free" in (watching.stderr and watching.stderr.readline() or ""), "watch says it too")
+        until(lambda: "to be kept free" in said.read_text(), "watch says it too")
     finally:
         watching.kill()
         watching.communicate()

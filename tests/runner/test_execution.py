@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import shutil
 from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
@@ -17,6 +18,7 @@ from services.runner.checkpoint import Checkpoints
 from services.runner.execution import AgentExecutor
 from services.runner.lease import Key
 from services.runner.mirror import mirror_of
+from services.runner.sandbox import find_sandbox
 from services.runner.workspace import create_workspace
 from shared import events as e
 from shared.events import Head, Usage
@@ -431,3 +433,15 @@ async def test_a_killed_runners_workspace_is_saved_for_the_next_lease(bench: Ben
     former = (await checkpoints.open(Key(PLAN, "T1", 2), 1, 1)).former
     assert former is not None and (former.wip, former.base) == (git(project.repo, "rev-parse", ref), project.base)
     await executor.salvage(key, dispatch, None, None)  # nothing is there any more, and nothing happens
+
+
+@pytest.mark.skipif(shutil.which("bwrap") is None, reason="there is no bubblewrap here")
+async def test_a_failed_turn_names_the_hosts_that_it_was_not_let_reach(bench: Bench, project: Project) -> None:
+    setup = ("curl -s --max-time 10 http://packages.example/ || true",)
+    plan = await dispatched(bench, project, setup=setup)
+    failing = Worker([lambda job: Finished(kind="agent_error", message="It did not work.")])
+    async with bench.runner(failing, sandbox=find_sandbox("required", hidden=[bench.data_dir])):
+        failed = (await ended(bench, plan)).event
+    assert isinstance(failed, e.TaskFailed)
+    assert failed.message.startswith("It did not work.\nThe sandbox lets nobody reach packages.example:80")
+    assert "network_allow" in failed.message
