@@ -230,4 +230,5 @@ class RunnerPresence(msgspec.Struct, frozen=True, kw_only=True):
     without_key: bool = False
     """Whether it has no key of its own for Claude: the tasks that would need it are left to others, or wait."""
     sandbox: str = ""
-    """What keeps agents in: the sandbox's name and version, or "none"; empty where an older runner doesn't say."""
+    """What keeps agents in: the sandbox's name and version; "none" where none can be had, "off" where none is wanted.
+    Empty where an older runner doesn't say."""

@@ -91,7 +91,8 @@ async def main(bus: BusSettings, settings: RunnerSettings, secrets: Secrets) -> 
         for pool in AGENTS:
             agent = await held.enter_async_context(open_runner(pool, secrets.environment()))
             executors[pool] = AgentExecutor(settings.data_dir, agent, environment, sandbox, caches)
-        has_key, kept_in_by = bool(secrets.anthropic_api_key), sandbox.version if sandbox else "none"
+        without = "off" if settings.sandbox == "off" else "none"
+        has_key, kept_in_by = bool(secrets.anthropic_api_key), sandbox.version if sandbox else without
         await make_app(bus, settings, executors, caches, kept_in_by, has_key=has_key).run()
 
 

@@ -11,7 +11,7 @@ pytestmark = pytest.mark.timeout(1500)  # the first test waits for the images
 
 TASKS = 6
 # A second of work, so that a runner with one slot is still busy when the next task is ready.
-SHELL = 'sleep 1; cat > "$TREADLE_TASK.prompt"; hostname > "$TREADLE_TASK.host"'
+SHELL = 'sleep 1; cat > "$TREADLE_TASK.prompt"; hostname > "$TREADLE_TASK.host"'  # a sandbox has a name of its own
 PLAN = {
     "name": "Work for three",
     "tasks": [
@@ -44,11 +44,13 @@ def test_several_runners_do_a_plan_that_was_submitted_over_http(suite: Team, pla
     branch = f"treadle/{plan['plan']}"
     files = set(suite.git("ls-tree", "--name-only", branch).split())
     assert files == {"README", *(f"T{n}.{kind}" for n in range(1, TASKS + 1) for kind in ("prompt", "host"))}
-    hosts = {suite.git("show", f"{branch}:T{n}.host") for n in range(1, TASKS + 1)}
-    runners = {found["Config"]["Hostname"] for name, found in suite.containers().items() if "-runner-" in name}
-    assert len(runners) == RUNNERS
-    assert hosts <= runners
-    assert len(hosts) > 1
+    hosts = {found["Config"]["Hostname"] for name, found in suite.containers().items() if "-runner-" in name}
+    assert len(hosts) == RUNNERS
+    assert not hosts & {suite.git("show", f"{branch}:T{n}.host") for n in range(1, TASKS + 1)}, "it ran in no sandbox"
+    events = suite.ask("GET", f"plans/{plan['plan']}/events?limit=1000")["events"]
+    used = {event["runner"] for event in events if event["type"] == "started"}
+    assert used <= {f"runner-{host}" for host in hosts}
+    assert len(used) > 1
 
 
 def test_the_runners_are_named_after_their_containers(suite: Team, plan: dict[str, Any]) -> None:

@@ -27,7 +27,7 @@ def held_then_claude(gate: Gate) -> Plan:
         "name": "Held",
         "agents": {"hold": shell(gate.wait)},
         "tasks": [
-            {"code": "HOLD", "name": "Hold", "assignee": "hold"},
+            {"code": "HOLD", "name": "Hold", "assignee": "hold", "allow_no_change": True},
             {"code": "T1", "name": "Write", "assignee": "coder", "depends_on": ["HOLD"], "timeout_minutes": 2},
         ],
     }
