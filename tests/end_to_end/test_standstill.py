@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -17,6 +18,16 @@ from treadle.scripted_model import ScriptedModel
 def model() -> Iterator[ScriptedModel]:
     with Model() as serving:
         yield serving
+
+
+def path_without(program: str, directory: Path) -> Path:
+    """A directory with all that PATH offers, but for one program."""
+    directory.mkdir()
+    for place in map(Path, os.environ["PATH"].split(os.pathsep)):
+        for found in place.iterdir() if place.is_dir() else ():
+            if found.name != program and not (directory / found.name).is_symlink():
+                (directory / found.name).symlink_to(found)
+    return directory
 
 
 def test_looking_without_a_key_fails_no_task_that_needs_one(
@@ -41,7 +52,11 @@ def test_looking_without_a_key_fails_no_task_that_needs_one(
 
 def test_a_full_disk_and_a_missing_sandbox_are_told(own_suite: Suite, repo: Path, tmp_path: Path) -> None:
     content = write(tmp_path, plan(task("T1", "true")))
-    full = {"TREADLE_DISK_FLOOR_MB": "10000000"}
+    full = {
+        "TREADLE_DISK_FLOOR_MB": "10000000",
+        "TREADLE_SANDBOX": "preferred",
+        "PATH": str(path_without("bwrap", tmp_path / "bin")),
+    }
     done = own_suite.command("run", content, "--repo", str(repo), "--detach", env=full)
     assert done.status == 0 and "no runner has a sandbox" in done.err
     until(lambda: "to be kept free" in own_suite.command("status").out, "status says why it waits")
