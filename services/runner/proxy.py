@@ -103,8 +103,13 @@ class Access:
         return self.meter.usage
 
     @property
+    def told(self) -> Usage:
+        """Consumed so far; of an answer that is being written only what the API has told of it, so it never falls."""
+        return self.meter.told
+
+    @property
     def is_budget_spent(self) -> bool:
-        return self.meter.told.cost_usd >= self.budget_usd
+        return self.told.cost_usd >= self.budget_usd
 
     @property
     def may_be_spent(self) -> bool:

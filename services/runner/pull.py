@@ -21,6 +21,7 @@ from shared.streams import EVENTS, pool_consumer_name
 log = logging.getLogger("treadle.runner")
 
 EXPIRES_S = 20.0
+DRAIN_WITHIN_S = 1.0
 CHECK_S = 0.5
 """How soon a reconnect is noticed: open requests die with the connection."""
 
@@ -49,7 +50,7 @@ class SlotPull:
         self.at_work: set[asyncio.Task[None]] = set()
 
     async def run(self) -> None:
-        """Pulls until `stop`. What is at work then goes on."""
+        """Pulls until `stop`. What is at work then goes on; nothing more is on its way once this has returned."""
         while not self.stopped:
             reconnects = self._nc.stats["reconnects"]
             self._open = dict.fromkeys(self._pools, 0)
@@ -62,8 +63,7 @@ class SlotPull:
                         await self._changed.wait()
                 except TimeoutError:
                     continue
-            for subscription in subscriptions:
-                await self._drain(subscription)
+            await asyncio.gather(*(self._drain(subscription) for subscription in subscriptions))
 
     def stop(self) -> None:
         """Takes nothing more."""
@@ -82,7 +82,8 @@ class SlotPull:
         # What is on its way to us is still handled: `_arrived` sends it back, since no slot is free any more.
         # Where the connection is gone, so is the subscription.
         with contextlib.suppress(NatsError, TimeoutError):
-            await subscription.drain()  # type: ignore[no-untyped-call] # nats-py leaves this one untyped
+            async with asyncio.timeout(DRAIN_WITHIN_S):
+                await subscription.drain()  # type: ignore[no-untyped-call] # nats-py leaves this one untyped
 
     async def _fill(self) -> None:
         if self._hindrance():

@@ -137,6 +137,9 @@ class Runner:
         ]
         try:
             await self._pull.run()
+            # Only now: what is handed back is dispatched anew at once, and must not come to us, who go.
+            for lease in list(self._leases.values()):
+                self._hand_back(lease)
             # One that fails must not cut off the others' handing back; the pull logs what failed.
             await asyncio.gather(*self._pull.at_work, return_exceptions=True)
             with contextlib.suppress(TimeoutError):  # people's view of the last second is not worth hanging for
@@ -148,8 +151,6 @@ class Runner:
     def stop(self) -> None:
         """Takes nothing more and hands back what runs."""
         self._pull.stop()
-        for lease in self._leases.values():
-            self._hand_back(lease)
 
     def holds(self, key: Key) -> Holds:
         """Whether we are running that lease."""

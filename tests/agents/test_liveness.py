@@ -126,7 +126,7 @@ async def test_claude_that_downloads_slowly_in_a_sandbox_is_left_alone(
         path.mkdir(exist_ok=True)
     agents_repo, objects, scratch = paths
     get = f"printf 'GET http://{host}/ HTTP/1.1\\r\\n\\r\\n'"
-    script = f"exec 3<>/dev/tcp/127.0.0.1/{NETWORK_PORT}; {get} >&3; cat <&3 > got.txt"
+    script = f"exec 3<>/dev/tcp/127.0.0.2/{NETWORK_PORT}; {get} >&3; cat <&3 > got.txt"
     try:
         async with enclose(
             find_sandbox("required"),

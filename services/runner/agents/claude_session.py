@@ -152,7 +152,7 @@ class _Life:
         self._error: str | None = None
         self._messages = 0
         self._open_calls: set[str] = set()
-        self._reported = access.usage
+        self._reported = access.told
 
     async def run(self, words: str, stalled_s: float) -> Finished | Asks:
         """`words` "": the CLI goes on by itself, with the call that was allowed. Raises `_CannotResume` and Hung."""
@@ -228,7 +228,8 @@ class _Life:
             self._open_calls -= {block.tool_use_id for block in answered}
             if not self._open_calls and self._job.memory is not None:
                 self._job.memory.turn_ended(self._access.usage)
-        if (usage := self._access.usage) != self._reported:
+        # What the API has told: an estimate of the answer under way may turn out too large, and people wonder.
+        if (usage := self._access.told) != self._reported:
             self._reported = usage
             self._report(activity("usage", usage=usage))
 
