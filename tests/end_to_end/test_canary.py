@@ -14,7 +14,7 @@ import pytest
 
 from tests.end_to_end.suite import Suite, until
 from tests.end_to_end.test_claude_plans import CANARY as KEY
-from tests.end_to_end.test_claude_plans import Model, two_tasks
+from tests.end_to_end.test_claude_plans import scripted, two_tasks
 from treadle.scripted_model import ScriptedModel
 
 TOKEN = "ghp-canary-5d0a7be1f3c94e62"
@@ -40,7 +40,7 @@ def assert_no_secret(content: bytes, where: object) -> None:
 
 @pytest.fixture
 def model() -> Iterator[ScriptedModel]:
-    with Model() as serving:
+    with scripted() as serving:
         yield serving
 
 

@@ -2,17 +2,16 @@
 
 from __future__ import annotations
 
-import asyncio
 import json
-import threading
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
+from tests.end_to_end.model import Model
 from tests.end_to_end.plans import Plan, files, write
 from tests.end_to_end.suite import Suite, ended, types, until
-from treadle.scripted_model import Block, ScriptedModel, Turn
+from treadle.scripted_model import Block, Script, ScriptedModel, Turn
 
 CANARY = "sk-ant-canary-b7e1d0c94f22"
 
@@ -28,7 +27,7 @@ def two_tasks() -> Plan:
     }
 
 
-def scripts() -> dict[str, list[Turn | list[Block]]]:
+def scripts() -> dict[str, Script]:
     return {
         "T1": [
             [Block(tool="Write", input={"file_path": "one.txt", "content": "one\n"})],
@@ -42,28 +41,14 @@ def scripts() -> dict[str, list[Turn | list[Block]]]:
     }
 
 
-class Model:
-    """The scripted model, served by a thread."""
-
-    def __init__(self) -> None:
-        self._model = ScriptedModel(scripts(), api_key=CANARY)
-        self._loop = asyncio.new_event_loop()
-        self._thread = threading.Thread(target=self._loop.run_forever)
-
-    def __enter__(self) -> ScriptedModel:
-        self._thread.start()
-        return asyncio.run_coroutine_threadsafe(self._model.__aenter__(), self._loop).result(10)
-
-    def __exit__(self, *_: object) -> None:
-        asyncio.run_coroutine_threadsafe(self._model.__aexit__(None, None, None), self._loop).result(10)
-        self._loop.call_soon_threadsafe(self._loop.stop)
-        self._thread.join(10)
-        self._loop.close()
+def scripted() -> Model:
+    """The model that plays these scripts for whoever has the canary."""
+    return Model(scripts(), api_key=CANARY)
 
 
 @pytest.fixture(scope="module")
 def model() -> Iterator[ScriptedModel]:
-    with Model() as serving:
+    with scripted() as serving:
         yield serving
 
 

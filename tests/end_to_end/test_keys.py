@@ -11,13 +11,13 @@ import pytest
 
 from tests.end_to_end.plans import Gate, Plan, git, shell
 from tests.end_to_end.suite import Suite
-from tests.end_to_end.test_claude_plans import CANARY, Model
+from tests.end_to_end.test_claude_plans import CANARY, scripted
 from treadle.scripted_model import ScriptedModel
 
 
 @pytest.fixture
 def model() -> Iterator[ScriptedModel]:
-    with Model() as serving:
+    with scripted() as serving:
         yield serving
 
 

@@ -10,13 +10,13 @@ import pytest
 
 from tests.end_to_end.plans import Gate, plan, task, write
 from tests.end_to_end.suite import Suite, types, until
-from tests.end_to_end.test_claude_plans import CANARY, Model
+from tests.end_to_end.test_claude_plans import CANARY, scripted
 from treadle.scripted_model import ScriptedModel
 
 
 @pytest.fixture
 def model() -> Iterator[ScriptedModel]:
-    with Model() as serving:
+    with scripted() as serving:
         yield serving
 
 
