@@ -32,6 +32,7 @@ KILL_EVERY_S = (2.0, 6.0)
 VICTIMS = {"runner": 6, "dispatcher": 2, "nats-server": 2}
 """By how likely each is."""
 CLAUDE_EVERY = 10
+LENGTHS = 20
 """Every so manieth task is Claude's: its conversations are taken up again, what a command does begins anew."""
 FILL = 0.4
 """How much of the time the slots would be at work if nobody killed anything; the rest is for what is done again."""
@@ -57,7 +58,9 @@ class Work:
     def __init__(self, chance: random.Random) -> None:
         mean_s = SOAK_S * RUNNERS * SLOTS * FILL / TASKS
         self.codes = [f"T{number}" for number in range(TASKS)]
-        self.works_s = {code: round(mean_s * chance.uniform(0.3, 1.7), 2) for code in self.codes}
+        # Few lengths, an agent each: a plan has a hundred agents at most.
+        lengths_s = [round(mean_s * chance.uniform(0.3, 1.7), 2) for _ in range(LENGTHS)]
+        self.works_s = {code: chance.choice(lengths_s) for code in self.codes}
         self.after = {
             code: chance.sample(self.codes[max(0, at - 40) : at], min(at, chance.choice((0, 1, 1, 2, 3))))
             for at, code in enumerate(self.codes)
@@ -66,14 +69,14 @@ class Work:
 
     def plan(self) -> dict[str, Any]:
         # `>>`: work that came from two lives would show as two lines.
-        script = "sleep {}; mkdir -p work; echo {} >> work/{}.txt"
-        agents = {c: shell(script.format(self.works_s[c], c, c)) for c in self.codes if c not in self.claudes}
+        script = "sleep {}; mkdir -p work; echo $TREADLE_TASK >> work/$TREADLE_TASK.txt"
+        agents = {f"for {s}": shell(script.format(s)) for s in set(self.works_s.values())}
         tasks = [
             {
                 "code": code,
                 "name": f"Task {code}",
                 "description": "Write your file.",
-                "assignee": "claude" if code in self.claudes else code,
+                "assignee": "claude" if code in self.claudes else f"for {self.works_s[code]}",
                 "depends_on": self.after[code],
                 "retry": {"max_attempts": 10, "backoff_s": 1},
             }
