@@ -228,7 +228,7 @@ class RunnerPresence(msgspec.Struct, frozen=True, kw_only=True):
     full: str = ""
     """Why it takes no new work just now: its disk; empty when it does."""
     without_key: bool = False
-    """Whether it has no key of its own for Claude: the tasks that would need it are left to others, or wait."""
+    """Whether it has left a task to others, or waiting, because it has no key of its own for Claude."""
     sandbox: str = ""
     """What keeps agents in: the sandbox's name and version; "none" where none can be had, "off" where none is wanted.
     Empty where an older runner doesn't say."""

@@ -157,7 +157,7 @@ def make_app(
 
     def presence() -> RunnerPresence:
         here = parts["runner"].presence()
-        return msgspec.structs.replace(here, sandbox=sandbox, full=floor(), without_key=not has_key)
+        return msgspec.structs.replace(here, sandbox=sandbox, full=floor())
 
     def ended(task: asyncio.Task[None]) -> None:
         # A runner that stopped taking work must not look alive: the process ends and its supervisor starts another.

@@ -106,7 +106,7 @@ class Runner:
         somebody started just to look at its plans."""
         self.name = name
         self._has_key = has_key
-        self._said_waiting = False
+        self._left_for_key = False
         self._nc = nc
         self._store = JetStreamStore(nc)
         self._executors = executors
@@ -168,6 +168,7 @@ class Runner:
             leases=tuple(PresentLease(key.plan, key.task, key.lease) for key in keys[:PRESENCE_LEASES_MAX]),
             started=self._started,
             version=version("treadle-runner"),
+            without_key=self._left_for_key,
         )
 
     # Taking -------------------------------------------------------------------------------------------------------
@@ -213,9 +214,9 @@ class Runner:
         state = (await patiently(lambda: load_task(self._store, plan, task))).state
         if state.dispatch != dispatch.dispatch or state.status not in ("queued", "running"):
             return False
-        if not self._said_waiting:
+        if not self._left_for_key:
             log.warning("no ANTHROPIC_API_KEY: tasks that need it stay in the queue, as %s of plan %s does", task, plan)
-            self._said_waiting = True
+            self._left_for_key = True
         return True
 
     async def _take(
