@@ -375,7 +375,10 @@ async def test_a_missing_program_is_named(project: Project, sandbox: Sandbox) ->
 async def test_signals_that_python_ignores_are_not_ignored_inside(project: Project, sandbox: Sandbox) -> None:
     async with inside(project, sandbox) as lease:
         done = await lease.sh("grep SigIgn /proc/self/status")
-        assert done.out.split() == ["SigIgn:", "0" * 16]
+    # Only Python's two: what this machine itself ignores (some start their jobs with the C library's own signal 32
+    # ignored, which no program can undo) is not ours to judge.
+    ignored = int(done.out.split()[1], 16)
+    assert not {number for number in (signal.SIGPIPE, signal.SIGXFSZ) if ignored & 1 << number - 1}
 
 
 async def test_without_a_sandbox_an_enclosure_has_the_same_face(project: Project) -> None:
