@@ -10,7 +10,7 @@ import tempfile
 from collections.abc import Awaitable, Callable, Mapping
 from pathlib import Path
 
-from bench import agent, api, hop, overhead, scale, throughput
+from bench import agent, api, hop, overhead, scale, throughput, watch
 from bench.figures import Figure
 
 FIGURES: Mapping[str, Callable[[Path, int], Awaitable[Figure]]] = {
@@ -20,6 +20,7 @@ FIGURES: Mapping[str, Callable[[Path, int], Awaitable[Figure]]] = {
     "overhead": overhead.measure,
     "api": api.measure,
     "agent": agent.measure,
+    "watch": watch.measure,
 }
 
 

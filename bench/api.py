@@ -21,6 +21,7 @@ from bench.figures import Figure, Goal, Series
 from bench.shapes import chain, noop_plan
 from bench.suite import COMMIT
 from services.dispatcher.finalize import complete_finalize
+from shared.board import Board
 from shared.bus import BusSettings, connect
 from shared.clock import new_plan_id
 from shared.commands import Draft, Finalize
@@ -123,7 +124,9 @@ async def _plan(nc: Client, project: str) -> str:
     draft = Draft(candidate="1", spec=spec, repo_url=REPOSITORY, base_commit=COMMIT, project=project)
     await to_plan(store, plan, draft, META)
     decided = await to_plan(store, plan, Finalize(candidate="1"), META)
-    await complete_finalize(store, plan, decided.state, set(), META)
+    board = Board()
+    board.plan = decided.state
+    await complete_finalize(store, plan, board, META)
     return plan
 
 

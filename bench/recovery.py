@@ -86,14 +86,14 @@ async def _stays_away(directory: Path) -> float:
         stack.push_async_callback(nc.close)
         await declare_streams(nc.jetstream())
         common = runner_environment(os.environ) | {"TREADLE_DATA": str(data), "HOME": str(directory)}
-        _start(
+        start_process(
             stack, directory, "dispatcher", "services.dispatcher", common | server.access_of(DISPATCHER).environment()
         )
         runners = []
         for name in ("first", "second"):
             mine = {"TREADLE_RUNNER_NAME": name, "TREADLE_RUNNER_DIR": str(directory / name), "TREADLE_SLOTS": "1"}
             environment = common | server.access_of(RUNNER).environment() | mine
-            runners.append(_start(stack, directory, name, "services.runner", environment))
+            runners.append(start_process(stack, directory, name, "services.runner", environment))
         store, made, meta = JetStreamStore(nc), new_plan_id(), Meta(actor="bench")
         spec = read_plan(msgspec.json.encode(plan(task("T1", WORKS))))
         base = git(repo, "rev-parse", "HEAD")
@@ -107,9 +107,10 @@ async def _stays_away(directory: Path) -> float:
         return time.perf_counter() - killed
 
 
-def _start(
+def start_process(
     stack: AsyncExitStack, directory: Path, name: str, module: str, environment: dict[str, str]
 ) -> "subprocess.Popen[bytes]":
+    """Starts a service; it ends with the stack."""
     with open_log(directory / f"{name}.log") as log:
         process = subprocess.Popen(
             [sys.executable, "-m", module], cwd=ROOT, env=environment, stdin=subprocess.DEVNULL,

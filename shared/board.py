@@ -15,15 +15,25 @@ from itertools import islice
 from typing import Literal
 
 from shared import plan, task
-from shared.events import Event, Head, PlanResumed
+from shared.events import Event, Head, PlanExtended, PlanResumed
 from shared.spec import DELIVER, MAX_PARALLEL, PlanSpec, TaskSpec
-from shared.subjects import PLAN
+from shared.subjects import PLAN, is_draft
 
-Standing = Literal["drafted", "running", "waiting", "paused", "needs_attention", "cancelling", "cancelled", "completed"]
+Standing = Literal[
+    "drafting",
+    "drafted",
+    "running",
+    "waiting",
+    "paused",
+    "needs_attention",
+    "cancelling",
+    "cancelled",
+    "completed",
+]
 """How a plan stands, in one word.
 
-`waiting`: for people who do manual tasks or are asked for an approval, and for nothing else. `needs_attention`: nothing
-of it can go on without a person's decision.
+`drafting`: candidates are being made, and none is there yet. `waiting`: for people who do manual tasks or are asked for
+an approval, and for nothing else. `needs_attention`: nothing of it can go on without a person's decision.
 """
 
 
@@ -62,6 +72,8 @@ class Board:
         self.plan = plan.INITIAL
         self.plan_seq = 0
         self.tasks: dict[str, task.TaskState] = {}
+        self.drafts: dict[str, task.TaskState] = {}
+        """What makes candidates: executions like tasks', but none of the plan's tasks."""
         self.seqs: dict[str, int] = {}
         """Sequence of each task's newest event: what an append to it expects."""
         self.fault = ""
@@ -79,8 +91,8 @@ class Board:
         self._clear: set[str] = set()
         self._ancestors: list[int] = []
         self._ready: dict[str, None] = {}
-        self._ready_by_hand: dict[str, None] = {}
-        """The same for manual tasks, which take no slot."""
+        self._ready_without_slot: dict[str, None] = {}
+        """The same for those that take no slot: manual tasks, and decisions."""
         self._by_hand = 0
         """Manual tasks that were dispatched: in a person's hands, in no runner's."""
         self._committed_usd = 0.0
@@ -100,8 +112,16 @@ class Board:
             self.plan_seq = seq
             if isinstance(event, PlanResumed):
                 self._end_claims()
-            if self.plan.status not in ("absent", "drafted", "finalizing") and self._all_planned():
+            if isinstance(event, PlanExtended) and event.before:
+                # It waits for more now, and is ready again only once that is there and done.
+                self._claimed.pop(event.before, None)
+                for listed in (self._ready, self._ready_without_slot, self._reopening):
+                    listed.pop(event.before, None)
+            if self.plan.status not in (*plan.EARLY, "finalizing") and self._all_planned():
                 self._lay_out()
+            return
+        if is_draft(entity):
+            self.drafts[entity] = task.evolve(self.drafts.get(entity, task.INITIAL), event)
             return
         before = self.tasks.get(entity, task.INITIAL)
         after = task.evolve(before, event)
@@ -110,7 +130,7 @@ class Board:
         if before.status != "absent":
             self.counts[before.status] -= 1
         self.counts[after.status] += 1
-        self._by_hand += _is_by_hand(after) - _is_by_hand(before)
+        self._by_hand += after.is_by_hand - before.is_by_hand
         self._committed_usd += _committed_usd(after) - _committed_usd(before)
         self._claimed.pop(entity, None)
         if entity in self._successors:
@@ -197,7 +217,9 @@ class Board:
     def _list(self, code: str) -> None:
         """Keeps the lists of what the dispatcher may act on."""
         state = self.tasks[code]
-        free = self._missing[code] == 0
+        # What was added before it and is not written down yet is missing too, though no index knows of it.
+        also = self.plan.also_before.get(code, ())
+        free = self._missing[code] == 0 and all(c in self.tasks for c in also)
         if (at := task.timer(state)) is not None:
             if code not in self._due:
                 heappush(self._timers, (at, code))
@@ -205,9 +227,10 @@ class Board:
             self._due.discard(code)
         due = code in self._due and state.status == "retry_wait"
         ready = free and (state.status == "pending" or due) and code not in self._claimed
+        takes_slot = not (state.is_manual or state.is_decision)
         for wanted, listed in (
-            (ready and not _is_manual(state), self._ready),
-            (ready and _is_manual(state), self._ready_by_hand),
+            (ready and takes_slot, self._ready),
+            (ready and not takes_slot, self._ready_without_slot),
             (free and state.reopening, self._reopening),
         ):
             if wanted:
@@ -270,9 +293,9 @@ class Board:
         """
         if self.plan.status != "active" or self.fault:
             return []
-        taken = list(self._ready_by_hand)
+        taken = list(self._ready_without_slot)
         self._claimed.update(dict.fromkeys(taken, 0.0))
-        self._ready_by_hand.clear()
+        self._ready_without_slot.clear()
         left_usd = self._left_usd()
         for code in list(islice(self._ready, max(0, self.free_slots()))):
             may_cost_usd = task.may_cost_usd(self.tasks[code])
@@ -312,18 +335,29 @@ class Board:
         """Tasks that are in runners' hands, or about to be."""
         return sum(self.counts[status] for status in task.IN_FLIGHT) - self._by_hand
 
+    def give_back(self, code: str) -> None:
+        """What was claimed and led to nothing is ready again."""
+        if self._claimed.pop(code, None) is not None:
+            self._list(code)
+
     def reopen(self, code: str) -> None:
         """Makes an abandoned task ready: nothing rests on its abandoning any more."""
         if code in self._reopening and code not in self._claimed:
-            (self._ready_by_hand if _is_manual(self.tasks[code]) else self._ready).setdefault(code)
+            state = self.tasks[code]
+            (self._ready_without_slot if state.is_manual or state.is_decision else self._ready).setdefault(code)
+
+    @property
+    def waits_for_time(self) -> bool:
+        """Whether any task's timer may be open."""
+        return bool(self._timers)
 
     def timers(self) -> list[tuple[datetime, str]]:
-        """The tasks that wait for a time, each with it, the earliest first: for a retry, or no longer for an answer."""
+        """The tasks that wait for a time, each with it, the earliest first: see `shared.task.timer`."""
         return sorted({(at, code) for at, code in self._timers if task.timer(self.tasks[code]) == at})
 
     def expired(self) -> list[str]:
-        """The tasks that nobody gave an answer in time, as of the last `wake`."""
-        return [code for code in self._due if self.tasks[code].status == "awaiting_approval"]
+        """The tasks that nobody gave an answer in time, or that their person is late with, as of the last `wake`."""
+        return [code for code in self._due if self.tasks[code].status in ("awaiting_approval", "running")]
 
     def reopening(self) -> list[str]:
         """Abandoned tasks that a person wants to run again."""
@@ -379,7 +413,9 @@ class Board:
 
     @property
     def settled(self) -> bool:
-        """Whether every task has ended or was given up."""
+        """Whether every task has ended or was given up, and no candidate is being made."""
+        if any(draft.status in task.IN_FLIGHT for draft in self.drafts.values()):
+            return False
         return sum(self.counts[s] for s in SETTLED) == self.plan.count
 
     def standing(self) -> Standing:
@@ -389,6 +425,10 @@ class Board:
         match self.plan.status:
             case "absent" | "drafted":
                 return "drafted"
+            case "requested":
+                return "drafting"
+            case "failed":
+                return "needs_attention"
             case "cancelling" | "cancelled" | "completed":
                 return self.plan.status
             case "finalizing":
@@ -396,7 +436,7 @@ class Board:
         moving = (
             self._in_flight()
             or self._ready
-            or self._ready_by_hand
+            or self._ready_without_slot
             or self._claimed
             or self.counts["retry_wait"]
             or self._reopening
@@ -411,14 +451,6 @@ class Board:
 
 SETTLED: tuple[task.TaskStatus, ...] = ("completed", "cancelled", "abandoned")
 """What the end of a plan has nothing to do with any more."""
-
-
-def _is_manual(state: task.TaskState) -> bool:
-    return state.agent is not None and not state.agent.is_auto
-
-
-def _is_by_hand(state: task.TaskState) -> bool:
-    return state.status == "queued" and _is_manual(state)
 
 
 def _committed_usd(state: task.TaskState) -> float:

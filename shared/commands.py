@@ -9,8 +9,30 @@ from typing import Literal
 
 import msgspec
 
-from shared.events import ApprovalKind, Conflict, FailureKind, Head, Result, TaskReadied, Usage
-from shared.spec import AgentSpec, DeliveryRules, PlanSettings, PlanSpec, TaskSpec, WorkRules
+from shared.events import (
+    ApprovalKind,
+    Conflict,
+    DraftOrigin,
+    FailureKind,
+    Head,
+    PlanFault,
+    Result,
+    TaskReadied,
+    Usage,
+)
+from shared.spec import (
+    AgentSpec,
+    CollabRules,
+    DeliveryRules,
+    Mode,
+    PlanningMode,
+    PlanSettings,
+    PlanSpec,
+    ProjectAgent,
+    ResultPlace,
+    TaskSpec,
+    WorkRules,
+)
 
 PlanPhase = Literal["open", "paused", "cancelling"]
 """What a plan allows its tasks: to start, to wait, or only to end."""
@@ -48,6 +70,35 @@ class Held(Refused):
 # To a plan --------------------------------------------------------------------------------------------------------
 
 
+class Request(Command, frozen=True, kw_only=True):
+    """Wants candidates for a goal; see `PlanRequested`. Asking by hand again changes what is asked for."""
+
+    count: int = 1
+    """How many; by hand it is always one."""
+    by_hand: bool = False
+    goal: str
+    project: str
+    mode: Mode
+    planning_mode: PlanningMode
+    agents: tuple[ProjectAgent, ...]
+    repo_url: str
+    base_commit: str
+    planner: AgentSpec | None = None
+    budget_usd: float = 0.0
+    timeout_s: float = 0.0
+    auto_finalize: bool = False
+    collab: CollabRules = CollabRules()
+
+
+class FailDraft(Command, frozen=True, kw_only=True):
+    """Reports that a candidate which was asked for did not come about."""
+
+    candidate: str
+    message: str
+    faults: tuple[PlanFault, ...] = ()
+    origin: DraftOrigin = DraftOrigin()
+
+
 class Draft(Command, frozen=True, kw_only=True):
     """Adds a candidate, or puts another text in one's place."""
 
@@ -58,6 +109,7 @@ class Draft(Command, frozen=True, kw_only=True):
     project: str = ""
     replaces: str = ""
     """Digest of the candidate that its writer saw; empty: there must be none of that name."""
+    origin: DraftOrigin = DraftOrigin()
 
 
 class Finalize(Command, frozen=True, kw_only=True):
@@ -113,7 +165,17 @@ class Extend(Command, frozen=True, kw_only=True):
 
 
 PlanCommand = (
-    Draft | Finalize | ConfirmFinalized | Extend | Pause | Resume | CancelPlan | ConfirmCancelled | CompletePlan
+    Request
+    | FailDraft
+    | Draft
+    | Finalize
+    | ConfirmFinalized
+    | Extend
+    | Pause
+    | Resume
+    | CancelPlan
+    | ConfirmCancelled
+    | CompletePlan
 )
 
 
@@ -139,6 +201,7 @@ class Ready(Command, frozen=True, kw_only=True):
     base_commit: str
     heads: tuple[Head, ...]
     abandoned: tuple[str, ...]
+    place: ResultPlace | None = None
 
 
 class HandOut(Command, frozen=True, kw_only=True):
@@ -149,6 +212,9 @@ class HandOut(Command, frozen=True, kw_only=True):
     project: str
     repo_url: str
     plan_name: str
+    place: ResultPlace | None = None
+    """The one of `readied`, with what lies there now."""
+    note: str = ""
 
 
 class Dispatch(Command, frozen=True, kw_only=True):
@@ -187,6 +253,8 @@ class Start(Command, frozen=True, kw_only=True):
     """That lease's last report; None: there is none, and all that it had reserved is charged."""
     seal_to: str = ""
     """The runner's public key; see `shared.sealed`."""
+    deadline: datetime | None = None
+    """Only of a manual task."""
 
 
 class Release(Command, frozen=True, kw_only=True):
@@ -201,13 +269,37 @@ class Release(Command, frozen=True, kw_only=True):
 
 
 class Complete(Command, frozen=True, kw_only=True):
-    """Reports success."""
+    """Reports success. A manual task's may come late: it still needs attention, and was not begun anew."""
 
     lease: int
     base_commit: str
     commit: str
     result: Result
+    answer: str = ""
     usage: Usage
+
+
+class FailWatch(Command, frozen=True, kw_only=True):
+    """Reports that a manual task's result can't be looked for."""
+
+    lease: int
+    reason: str
+    since: datetime
+
+
+class RestoreWatch(Command, frozen=True, kw_only=True):
+    """Reports that it can be looked for again."""
+
+    now: datetime
+    lease: int
+
+
+class Decide(Command, frozen=True, kw_only=True):
+    """What the reviews of a decision's newest round come to, where no further round follows."""
+
+    approved: bool
+    round: int
+    reason: str
 
 
 class RequestApproval(Command, frozen=True, kw_only=True):
@@ -267,6 +359,9 @@ class Fail(Command, frozen=True, kw_only=True):
     """Random, 0 to 1: spreads retries by up to a quarter of their wait."""
     conflict: Conflict | None = None
     """Of a `merge_conflict`."""
+    faults: tuple[PlanFault, ...] = ()
+    blob: str = ""
+    """Of an `invalid_result`."""
 
 
 class CancelTask(Command, frozen=True, kw_only=True):
@@ -292,7 +387,8 @@ class Edit(Command, frozen=True, kw_only=True):
     """A person changes what is to be done. The spec is valid, with the code and dependencies that the task has."""
 
     spec: TaskSpec
-    agent: AgentSpec
+    agent: AgentSpec | None
+    note: str = ""
 
 
 class Redispatch(Command, frozen=True, kw_only=True):
@@ -314,6 +410,9 @@ TaskCommand = (
     | Deny
     | UseApproval
     | Fail
+    | FailWatch
+    | RestoreWatch
+    | Decide
     | CancelTask
     | MarkComplete
     | Abandon

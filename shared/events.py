@@ -11,7 +11,19 @@ from typing import Any, ClassVar, Literal
 
 import msgspec
 
-from shared.spec import AgentSpec, DeliveryRules, PlanSettings, PlanSpec, TaskSpec, WorkRules
+from shared.spec import (
+    AgentSpec,
+    CollabRules,
+    DeliveryRules,
+    Mode,
+    PlanningMode,
+    PlanSettings,
+    PlanSpec,
+    ProjectAgent,
+    ResultPlace,
+    TaskSpec,
+    WorkRules,
+)
 
 FailureKind = Literal[
     "agent_error",
@@ -25,8 +37,10 @@ FailureKind = Literal[
     "merge_conflict",
     "runner_lost",
     "unavailable",
+    "invalid_result",
 ]
-"""How an attempt may end, other than completed. `unavailable`: an overloaded model or a network that failed."""
+"""How an attempt may end, other than completed. `unavailable`: an overloaded model or a network that failed;
+`invalid_result`: what a person delivered is not what was asked for."""
 
 
 class Event(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
@@ -63,6 +77,54 @@ class Head(msgspec.Struct, frozen=True):
     """Full object id."""
 
 
+Severity = Literal["blocker", "major", "minor", "note"]
+FINDINGS_MAX = 200
+
+
+class Finding(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
+    """One thing that a review found."""
+
+    message: str
+    severity: Severity
+    file: str = ""
+    """Repository-relative path; empty: it concerns no one file."""
+    line: int | None = None
+
+
+class Review(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
+    """A verdict on a task's work."""
+
+    approve: bool
+    findings: tuple[Finding, ...] = ()
+    """At most `FINDINGS_MAX`."""
+    round: int = 1
+    commit: str = ""
+    """What it looked at: a review of another commit than the work's own does not count."""
+
+
+class PlanFault(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
+    """One thing that is wrong with a plan."""
+
+    message: str
+    task: str | None = None
+    field: str | None = None
+    line: int | None = None
+
+
+class DraftOrigin(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
+    """Where a candidate comes from that nobody imported: all empty for one that somebody did."""
+
+    draft: str = ""
+    """The entity (`_draft-1`) under which an agent made it; its transcript is there too."""
+    model: str = ""
+    usage: Usage = Usage()
+    duration_s: float = 0.0
+    blob: str = ""
+    """Object id of the file in the collaboration repository that it was taken from."""
+    template: str = ""
+    """Id of the template that it was made from."""
+
+
 class Result(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
     """What a finished task says of itself; the same object as a manual task's `result.json`."""
 
@@ -70,6 +132,8 @@ class Result(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
     summary: str
     artifacts: tuple[str, ...] = ()
     """Repository-relative paths of the files that the task changed, at most `ARTIFACTS_MAX`."""
+    review: Review | None = None
+    """Only of a task that reviews."""
 
 
 ARTIFACTS_MAX = 200
@@ -92,6 +156,43 @@ APPROVAL_INPUT_MAX_BYTES = 1024 * 1024
 # The plan -------------------------------------------------------------------------------------------------------
 
 
+class PlanRequested(Event, frozen=True, kw_only=True):
+    """Candidates are wanted for a goal: an agent makes them, or a person does (`by_hand`)."""
+
+    name = "plan.requested"
+    candidates: tuple[str, ...]
+    """Names of those to come, numbers as text; each is drafted or failed by itself."""
+    by_hand: bool = False
+    goal: str
+    project: str
+    mode: Mode = "auto"
+    planning_mode: PlanningMode = "balanced"
+    agents: tuple[ProjectAgent, ...] = ()
+    """Those that tasks may be given to."""
+    repo_url: str
+    base_commit: str
+    planner: AgentSpec | None = None
+    """Who makes the plan; None: a person."""
+    budget_usd: float = 0.0
+    """Of the making of one candidate."""
+    timeout_s: float = 0.0
+    auto_finalize: bool = False
+    """Whether the only candidate is finalized as soon as it is there."""
+    collab: CollabRules = CollabRules()
+    """By hand: `<directory>/plan-<plan>.json` in it is watched."""
+
+
+class PlanFailed(Event, frozen=True, kw_only=True):
+    """A candidate that was asked for did not come about. One that is asked for by hand is still waited for."""
+
+    name = "plan.failed"
+    candidate: str
+    message: str
+    """For people: what happened, and what to do now."""
+    faults: tuple[PlanFault, ...] = ()
+    origin: DraftOrigin = DraftOrigin()
+
+
 class PlanDrafted(Event, frozen=True, kw_only=True):
     """A candidate was accepted as valid. The first one opens the plan; one of a known name takes its place."""
 
@@ -103,6 +204,7 @@ class PlanDrafted(Event, frozen=True, kw_only=True):
     """Full object id that every task starts from; the code repository holds it."""
     project: str = ""
     """The gateway's id of the project; empty in plans that are older than projects."""
+    origin: DraftOrigin = DraftOrigin()
 
 
 class PlanFinalizing(Event, frozen=True, kw_only=True):
@@ -195,6 +297,8 @@ class TaskReadied(Event, frozen=True, kw_only=True):
     base_commit: str
     heads: tuple[Head, ...]
     abandoned: tuple[str, ...] = ()
+    place: ResultPlace | None = None
+    """Where the result will be looked for; None in plans that are older than the looking."""
 
 
 class TaskDispatched(Event, frozen=True, kw_only=True):
@@ -223,6 +327,10 @@ class TaskDispatched(Event, frozen=True, kw_only=True):
     rules: WorkRules = WorkRules()
     delivery: DeliveryRules = DeliveryRules()
     """Only of `_deliver`."""
+    place: ResultPlace | None = None
+    """Only of a manual task."""
+    note: str = ""
+    """A person's, who handed it out."""
     timeout_s: float
     budget_usd: float
     """Of the whole attempt, however many leases it takes."""
@@ -245,6 +353,8 @@ class TaskStarted(Event, frozen=True, kw_only=True):
     """What the lost lease had consumed: its last report, or else all that it had reserved."""
     seal_to: str = ""
     """The runner's public key (X25519, base64url): the lease's credentials are sealed to it and to nobody else."""
+    deadline: datetime | None = None
+    """Only of a manual task: when its person is late."""
 
 
 class TaskReleased(Event, frozen=True, kw_only=True):
@@ -266,8 +376,10 @@ class TaskCompleted(Event, frozen=True, kw_only=True):
     base_commit: str
     """What the agent started from: the plan's base merged with the heads."""
     commit: str
-    """Equal to `base_commit` when nothing was changed."""
+    """Equal to `base_commit` when nothing was changed. Of a manual task: what its person named, or empty."""
     result: Result
+    answer: str = ""
+    """What the attempt said where that is what it was for (`WorkRules.answer`): a plan's or a review's JSON."""
     usage: Usage = Usage()
 
 
@@ -329,7 +441,38 @@ class TaskFailed(Event, frozen=True, kw_only=True):
     """False: the attempt does not count against the task's limit (a usage limit that resets at a known time)."""
     conflict: Conflict | None = None
     """Of a `merge_conflict`."""
+    faults: tuple[PlanFault, ...] = ()
+    """Of a plan that could not be made valid."""
+    blob: str = ""
+    """Of an `invalid_result`: its object id; what else is put there is looked at again."""
     usage: Usage = Usage()
+
+
+class TaskWatchFailed(Event, frozen=True, kw_only=True):
+    """A manual task's result can't be looked for: nobody can say whether there is one, so its time stands still."""
+
+    name = "task.watch_failed"
+    lease: int
+    reason: str
+    since: datetime
+
+
+class TaskWatchRestored(Event, frozen=True, kw_only=True):
+    """It can be looked for again."""
+
+    name = "task.watch_restored"
+    lease: int
+    deadline: datetime | None = None
+    """The old one, and as much later as nobody could look; None: its time was over before."""
+
+
+class TaskDecided(Event, frozen=True, kw_only=True):
+    """The reviews of a decision's newest round were weighed: it is completed, or a person has to look."""
+
+    name = "task.decided"
+    approved: bool
+    round: int
+    reason: str
 
 
 class TaskCancelRequested(Event, frozen=True, kw_only=True):
@@ -366,7 +509,9 @@ class TaskEdited(Event, frozen=True, kw_only=True):
 
     name = "task.edited"
     spec: TaskSpec
-    agent: AgentSpec
+    agent: AgentSpec | None
+    """None: a decision."""
+    note: str = ""
 
 
 class TaskRedispatchRequested(Event, frozen=True, kw_only=True):
@@ -379,6 +524,8 @@ class TaskRedispatchRequested(Event, frozen=True, kw_only=True):
 REGISTRY: dict[str, type[Event]] = {
     event_type.name: event_type
     for event_type in (
+        PlanRequested,
+        PlanFailed,
         PlanDrafted,
         PlanFinalizing,
         PlanFinalized,
@@ -399,6 +546,9 @@ REGISTRY: dict[str, type[Event]] = {
         TaskApprovalDenied,
         TaskApprovalUsed,
         TaskFailed,
+        TaskWatchFailed,
+        TaskWatchRestored,
+        TaskDecided,
         TaskCancelRequested,
         TaskCancelled,
         TaskMarkedComplete,

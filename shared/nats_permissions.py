@@ -21,7 +21,17 @@ from shared.spec import SdkType
 
 ANSWERS_EXPIRE = "5m"
 """How long a service may take to answer a request: an import of a large plan takes seconds."""
-LEASE_EVENTS = ("started", "released", "completed", "approval_requested", "approval_used", "failed", "cancelled")
+LEASE_EVENTS = (
+    "started",
+    "released",
+    "completed",
+    "approval_requested",
+    "approval_used",
+    "failed",
+    "cancelled",
+    "watch_failed",
+    "watch_restored",
+)
 """What a runner's decisions append."""
 POOLS = (*get_args(SdkType), subjects.DELIVER_POOL, subjects.MANUAL_POOL)
 
@@ -32,6 +42,7 @@ _STREAMS = (
     streams.TIMERS,
     streams.PROJECTS,
     streams.RUNNERS_STREAM,
+    streams.WATCHES_STREAM,
 )
 
 
@@ -119,9 +130,14 @@ _SPOKEN: Mapping[str, _Spoken] = {
             subjects.ACCOUNT_CHANGES,
             subjects.PLANNER_IMPORT,
             subjects.PLANNER_EDIT,
+            subjects.PLANNER_PROMPT,
+            subjects.PLANNER_COMPARE,
+            subjects.PLANNER_RENDER,
+            subjects.WATCH_LOOK,
             subjects.RUNNER_INTRODUCE,
             subjects.EVERY_RUNNER_TEST,
             subjects.EVERY_RUNNER_DIFF,
+            subjects.EVERY_RUNNER_HEAD,
             *_follow(streams.EVENTS),
             *_follow(streams.TRANSCRIPTS),
             *_follow(streams.PROJECTS),
@@ -130,15 +146,24 @@ _SPOKEN: Mapping[str, _Spoken] = {
         _NO_CHANGE_OF_POOLS,
         (
             subjects.CREDENTIALS,
+            subjects.WATCH_CREDENTIALS,
             subjects.ACCOUNT_CHANGES,
             subjects.MANY_PROJECT_EVENTS,
             subjects.MANY_TRANSCRIPTS,
         ),
     ),
     PLANNER: (
-        (subjects.MANY_PLAN_EVENTS,),
+        (subjects.MANY_PLAN_EVENTS, *subjects.every_draft_filter(), *_follow(streams.EVENTS)),
         _NO_CHANGE_OF_POOLS,
-        (subjects.PLANNER_IMPORT, subjects.PLANNER_EDIT),
+        (
+            subjects.PLANNER_IMPORT,
+            subjects.PLANNER_EDIT,
+            subjects.PLANNER_CHECK,
+            subjects.PLANNER_OFFER,
+            subjects.PLANNER_PROMPT,
+            subjects.PLANNER_COMPARE,
+            subjects.PLANNER_RENDER,
+        ),
     ),
     DISPATCHER: (
         (
@@ -158,13 +183,18 @@ _SPOKEN: Mapping[str, _Spoken] = {
             subjects.MANY_SESSIONS,
             *_follow(streams.SESSIONS),
             subjects.CREDENTIALS,
+            subjects.WATCH_CREDENTIALS,
+            subjects.PLANNER_CHECK,
+            subjects.PLANNER_OFFER,
             subjects.EVERY_RUNNER_HOLDS,
             f"$KV.{streams.RUNNERS}.*",
+            f"$KV.{streams.WATCHES}.*",
+            *_follow(streams.WATCHES_STREAM),
             *_follow(streams.EVENTS),
             *_pulled(streams.EVENTS, *_POOL_CONSUMERS),
             *_follow(streams.PROJECTS),
         ),
         (subjects.MANY_PLAN_EVENTS, *_NO_CHANGE_OF_POOLS),
-        (subjects.MANY_RUNNER_REQUESTS,),
+        (subjects.MANY_RUNNER_REQUESTS, subjects.WATCH_LOOK),
     ),
 }

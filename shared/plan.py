@@ -1,8 +1,11 @@
 """The plan: one decider. State, `INITIAL`, `evolve`, `decide`, read from top to bottom.
 
-drafted → finalizing → active ⇄ paused
-   └──────────┴──────────┴────────┴→ cancelling → cancelled
-                         └────────┴→ completed
+requested ⇄ failed
+    └───┬─────┘
+        ↓
+     drafted → finalizing → active ⇄ paused
+        └──────────┴──────────┴────────┴→ cancelling → cancelled
+                              └────────┴→ completed
 """
 
 from typing import Literal, assert_never
@@ -12,12 +15,27 @@ import msgspec
 from shared import commands as c
 from shared import events as e
 from shared.spec import PlanSettings, PlanSpec, TaskSpec, digest, settled
+from shared.subjects import DRAFTS_MAX, is_draft
 
-PlanStatus = Literal["absent", "drafted", "finalizing", "active", "paused", "cancelling", "cancelled", "completed"]
+PlanStatus = Literal[
+    "absent",
+    "requested",
+    "failed",
+    "drafted",
+    "finalizing",
+    "active",
+    "paused",
+    "cancelling",
+    "cancelled",
+    "completed",
+]
+"""`requested`: a candidate is being made, and none is there yet; `failed`: none came about."""
 
 CANDIDATES_MAX = 20
 
 ENDED: frozenset[PlanStatus] = frozenset({"cancelled", "completed"})
+EARLY: frozenset[PlanStatus] = frozenset({"absent", "requested", "failed", "drafted"})
+"""Nothing is chosen yet: candidates may come and change."""
 
 
 class Candidate(msgspec.Struct, frozen=True):
@@ -27,12 +45,30 @@ class Candidate(msgspec.Struct, frozen=True):
     repo_url: str
     base_commit: str
     project: str = ""
+    origin: e.DraftOrigin = e.DraftOrigin()
+
+
+class DraftRequest(msgspec.Struct, frozen=True):
+    """A candidate that was asked for and is not there yet."""
+
+    request: e.PlanRequested
+    failed: e.PlanFailed | None = None
+    """Why it did not come about, or not yet: what is asked for by hand is still waited for."""
+
+    @property
+    def open(self) -> bool:
+        """Whether it may still come."""
+        return self.failed is None or self.request.by_hand
 
 
 class PlanState(msgspec.Struct, frozen=True):
     """The fold of a plan's own events."""
 
     status: PlanStatus = "absent"
+    requests: dict[str, DraftRequest] = {}
+    """By the name that the candidate will have."""
+    requested_in: str = ""
+    """The project of what was asked for: it stays known when the plan is cancelled before any candidate is there."""
     candidates: dict[str, Candidate] = {}
     chosen: Candidate | None = None
     chosen_name: str = ""
@@ -51,8 +87,9 @@ class PlanState(msgspec.Struct, frozen=True):
     @property
     def project(self) -> str:
         """The gateway's id of the project that it belongs to; empty where there is none."""
-        first = self.chosen or next(iter(self.candidates.values()), None)
-        return first.project if first else ""
+        if first := self.chosen or next(iter(self.candidates.values()), None):
+            return first.project
+        return self.requested_in
 
     @property
     def phase(self) -> c.PlanPhase:
@@ -62,6 +99,13 @@ class PlanState(msgspec.Struct, frozen=True):
         # Before it is finalized a plan starts nothing, but what is cancelled then is held, not ended for good.
         return "cancelling" if self.status in ("cancelling", *ENDED) else "paused"
 
+    def phase_for(self, entity: str) -> c.PlanPhase:
+        """What it allows that entity now: a candidate is made before the plan allows any task to begin."""
+        if not is_draft(entity):
+            return self.phase
+        asked = self.requests.get(entity.rpartition("-")[2])
+        return "open" if asked is not None and asked.open else "cancelling"
+
 
 INITIAL = PlanState()
 
@@ -69,11 +113,24 @@ INITIAL = PlanState()
 def evolve(state: PlanState, event: e.Event) -> PlanState:
     """The state after `event`. Pure and total: an event in the log did happen, whatever the state was."""
     match event:
+        case e.PlanRequested():
+            asked = dict.fromkeys(event.candidates, DraftRequest(event))
+            return _early(
+                msgspec.structs.replace(state, requests={**state.requests, **asked}, requested_in=event.project)
+            )
+        case e.PlanFailed():
+            requests = dict(state.requests)
+            if event.candidate in requests:
+                requests[event.candidate] = msgspec.structs.replace(requests[event.candidate], failed=event)
+            return _early(msgspec.structs.replace(state, requests=requests))
         case e.PlanDrafted():
-            candidate = Candidate(event.spec, event.repo_url, event.base_commit, event.project)
-            status = "drafted" if state.status == "absent" else state.status
-            return msgspec.structs.replace(
-                state, status=status, candidates={**state.candidates, event.candidate: candidate}
+            candidate = Candidate(event.spec, event.repo_url, event.base_commit, event.project, event.origin)
+            return _early(
+                msgspec.structs.replace(
+                    state,
+                    candidates={**state.candidates, event.candidate: candidate},
+                    requests={name: asked for name, asked in state.requests.items() if name != event.candidate},
+                )
             )
         case e.PlanFinalizing():
             # The other candidates go: from here on nobody may choose them, and a plan can be megabytes.
@@ -87,6 +144,7 @@ def evolve(state: PlanState, event: e.Event) -> PlanState:
                 settings=event.settings,
                 chosen_name=event.candidate,
                 candidates={},
+                requests={},
                 digest=event.digest,
                 count=event.count,
             )
@@ -112,7 +170,7 @@ def evolve(state: PlanState, event: e.Event) -> PlanState:
             spec = msgspec.structs.replace(state.chosen.spec, budget_usd=event.budget_usd)
             return msgspec.structs.replace(resumed, chosen=msgspec.structs.replace(state.chosen, spec=spec))
         case e.PlanCancelRequested():
-            return msgspec.structs.replace(state, status="cancelling", reason=event.reason)
+            return msgspec.structs.replace(state, status="cancelling", reason=event.reason, requests={})
         case e.PlanCancelled():
             return msgspec.structs.replace(state, status="cancelled")
         case e.PlanCompleted():
@@ -121,12 +179,26 @@ def evolve(state: PlanState, event: e.Event) -> PlanState:
             raise TypeError(f"{type(event).__name__} is not an event of a plan")
 
 
+def _early(state: PlanState) -> PlanState:
+    """With the status that requests and candidates make, as long as none is chosen."""
+    if state.status not in EARLY:
+        return state
+    if state.candidates:
+        return msgspec.structs.replace(state, status="drafted")
+    waits = any(asked.failed is None for asked in state.requests.values())
+    return msgspec.structs.replace(state, status="requested" if waits else "failed")
+
+
 def decide(state: PlanState, command: c.PlanCommand) -> e.Event | None:
     """The event that `command` leads to, or None where it changes nothing (it was carried out before).
 
     Raises `Refused` where the state does not allow it.
     """
     match command:
+        case c.Request():
+            return _request(state, command)
+        case c.FailDraft():
+            return _fail_draft(state, command)
         case c.Draft():
             return _draft(state, command)
         case c.Finalize():
@@ -146,7 +218,7 @@ def decide(state: PlanState, command: c.PlanCommand) -> e.Event | None:
                 return e.PlanResumed(budget_usd=command.budget_usd)
             return _nothing_or_refused(state, "resumed", may_be={"active"})
         case c.CancelPlan():
-            if state.status in ("drafted", "finalizing", "active", "paused"):
+            if state.status in ("requested", "failed", "drafted", "finalizing", "active", "paused"):
                 return e.PlanCancelRequested(reason=command.reason)
             return _nothing_or_refused(state, "cancelled", may_be={"cancelling", "cancelled"})
         case c.ConfirmCancelled():
@@ -160,14 +232,58 @@ def decide(state: PlanState, command: c.PlanCommand) -> e.Event | None:
             assert_never(command)
 
 
-def _draft(state: PlanState, command: c.Draft) -> e.Event | None:
-    if state.status not in ("absent", "drafted"):
+def _check_early(state: PlanState, project: str) -> None:
+    if state.status not in EARLY:
         raise c.Refused(f"the plan is {state.status}: it takes no further candidates")
-    if state.candidates and command.project != state.project:
+    if state.status != "absent" and project != state.project:
         raise c.Refused("the plan belongs to another project")
-    known = state.candidates.get(command.candidate)
-    if known == Candidate(command.spec, command.repo_url, command.base_commit, command.project):
+
+
+def _request(state: PlanState, command: c.Request) -> e.Event | None:
+    _check_early(state, command.project)
+    fields = {name: getattr(command, name) for name in command.__struct_fields__ if name != "count"}
+    if command.by_hand:
+        for name, asked in state.requests.items():
+            if asked.request.by_hand:
+                again = e.PlanRequested(candidates=(name,), **fields)
+                return None if asked == DraftRequest(again) else again
+    count = 1 if command.by_hand else command.count
+    asked_for = sum(asked.open for asked in state.requests.values())
+    if len(state.candidates) + asked_for + count > CANDIDATES_MAX:
+        raise c.Refused(
+            f"the plan has {len(state.candidates)} candidates and {asked_for} are being made; at most {CANDIDATES_MAX}"
+        )
+    last = max((int(name) for name in (*state.candidates, *state.requests) if name.isdecimal()), default=0)
+    if last + count > DRAFTS_MAX:
+        raise c.Refused("too many candidates were asked for: choose one of those that are there, or start a new plan")
+    names = tuple(str(number) for number in range(last + 1, last + 1 + count))
+    return e.PlanRequested(candidates=names, **fields)
+
+
+def _fail_draft(state: PlanState, command: c.FailDraft) -> e.Event | None:
+    asked = state.requests.get(command.candidate)
+    if asked is None:
+        return None  # it is there, or is not wanted any more
+    failed = e.PlanFailed(
+        candidate=command.candidate, message=command.message, faults=command.faults, origin=command.origin
+    )
+    if asked.failed is not None and (not asked.request.by_hand or asked.failed.origin.blob == command.origin.blob):
         return None
+    return failed
+
+
+def _draft(state: PlanState, command: c.Draft) -> e.Event | None:
+    _check_early(state, command.project)
+    known = state.candidates.get(command.candidate)
+    if known is not None and msgspec.structs.replace(known, origin=command.origin) == Candidate(
+        command.spec, command.repo_url, command.base_commit, command.project, command.origin
+    ):
+        return None
+    asked = state.requests.get(command.candidate)
+    if asked is not None and not asked.request.by_hand and not command.origin.draft:
+        raise c.Refused(f"candidate {command.candidate} is asked for from an agent: give yours another name")
+    if asked is None and command.origin.draft:
+        raise c.Refused(f"candidate {command.candidate} is not wanted any more")
     if known is None and command.replaces:
         raise c.Refused(
             f"the plan has no candidate {command.candidate}; it has {', '.join(state.candidates) or 'none'}"
@@ -184,12 +300,15 @@ def _draft(state: PlanState, command: c.Draft) -> e.Event | None:
         repo_url=command.repo_url,
         base_commit=command.base_commit,
         project=command.project,
+        origin=command.origin,
     )
 
 
 def _finalize(state: PlanState, command: c.Finalize) -> e.Event | None:
     if state.status == "absent":
         raise c.Refused("there is no such plan")
+    if state.status in ("requested", "failed"):
+        raise c.Refused("the plan has no candidate yet: there is nothing to choose")
     if state.status != "drafted":
         if command.candidate == state.chosen_name:
             if command.digest and state.digest and command.digest != state.digest:

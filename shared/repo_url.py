@@ -243,6 +243,14 @@ def _is_private_ipv6(host: str, shown: str) -> bool:
     return _is_private(address) or any(_is_private(a) for a in inner)
 
 
+def is_private_address(text: str) -> bool:
+    """Whether a resolved address is of this machine, a private network or a metadata service, or stands for one.
+
+    Raises `BadRepoUrl` for what is no address.
+    """
+    return _is_private_ipv6(f"[{text}]", text) if ":" in text else _is_private_ipv4(text, text)
+
+
 def _is_private(address: IPv4Address | IPv6Address) -> bool:
     return not address.is_global or address.is_multicast or any(address in network for network in _ALSO_PRIVATE)
 

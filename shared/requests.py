@@ -5,18 +5,8 @@ from typing import Literal
 
 import msgspec
 
-from shared.spec import AgentSpec, SdkType, TaskSpec
-
-
-class ProjectAgent(msgspec.Struct, frozen=True, kw_only=True):
-    """An agent that a project's tasks may be given to."""
-
-    slug: str
-    name: str
-    type_name: str
-    spec: AgentSpec
-    unusable: str = ""
-    """Why no task may be given to it now (inactive, expired); empty: they may."""
+from shared.events import PlanFault
+from shared.spec import AgentSpec, Mode, ProjectAgent, SdkType, TaskSpec
 
 
 class ImportRequest(msgspec.Struct, frozen=True, kw_only=True):
@@ -30,9 +20,11 @@ class ImportRequest(msgspec.Struct, frozen=True, kw_only=True):
     actor: str
     correlation: str
     project: str = ""
-    mode: Literal["auto", "manual"] = "auto"
+    mode: Mode = "auto"
     agents: tuple[ProjectAgent, ...] = ()
     """The project's; the plan may declare others of its own in auto mode."""
+    template: str = ""
+    """Id of the template that the text was made from; empty: somebody wrote it."""
     replaces: str = ""
     """Digest of the candidate that this text replaces; empty: it is a new one."""
 
@@ -41,22 +33,14 @@ class EditRequest(msgspec.Struct, frozen=True, kw_only=True):
     """To the planner: is the task still valid with these changes?"""
 
     task: TaskSpec
-    agent: AgentSpec
+    agent: AgentSpec | None
+    """Who has it; None: it is a decision."""
     changes: dict[str, object]
     """Fields of a plan file's task, null for those to be cleared."""
-    mode: Literal["auto", "manual"]
+    mode: Mode
     agents: tuple[ProjectAgent, ...]
     declared: dict[str, AgentSpec]
     """The agents of the plan that the task belongs to."""
-
-
-class PlanFault(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
-    """One thing that is wrong with a plan."""
-
-    message: str
-    task: str | None = None
-    field: str | None = None
-    line: int | None = None
 
 
 class ImportReply(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
@@ -75,6 +59,190 @@ class EditReply(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
     task: TaskSpec | None = None
     agent: AgentSpec | None = None
     faults: tuple[PlanFault, ...] = ()
+
+
+class CheckRequest(msgspec.Struct, frozen=True, kw_only=True):
+    """From a runner to the planner: is the text a valid plan for what the plan's log asks for as that candidate?"""
+
+    plan: str
+    candidate: str
+    text: str
+
+
+class CheckReply(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
+    """Every fault of it, or why that can't be told."""
+
+    faults: tuple[PlanFault, ...] = ()
+    refused: str = ""
+
+
+class OfferRequest(msgspec.Struct, frozen=True, kw_only=True):
+    """From whoever watches a collaboration repository to the planner: a file for a plan that was asked for by hand."""
+
+    plan: str
+    text: str
+    blob: str
+    """Object id of the file: the same one is not looked at twice."""
+    fault: str = ""
+    """Why it has no text (it is no file, too large, or no UTF-8), in words for whoever put it there."""
+
+
+class PromptRequest(msgspec.Struct, frozen=True, kw_only=True):
+    """To the planner: the words with which a person has a plan made."""
+
+    plan: str
+
+
+class PromptReply(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
+    """The words, or why there are none."""
+
+    prompt: str = ""
+    refused: str = ""
+
+
+class CompareRequest(msgspec.Struct, frozen=True, kw_only=True):
+    """To the planner: what tells these two candidates of a plan that is not finalized from one another?"""
+
+    plan: str
+    candidates: tuple[str, str]
+
+
+class ChangedTask(msgspec.Struct, frozen=True, kw_only=True):
+    """A task that both candidates have."""
+
+    code: str
+    fields: tuple[str, ...]
+    """Those that differ."""
+
+
+class CandidateEstimate(msgspec.Struct, frozen=True, kw_only=True):
+    """What is to be expected of a candidate. Without past runs to learn from, its bounds."""
+
+    candidate: str
+    tasks: int
+    critical_path: tuple[str, ...]
+    minutes: float
+    """The critical path's length, where every ready task finds a slot."""
+    cost_usd: float
+    from_past_runs: int
+    """Of its tasks, those whose agent has done tasks before; the others count with their limits."""
+
+
+class CompareReply(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
+    """From the first to the second, or why that can't be told."""
+
+    estimates: tuple[CandidateEstimate, ...] = ()
+    """Of both, in the order in which they were named."""
+    added: tuple[str, ...] = ()
+    removed: tuple[str, ...] = ()
+    changed: tuple[ChangedTask, ...] = ()
+    refused: str = ""
+
+
+InputType = Literal["text", "number", "boolean", "choice"]
+
+
+class TemplateRole(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """A slot that an agent of the project fills."""
+
+    slot: str
+    """Such as `agent-1`; the template's tasks have it as their assignee."""
+    description: str = ""
+
+
+class TemplateInput(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """What has to be said each time; its place in the plan is `{{name}}`."""
+
+    name: str
+    type: InputType = "text"
+    description: str = ""
+    required: bool = True
+    choices: tuple[str, ...] = ()
+    """Only of a choice."""
+    default: str | float | bool | None = None
+
+
+class TemplateText(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """A plan with slots."""
+
+    text: str
+    """YAML or JSON, as a plan file."""
+    roles: tuple[TemplateRole, ...] = ()
+    inputs: tuple[TemplateInput, ...] = ()
+
+
+class RenderRequest(msgspec.Struct, frozen=True, kw_only=True):
+    """To the planner: fill a template in; or, without roles and inputs, is it one?"""
+
+    template: TemplateText
+    check_only: bool = False
+    """Whether the template itself is the question: agents and inputs are made up."""
+    roles: dict[str, str] = {}
+    """By slot, the agent's slug."""
+    inputs: dict[str, str | float | bool] = {}
+
+
+class RenderReply(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
+    """The plan file that came out, or everything that is wrong."""
+
+    text: str = ""
+    faults: tuple[PlanFault, ...] = ()
+
+
+# Collaboration repositories ---------------------------------------------------------------------------------------
+
+
+class LookRequest(msgspec.Struct, frozen=True, kw_only=True):
+    """To whoever watches collaboration repositories: fetch this one now, then take what is new."""
+
+    project: str
+    repo_url: str
+    path: str = ""
+    """A file whose object id is wanted."""
+
+
+class LookReply(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
+    """What was found."""
+
+    commit: str = ""
+    """The repository's head; empty: it has no commit yet."""
+    blob: str = ""
+    """Object id of the file that was asked for; empty: there is none."""
+    fault: str = ""
+    """Why the fetch failed, in words without secrets."""
+
+
+class WatchCredentialsRequest(msgspec.Struct, frozen=True, kw_only=True):
+    """From whoever watches to the gateway: the git credentials of a project that has something to be watched."""
+
+    project: str
+    seal_to: str
+    repo_url: str = ""
+    """What they are to be used for: they are not lent for another host than the project's."""
+
+
+def watch_context(project: str, seal_to: str) -> bytes:
+    """What those are bound to. The answer is a `CredentialsReply`."""
+    return f"treadle watch {project} {seal_to}".encode()
+
+
+class HeadRequest(msgspec.Struct, frozen=True, kw_only=True):
+    """To one runner: which commit is the repository's default branch at?"""
+
+    project: str
+    repo_url: str
+    branch: str = ""
+    """Empty: the default branch."""
+    sealed: bytes = b""
+    """`GitCredentials`, with `test_context` of kind git. Empty: there are none."""
+
+
+class HeadReply(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
+    """The commit, or why it can't be told."""
+
+    commit: str = ""
+    branch: str = ""
+    refused: str = ""
 
 
 # Credentials ------------------------------------------------------------------------------------------------------

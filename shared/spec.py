@@ -27,6 +27,15 @@ OnConflict = Literal["report", "agent"]
 
 Answer = Literal["always", "never", "ask"]
 
+Mode = Literal["auto", "manual"]
+"""Of a project: runners do its tasks, or people do."""
+
+PlanningMode = Literal["balanced", "quality", "cost_effective", "speed"]
+"""What a plan that is made from a goal is to be good for."""
+
+Wanted = Literal["", "plan", "review"]
+"""What an attempt gives as its answer instead of changed files; empty: it changes files."""
+
 DEFAULT_MODEL = "claude-sonnet-5-5"
 """Pinned: an alias or no model at all would let the work change under a running plan."""
 
@@ -54,6 +63,12 @@ APPROVAL_TIMEOUT_MINUTES = 24 * 60.0
 APPROVAL_TIMEOUT_MIN_MINUTES = 0.01
 APPROVAL_TIMEOUT_MAX_MINUTES = 31 * 24 * 60
 PERMISSIONS_MAX = 200
+REVIEW_ROUNDS_MAX = 20
+POLL_INTERVAL_S = 30.0
+"""Between two looks at a collaboration repository."""
+POLL_INTERVAL_MIN_S = 5.0
+POLL_INTERVAL_MAX_S = 3600.0
+CAPABILITIES_MAX_CHARS = 2000
 HOSTS_MAX = 200
 """Of `network_allow`."""
 BUDGET_MIN_USD = 0.01
@@ -102,6 +117,19 @@ class AgentSpec(Spec, frozen=True, kw_only=True):
         return self.sdk_type is not None
 
 
+class ProjectAgent(Spec, frozen=True, kw_only=True):
+    """An agent that a project's tasks may be given to."""
+
+    slug: str
+    name: str
+    type_name: str
+    spec: AgentSpec
+    unusable: str = ""
+    """Why no task may be given to it now (inactive, expired); empty: they may."""
+    capabilities: str = ""
+    """What it is good at, in its owner's words: for whoever makes a plan."""
+
+
 class Retry(Spec, frozen=True, kw_only=True):
     """How often a failing task is tried, when its author says so."""
 
@@ -135,8 +163,22 @@ class TaskSpec(Spec, frozen=True, kw_only=True):
     """Whether the task may end without having changed a file."""
     resolves: str = ""
     """The task whose start met a conflict: this one merges what it starts from. Only Treadle itself sets it."""
+    reviews: str = ""
+    """The task whose work this one judges, and the only one that it waits for: its answer is a review, no change."""
+    max_review_rounds: int | None = None
+    """Makes the task a decision: nobody does it, it waits for reviews of one and the same task and completes once all
+    of them approve. Until then, and for at most so many rounds, the work is mended and reviewed again."""
+    fixer: str = ""
+    """Only of a decision: who mends; a key of the plan's `agents`. Empty: whoever did the work."""
+    round: int = 1
+    """Of a review loop. Only Treadle itself sets it."""
     budget_usd: float = 5.0
     """The most that one attempt may cost. It is checked after each answer of the model, so one answer may overshoot."""
+
+    @property
+    def is_decision(self) -> bool:
+        """Whether nobody does the task: reviews decide it."""
+        return self.max_review_rounds is not None
 
 
 class PlanSpec(Spec, frozen=True, kw_only=True):
@@ -183,6 +225,34 @@ class WorkRules(Spec, frozen=True, kw_only=True):
     expected_output: str | None = None
     """Repository-relative path that must be there in the end."""
     resolves: str = ""
+    answer: Wanted = ""
+    """Not empty: the attempt changes nothing, what it says is what it was for."""
+    plan_schema: str = ""
+    """Of the answer `plan`: its JSON schema, as JSON."""
+    reviews: str = ""
+    """Of the answer `review`: the task whose work is judged."""
+    round: int = 1
+
+
+class CollabRules(Spec, frozen=True, kw_only=True):
+    """Where people put what they deliver: results of manual tasks, plans that were asked for by hand."""
+
+    repo_url: str = ""
+    """Empty: the code repository."""
+    directory: str = "treadle"
+    """The folder in it."""
+    poll_interval_s: float = POLL_INTERVAL_S
+
+
+class ResultPlace(Spec, frozen=True, kw_only=True):
+    """Where a manual task's result is looked for."""
+
+    repo_url: str
+    path: str
+    """Of `result.json`, from the repository's root."""
+    poll_interval_s: float = POLL_INTERVAL_S
+    blob: str = ""
+    """Object id of what lay there when the task was handed out, which is no result of it; empty: nothing did."""
 
 
 class DeliveryRules(Spec, frozen=True, kw_only=True):
@@ -214,6 +284,7 @@ class PlanSettings(Spec, frozen=True, kw_only=True):
     delivery: Delivery = "branch"
     delivery_branch: str = ""
     delivery_command: str = ""
+    collab: CollabRules = CollabRules()
 
 
 def settled(spec: PlanSpec, settings: PlanSettings) -> PlanSpec:

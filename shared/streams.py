@@ -33,6 +33,12 @@ PROJECTS = "TREADLE_PROJECTS"
 RUNNERS = "TREADLE_RUNNERS"
 """The key-value bucket of the runners' presence (`shared.requests.RunnerPresence` by runner's name)."""
 RUNNERS_STREAM = f"KV_{RUNNERS}"
+WATCHES = "TREADLE_WATCHES"
+"""The key-value bucket that says which runner looks at a collaboration repository now."""
+WATCHES_STREAM = f"KV_{WATCHES}"
+WATCHES_AGE_MAX_S = 2 * 3600.0
+"""Longer than anybody may pause between two looks."""
+WATCHES_BYTES_MAX = 16 * 1024**2
 
 ACK_WAIT_S = 60.0
 """A runner's silence after which its message goes to another one."""
@@ -115,6 +121,7 @@ async def declare_streams(js: JetStreamContext) -> None:
         except NotFoundError:
             await js.add_stream(config)
     await declare_presence(js)
+    await declare_watches(js)
 
 
 async def declare_presence(js: JetStreamContext) -> None:
@@ -124,6 +131,22 @@ async def declare_presence(js: JetStreamContext) -> None:
     except NotFoundError:
         await js.create_key_value(
             KeyValueConfig(bucket=RUNNERS, ttl=PRESENCE_AGE_MAX_S, storage=StorageType.MEMORY, direct=True)
+        )
+
+
+async def declare_watches(js: JetStreamContext) -> None:
+    """Makes the watchers' bucket if it is missing: in memory as well, and harmless to lose."""
+    try:
+        await js.stream_info(WATCHES_STREAM)
+    except NotFoundError:
+        await js.create_key_value(
+            KeyValueConfig(
+                bucket=WATCHES,
+                ttl=WATCHES_AGE_MAX_S,
+                max_bytes=WATCHES_BYTES_MAX,
+                storage=StorageType.MEMORY,
+                direct=True,
+            )
         )
 
 

@@ -8,11 +8,19 @@ treadle.timer.set.<plan>.<task>                        a timer, replaced when se
 treadle.timer.due.<plan>.<task>                        the same timer when its time has come
 treadle.rpc.planner.import                             request: a plan file becomes a candidate
 treadle.rpc.planner.edit                               request: are these changes of a task valid?
+treadle.rpc.planner.check                              request: is this a valid plan for what was asked for?
+treadle.rpc.planner.offer                              request: a file for a plan that was asked for by hand
+treadle.rpc.planner.prompt                             request: the words with which a person has a plan made
+treadle.rpc.planner.compare                            request: what tells two candidates from one another?
+treadle.rpc.planner.render                             request: a template becomes a plan file
 treadle.rpc.gateway.credentials                        request: a live lease's credentials, sealed to its runner
+treadle.rpc.gateway.watch_credentials                  request: a watched project's git credentials, sealed
+treadle.rpc.watch.look                                 request: fetch a collaboration repository now
 treadle.rpc.runner.introduce                           request to any runner: who are you, what is sealed to you?
 treadle.rpc.runner.<runner>.holds                      request: is this lease alive with you?
 treadle.rpc.runner.<runner>.test                       request: do these credentials work from where you are?
 treadle.rpc.runner.<runner>.diff                       request: what changed between two commits?
+treadle.rpc.runner.<runner>.head                       request: which commit is a repository's branch at?
 treadle.gateway.account.<user>                         told to all gateways: look at that account again
 treadle.project.<project>.deleted                      what runners remove
 """
@@ -28,6 +36,9 @@ from shared.spec import DELIVER, TASK_CODE
 PLAN = "_plan"
 """The entity of what concerns the plan itself."""
 
+DRAFTS_MAX = 99
+DRAFT = re.compile(r"_draft-[1-9][0-9]?")
+"""The entity of making a candidate from a goal: an execution like a task's, but none of the plan's tasks."""
 DELIVER_POOL = "deliver"
 MANY_EVENTS = "treadle.evt.>"
 MANY_TRANSCRIPTS = "treadle.log.>"
@@ -40,12 +51,20 @@ CANCEL_REQUESTS = "treadle.evt.*.*.*.cancel_requested"
 MANY_PROJECT_EVENTS = "treadle.project.>"
 PLANNER_IMPORT = "treadle.rpc.planner.import"
 PLANNER_EDIT = "treadle.rpc.planner.edit"
+PLANNER_CHECK = "treadle.rpc.planner.check"
+PLANNER_OFFER = "treadle.rpc.planner.offer"
+PLANNER_PROMPT = "treadle.rpc.planner.prompt"
+PLANNER_COMPARE = "treadle.rpc.planner.compare"
+PLANNER_RENDER = "treadle.rpc.planner.render"
 CREDENTIALS = "treadle.rpc.gateway.credentials"
+WATCH_CREDENTIALS = "treadle.rpc.gateway.watch_credentials"
+WATCH_LOOK = "treadle.rpc.watch.look"
 RUNNER_INTRODUCE = "treadle.rpc.runner.introduce"
 MANY_RUNNER_REQUESTS = "treadle.rpc.runner.>"
 EVERY_RUNNER_HOLDS = "treadle.rpc.runner.*.holds"
 EVERY_RUNNER_TEST = "treadle.rpc.runner.*.test"
 EVERY_RUNNER_DIFF = "treadle.rpc.runner.*.diff"
+EVERY_RUNNER_HEAD = "treadle.rpc.runner.*.head"
 ACCOUNT_CHANGES = "treadle.gateway.account.*"
 MANUAL_POOL = "manual"
 
@@ -180,6 +199,11 @@ def runner_diff(runner: str) -> str:
     return runner_holds(runner).removesuffix("holds") + "diff"
 
 
+def runner_head(runner: str) -> str:
+    """Where a runner tells which commit a repository's branch is at."""
+    return runner_holds(runner).removesuffix("holds") + "head"
+
+
 def account_changed(user: str) -> str:
     """Where gateways hear that an account is not what it was."""
     return f"treadle.gateway.account.{_row(user)}"
@@ -202,7 +226,22 @@ def _plan(plan: str) -> str:
     return plan
 
 
+def draft(candidate: str) -> str:
+    """The entity of making that candidate. Raises `ValueError` for a name that no request gives."""
+    return _entity(f"_draft-{candidate}")
+
+
+def every_draft_filter() -> tuple[str, ...]:
+    """What concerns the making of candidates, of any plan: one subject each, as a wildcard stands for a whole token."""
+    return tuple(f"treadle.evt.*.*._draft-{number}.>" for number in range(1, DRAFTS_MAX + 1))
+
+
+def is_draft(entity: str) -> bool:
+    """Whether it is no task of the plan but the making of a candidate."""
+    return DRAFT.fullmatch(entity) is not None
+
+
 def _entity(entity: str) -> str:
-    if entity not in (PLAN, DELIVER) and not TASK_CODE.fullmatch(entity):
+    if entity not in (PLAN, DELIVER) and not TASK_CODE.fullmatch(entity) and not is_draft(entity):
         raise ValueError(f"{entity!r} is not a task code")
     return entity

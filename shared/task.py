@@ -1,23 +1,23 @@
-"""The task: one decider. State, `INITIAL`, `evolve`, `decide`, read from top to bottom.
+"""The task: its state and what each event makes of it. What a command does to it is in `shared.task_decisions`.
 
     pending → (readied →) queued → running → completed
        ↑         ├─released─┤  └→ retry_wait | needs_attention
        └─────────┴──────────┘
 
-`readied` is for manual tasks: a person decides when it is dispatched.
+`readied` is for manual tasks: a person decides when it is dispatched, and while it runs it is theirs alone. A decision
+is never dispatched: reviews complete it, or a person does.
 
 ARCHITECTURE.md holds the whole table state × event. Two numbers guard against the past: `dispatch` tells an obsolete
 message, `lease` an obsolete runner.
 """
 
-from datetime import datetime, timedelta
-from typing import Any, Literal, assert_never
+from datetime import datetime
+from typing import Any, Literal
 
 import msgspec
 
-from shared import commands as c
 from shared import events as e
-from shared.spec import DELIVER, TIMEOUT_MINUTES, AgentSpec, Retry, TaskSpec, WorkRules
+from shared.spec import AgentSpec, ResultPlace, TaskSpec
 
 TaskStatus = Literal[
     "absent",
@@ -35,28 +35,9 @@ TaskStatus = Literal[
 ]
 
 FINAL: frozenset[TaskStatus] = frozenset({"completed", "cancelled"})
-WAITING: frozenset[TaskStatus] = frozenset(
-    {"pending", "readied", "queued", "awaiting_approval", "retry_wait", "needs_attention"}
-)
-"""Neither ended nor in a runner's hands: a person or the plan's end may settle these at once."""
 IN_FLIGHT: frozenset[TaskStatus] = frozenset({"queued", "running", "cancelling"})
 """What `max_parallel` bounds."""
-EDITABLE: frozenset[TaskStatus] = frozenset({"pending", "readied", "retry_wait", "needs_attention", "abandoned"})
 LEASED: frozenset[TaskStatus] = frozenset({"running", "cancelling"})
-
-TRANSIENT: frozenset[e.FailureKind] = frozenset({"unavailable"})
-"""Nobody's fault, and likely to pass: tried again even where the task does not ask for it."""
-NOT_RETRIED: frozenset[e.FailureKind] = frozenset(
-    {"authentication_refused", "cancelled", "merge_conflict", "budget_spent", "runner_lost"}
-)
-"""Trying again can't help or costs money that was not granted. For `runner_lost` the lost leases were the tries."""
-
-TRANSIENT_ATTEMPTS = 3
-BACKOFF_MAX_S = 600.0
-RETRY_AFTER_MAX_S = 31 * 24 * 3600.0
-"""What a server says of when to come again is believed up to here."""
-UNSPENT_WAIT_MIN_S = 5.0
-"""An attempt that was not spent may come again for ever, so never at once."""
 
 
 class Approval(msgspec.Struct, frozen=True):
@@ -117,6 +98,21 @@ class TaskState(msgspec.Struct, frozen=True):
     message: str = ""
     conflict: e.Conflict | None = None
     """Of the failure that `kind` names."""
+    faults: tuple[e.PlanFault, ...] = ()
+    """Likewise."""
+    place: ResultPlace | None = None
+    """Where a manual task's result is looked for."""
+    deadline: datetime | None = None
+    """When the person who does it is late; stands still while nobody can look."""
+    watch_fault: str = ""
+    """Why nobody can look for its result."""
+    watch_fault_since: datetime | None = None
+    blob: str = ""
+    """Object id of the last result that was none."""
+    review: e.Review | None = None
+    answer: str = ""
+    rounds_granted: int = 0
+    """Of a decision: review rounds beyond its own, each by a person's wish."""
     summary: str = ""
     usage: e.Usage = e.Usage()
     """Of all attempts so far."""
@@ -126,8 +122,29 @@ class TaskState(msgspec.Struct, frozen=True):
         """Whether successors may go ahead."""
         return self.status == "completed" or (self.status == "abandoned" and not self.reopening)
 
+    @property
+    def is_manual(self) -> bool:
+        """Whether a person does it."""
+        return self.agent is not None and not self.agent.is_auto
+
+    @property
+    def is_decision(self) -> bool:
+        """Whether nobody does it."""
+        return self.spec is not None and self.spec.is_decision
+
+    @property
+    def is_by_hand(self) -> bool:
+        """Whether it is in a person's hands now, and so in no runner's."""
+        return self.is_manual and self.status in ("queued", "running")
+
+    @property
+    def may_come_late(self) -> bool:
+        """Whether its person's result is still welcome, though it needs attention."""
+        return self.is_manual and self.status == "needs_attention" and self.kind != "cancelled" and self.lease > 0
+
 
 INITIAL = TaskState()
+_UNWATCHED: dict[str, Any] = {"deadline": None, "watch_fault": "", "watch_fault_since": None}
 
 
 def evolve(state: TaskState, event: e.Event) -> TaskState:
@@ -157,6 +174,9 @@ def evolve(state: TaskState, event: e.Event) -> TaskState:
                 retry_at=None,
                 kind=None,
                 message="",
+                faults=(),
+                place=event.place if isinstance(event, e.TaskDispatched) else None,
+                **_UNWATCHED,
             )
         case e.TaskStarted():
             return replace(
@@ -167,6 +187,7 @@ def evolve(state: TaskState, event: e.Event) -> TaskState:
                 runner=event.runner,
                 execution=event.execution,
                 left_by=event.lease,
+                deadline=event.deadline,
             )
         case e.TaskReleased():
             state = _charged(state, event.usage)
@@ -180,8 +201,13 @@ def evolve(state: TaskState, event: e.Event) -> TaskState:
                 runner="",
                 commit=event.commit,
                 summary=event.result.summary,
+                review=event.result.review,
+                answer=event.answer,
                 usage=state.usage + event.usage,
+                kind=None,
                 message="",
+                faults=(),
+                **_UNWATCHED,
             )
         case e.TaskApprovalRequested():
             return replace(
@@ -221,11 +247,22 @@ def evolve(state: TaskState, event: e.Event) -> TaskState:
                 message=event.message,
                 usage=state.usage + event.usage,
                 conflict=event.conflict,
+                faults=event.faults,
+                blob=event.blob or state.blob,
+                deadline=None,
                 # What waited for a limit to lift goes on where it was; what failed is tried afresh.
                 left_by=0 if event.spent else state.left_by,
             )
+        case e.TaskWatchFailed():
+            return replace(state, watch_fault=event.reason, watch_fault_since=event.since)
+        case e.TaskWatchRestored():
+            return replace(state, watch_fault="", watch_fault_since=None, deadline=event.deadline)
+        case e.TaskDecided():
+            if event.approved:
+                return replace(state, status="completed", reopening=False, summary=event.reason, message="")
+            return replace(state, status="needs_attention", reopening=False, kind=None, message=event.reason)
         case e.TaskCancelRequested():
-            if state.status == "running":
+            if state.status == "running" and not state.is_manual:
                 return replace(state, status="cancelling", message=event.reason)
             return replace(
                 state,
@@ -233,17 +270,19 @@ def evolve(state: TaskState, event: e.Event) -> TaskState:
                 attempt_open=False,
                 left_by=0,
                 retry_at=None,
+                **_UNWATCHED,
                 kind="cancelled",
                 message=event.reason or "cancelled by a person",
             )
         case e.TaskCancelled():
-            return replace(state, status="cancelled", runner="", retry_at=None, usage=state.usage + event.usage)
+            usage = state.usage + event.usage
+            return replace(state, status="cancelled", runner="", retry_at=None, usage=usage, **_UNWATCHED)
         case e.TaskMarkedComplete():
-            return replace(state, status="completed", reopening=False, retry_at=None, summary=event.note, message="")
+            ended = replace(state, status="completed", reopening=False, retry_at=None, **_UNWATCHED)
+            return replace(ended, summary=event.note, message="")
         case e.TaskAbandoned():
-            return replace(
-                state, status="abandoned", reopening=False, attempt_open=False, retry_at=None, message=event.note
-            )
+            ended = replace(state, status="abandoned", reopening=False, attempt_open=False, retry_at=None)
+            return replace(ended, message=event.note, **_UNWATCHED)
         case e.TaskEdited():
             edited = replace(state, spec=event.spec, agent=event.agent, revision=state.revision + 1, left_by=0)
             # What its person was given no longer holds: the dispatcher writes it anew.
@@ -251,7 +290,9 @@ def evolve(state: TaskState, event: e.Event) -> TaskState:
         case e.TaskRedispatchRequested():
             if state.status == "abandoned":
                 return replace(state, reopening=True, tries=0, lost=0)
-            return replace(state, status="pending", attempt_open=False, tries=0, lost=0, left_by=0, retry_at=None)
+            granted = state.rounds_granted + state.is_decision
+            again = replace(state, status="pending", attempt_open=False, rounds_granted=granted)
+            return replace(again, tries=0, lost=0, left_by=0, retry_at=None)
         case _:
             raise TypeError(f"{type(event).__name__} is not an event of a task")
 
@@ -267,206 +308,12 @@ def _answered(
     return state.approval and msgspec.structs.replace(state.approval, answer=answer, note=note, expired=expired)
 
 
-def decide(state: TaskState, command: c.TaskCommand) -> e.Event | None:
-    """The event that `command` leads to, or None where it changes nothing (it was carried out before).
-
-    Raises `Refused` where the state does not allow it; `StaleLease`, `Obsolete` and `Held` tell runners apart what to
-    do then.
-    """
-    if state.status == "absent" and not isinstance(command, c.PlanTask):
-        raise c.Refused("the plan has no such task")
-    match command:
-        case c.PlanTask():
-            if state.status != "absent":
-                return None
-            return e.TaskPlanned(digest=command.digest, index=command.index, spec=command.spec, agent=command.agent)
-        case c.Ready():
-            return _ready(state, command)
-        case c.HandOut():
-            return _hand_out(state, command)
-        case c.Dispatch():
-            return _dispatch(state, command)
-        case c.Start():
-            return _start(state, command)
-        case c.Release():
-            return _release(state, command)
-        case c.Complete():
-            return _complete(state, command)
-        case c.RequestApproval():
-            return _request_approval(state, command)
-        case c.Approve() | c.Deny():
-            return _answer(state, command)
-        case c.UseApproval():
-            return _use_approval(state, command)
-        case c.Fail():
-            return _fail(state, command)
-        case c.CancelTask():
-            return _cancel(state, command)
-        case c.MarkComplete():
-            return _mark_complete(state, command)
-        case c.Abandon():
-            return _abandon(state, command)
-        case c.Edit():
-            return _edit(state, command)
-        case c.Redispatch():
-            return _redispatch(state, command)
-        case _:
-            assert_never(command)
-
-
-def _may_begin(state: TaskState, command: c.Dispatch | c.Ready) -> bool:
-    due = state.status == "retry_wait" and state.retry_at is not None and command.now >= state.retry_at
-    if not (state.status == "pending" or due or state.reopening):
-        return False
-    if command.revision != state.revision:
-        raise c.Changed("the task was edited meanwhile: its prompt has to be written anew")
-    return True
-
-
-def _next_attempt(state: TaskState) -> int:
-    return state.attempt if state.attempt_open else state.attempt + 1
-
-
-def _ready(state: TaskState, command: c.Ready) -> e.Event | None:
-    if not _may_begin(state, command):
-        return None
-    return e.TaskReadied(
-        dispatch=state.dispatch + 1,
-        attempt=_next_attempt(state),
-        prompt=command.prompt,
-        agent=command.agent,
-        base_commit=command.base_commit,
-        heads=command.heads,
-        abandoned=command.abandoned,
-    )
-
-
-def _hand_out(state: TaskState, command: c.HandOut) -> e.Event | None:
-    readied = command.readied
-    if state.status == "queued" and state.dispatch == readied.dispatch:
-        return None
-    if state.status != "readied":
-        raise c.Refused(f"the task is {state.status}: only a manual task that is readied can be dispatched by hand")
-    if command.phase != "open":
-        raise c.Refused(f"the plan is {command.phase}: nothing new is dispatched")
-    if state.dispatch != readied.dispatch:
-        raise c.Changed("the task was readied anew meanwhile: read its prompt again")
-    return _opened(
-        state,
-        number=state.dispatch,
-        attempt=state.attempt,
-        prompt=readied.prompt,
-        agent=readied.agent,
-        project=command.project,
-        repo_url=command.repo_url,
-        base_commit=readied.base_commit,
-        heads=readied.heads,
-        abandoned=readied.abandoned,
-        plan_name=command.plan_name,
-    )
-
-
-def _dispatch(state: TaskState, command: c.Dispatch) -> e.Event | None:
-    if not _may_begin(state, command):
-        return None
-    return _opened(
-        state,
-        number=state.dispatch + 1,
-        attempt=_next_attempt(state),
-        prompt=command.prompt,
-        agent=command.agent,
-        project=command.project,
-        repo_url=command.repo_url,
-        base_commit=command.base_commit,
-        heads=command.heads,
-        abandoned=command.abandoned,
-        plan_name=command.plan_name,
-        setup=command.setup,
-        env_allow=command.env_allow,
-        rules=_rules(state, command.rules),
-        delivery=command.delivery,
-    )
-
-
-def _rules(state: TaskState, plans: WorkRules) -> WorkRules:
-    """What the plan says, with what the task says itself."""
-    spec = _spec(state)
-    return msgspec.structs.replace(
-        plans,
-        verify_rounds=plans.verify_rounds if spec.verify_rounds is None else spec.verify_rounds,
-        requires_approval=spec.requires_approval,
-        allow_no_change=spec.allow_no_change,
-        expected_output=spec.expected_output,
-        resolves=spec.resolves,
-    )
-
-
-def _opened(state: TaskState, *, number: int, **rest: Any) -> e.TaskDispatched:
-    """A dispatch with what the task itself says."""
-    spec = _spec(state)
-    return e.TaskDispatched(
-        dispatch=number,
-        task_name=spec.name,
-        verify=spec.verify,
-        timeout_s=(spec.timeout_minutes or TIMEOUT_MINUTES) * 60,
-        budget_usd=spec.budget_usd,
-        **rest,
-    )
-
-
-def _start(state: TaskState, command: c.Start) -> e.Event | None:
-    if state.execution == command.execution and state.status in LEASED:
-        return None  # our own event: its acknowledgement was lost
-    if state.dispatch != command.dispatch or state.status not in {"queued", *LEASED}:
-        raise c.Obsolete(f"dispatch {command.dispatch} was overtaken: the task is {state.status}")
-    supersedes, charged = None, e.Usage()
-    if state.status in LEASED:
-        if command.supersede_lease != state.lease:
-            raise c.Held(state.runner, state.lease)
-        supersedes, charged = state.lease, _lost_usage(state, command.lost_usage)
-        if state.status == "cancelling":
-            if command.phase == "cancelling":
-                return e.TaskCancelled(lease=state.lease, usage=charged)
-            words = "cancelled; its runner was gone"
-            return e.TaskFailed(lease=state.lease, kind="cancelled", message=words, usage=charged)
-        if failed := _lost_too_often(state, charged):
-            return failed
-    if command.phase == "cancelling":
-        return e.TaskCancelled(lease=supersedes, usage=charged)
-    if command.phase == "paused":
-        return e.TaskReleased(lease=supersedes, reason="the plan is paused", usage=charged)
-    if command.reopened:
-        reason = f"{', '.join(command.reopened)} is to run again first"
-        return e.TaskReleased(lease=supersedes, reason=reason, usage=charged)
-    return e.TaskStarted(
-        lease=state.lease + 1,
-        runner=command.runner,
-        execution=command.execution,
-        supersedes=supersedes,
-        resumes=state.left_by,
-        charged=charged,
-        seal_to=command.seal_to,
-    )
-
-
-def _release(state: TaskState, command: c.Release) -> e.Event | None:
-    if command.lease is None:
-        return e.TaskReleased(reason=command.reason) if state.status in ("readied", "queued") else None
-    if state.lease != command.lease:
-        # Not None: whoever believes that it has handed back acknowledges, and its successor's death goes unnoticed.
-        raise _stale(state, command.lease)
-    if state.status not in LEASED:
-        return None
-    charged = _lost_usage(state, command.usage)
-    if command.lost and state.status == "running" and (failed := _lost_too_often(state, charged)):
-        return failed
-    return e.TaskReleased(lease=command.lease, reason=command.reason, lost=command.lost, usage=charged)
-
-
 def timer(state: TaskState) -> datetime | None:
-    """When something happens to the task by itself: a retry, or the end of the wait for an answer."""
+    """When something happens to the task by itself: a retry, the end of the wait for an answer or for a person."""
     if state.status == "retry_wait":
         return state.retry_at
+    if state.status == "running":
+        return None if state.watch_fault else state.deadline
     return state.approval.expires_at if state.status == "awaiting_approval" and state.approval else None
 
 
@@ -475,223 +322,3 @@ def may_cost_usd(state: TaskState) -> float:
     if state.spec is None or state.agent is None or state.agent.sdk_type != "claude":
         return 0.0
     return max(0.0, state.spec.budget_usd - (state.spent_usd if state.attempt_open else 0.0))
-
-
-def _lost_usage(state: TaskState, reported: e.Usage | None) -> e.Usage:
-    """What a lease is charged that did not say itself what it consumed: its last report, or all that it might have."""
-    return e.Usage(cost_usd=may_cost_usd(state)) if reported is None else reported
-
-
-def _lost_too_often(state: TaskState, charged: e.Usage) -> e.TaskFailed | None:
-    """The end of an attempt whose live lease is the last one that it may lose."""
-    if state.lost + 1 < _attempts_max(state, "runner_lost"):
-        return None
-    return e.TaskFailed(
-        lease=state.lease,
-        kind="runner_lost",
-        message=f"{state.lost + 1} runners were lost while they ran it, the last one was {state.runner}: "
-        "look at their logs (out of memory?), then redispatch it",
-        usage=charged,
-    )
-
-
-def _complete(state: TaskState, command: c.Complete) -> e.Event | None:
-    # By the commit too: a task that a person marked complete has the number of a lease that brought nothing.
-    if state.status == "completed" and (state.lease, state.commit) == (command.lease, command.commit):
-        return None
-    _check_lease(state, command.lease)
-    # Also while cancelling: the work is done and stored, to throw it away would help nobody.
-    return e.TaskCompleted(
-        lease=command.lease,
-        base_commit=command.base_commit,
-        commit=command.commit,
-        result=command.result,
-        usage=command.usage,
-    )
-
-
-def _request_approval(state: TaskState, command: c.RequestApproval) -> e.Event | None:
-    asked = state.approval
-    if asked is not None and (asked.lease, asked.approval) == (command.lease, command.approval):
-        return None
-    if state.lease == command.lease and state.status in ("needs_attention", "cancelled"):
-        return None  # it was answered with the end of the attempt, as a cancel came first
-    _check_lease(state, command.lease)
-    if state.status == "cancelling" or command.phase == "cancelling":
-        if state.status == "cancelling" and command.phase == "cancelling":
-            return e.TaskCancelled(lease=command.lease, usage=command.usage)
-        words = "cancelled while it asked for an approval"
-        return e.TaskFailed(lease=command.lease, kind="cancelled", message=words, usage=command.usage)
-    return e.TaskApprovalRequested(
-        lease=command.lease,
-        approval=command.approval,
-        kind=command.kind,
-        tool=command.tool,
-        input=command.input,
-        why=command.why,
-        expires_at=command.expires_at,
-        commit=command.commit,
-        base_commit=command.base_commit,
-        usage=command.usage,
-    )
-
-
-def _answer(state: TaskState, command: c.Approve | c.Deny) -> e.Event | None:
-    asked = state.approval
-    if asked is None or asked.approval != command.approval:
-        raise c.Refused("the task does not ask for that (any more): look at what it asks for now")
-    wanted = "granted" if isinstance(command, c.Approve) else "denied"
-    if state.status != "awaiting_approval":
-        if asked.answer == wanted:
-            return None
-        raise c.Refused(
-            f"it was {asked.answer} already" if asked.answer else f"the task is {state.status}: it waits for no answer"
-        )
-    if isinstance(command, c.Approve):
-        if command.now >= asked.expires_at:  # whether or not the dispatcher has said so yet
-            raise c.Refused("the time for an answer is over, which is a no: redispatch the task to have it ask again")
-        if asked.kind == "question" and not command.note.strip():
-            raise c.Refused("the agent asks a question: its answer belongs into the note")
-        return e.TaskApprovalGranted(approval=asked.approval, note=command.note)
-    if command.now is None:
-        return e.TaskApprovalDenied(approval=asked.approval, note=command.note)
-    if command.now < asked.expires_at:
-        return None
-    return e.TaskApprovalDenied(approval=asked.approval, note="nobody answered in time", expired=True)
-
-
-def _use_approval(state: TaskState, command: c.UseApproval) -> e.Event | None:
-    _check_lease(state, command.lease)
-    if state.status == "cancelling":
-        raise c.Refused("the task is being cancelled: nothing new is begun")
-    asked = state.approval
-    if asked is None or asked.approval != command.approval or asked.answer != "granted":
-        raise c.Refused("nobody allowed that")
-    if asked.used_by == command.lease:
-        return None
-    if asked.used_by:
-        raise c.Refused(f"lease {asked.used_by} ran it, or was about to: it was allowed once")
-    return e.TaskApprovalUsed(approval=asked.approval, lease=command.lease)
-
-
-def _fail(state: TaskState, command: c.Fail) -> e.Event | None:
-    if state.lease == command.lease and state.status in ("retry_wait", "needs_attention", "cancelled"):
-        return None
-    _check_lease(state, command.lease)
-    if state.status == "cancelling" and command.phase == "cancelling":
-        return e.TaskCancelled(lease=command.lease, usage=command.usage)
-    limit_resets = command.kind == "usage_limit" and command.retry_after_s is not None
-    retry_at = None
-    if state.status == "running" and command.phase != "cancelling":
-        if limit_resets:
-            retry_at = command.now + timedelta(seconds=max(UNSPENT_WAIT_MIN_S, _retry_after_s(command)))
-        elif state.tries + 1 < _attempts_max(state, command.kind):
-            retry_at = command.now + timedelta(seconds=_backoff_s(state, command))
-    return e.TaskFailed(
-        lease=command.lease,
-        kind=command.kind,
-        message=command.message,
-        retry_at=retry_at,
-        spent=not (limit_resets and retry_at is not None),
-        conflict=command.conflict,
-        usage=command.usage,
-    )
-
-
-def _cancel(state: TaskState, command: c.CancelTask) -> e.Event | None:
-    if state.status == "running":
-        return e.TaskCancelRequested(reason=command.reason)
-    if command.phase == "cancelling":
-        return e.TaskCancelled() if state.status in WAITING else None
-    if state.status in ("needs_attention", "cancelling"):
-        return None
-    if state.status in WAITING:
-        return e.TaskCancelRequested(reason=command.reason)
-    raise c.Refused(f"the task is {state.status}: there is nothing to cancel")
-
-
-def _mark_complete(state: TaskState, command: c.MarkComplete) -> e.Event | None:
-    _refuse_deliver(state, "marked complete")
-    if state.status == "completed":
-        return None
-    if state.status in WAITING:
-        return e.TaskMarkedComplete(note=command.note)
-    if state.status == "abandoned":
-        raise c.Refused("the task is abandoned: its successors don't wait for it already")
-    raise c.Refused(f"the task is {state.status}: {_WAY_OUT[state.status]}")
-
-
-def _abandon(state: TaskState, command: c.Abandon) -> e.Event | None:
-    _refuse_deliver(state, "abandoned")
-    if state.status == "abandoned" and not state.reopening:
-        return None
-    if state.status in WAITING or state.reopening:
-        return e.TaskAbandoned(note=command.note)
-    raise c.Refused(f"the task is {state.status}: {_WAY_OUT[state.status]}")
-
-
-def _edit(state: TaskState, command: c.Edit) -> e.Event | None:
-    _refuse_deliver(state, "edited")
-    if (state.spec, state.agent) == (command.spec, command.agent):
-        return None
-    if state.status not in EDITABLE:
-        raise c.Refused(f"the task is {state.status}: it can be edited while it has not begun, or needs attention")
-    return e.TaskEdited(spec=command.spec, agent=command.agent)
-
-
-def _redispatch(state: TaskState, command: c.Redispatch) -> e.Event | None:
-    if state.status in ("needs_attention", "retry_wait") or (state.status == "abandoned" and not state.reopening):
-        return e.TaskRedispatchRequested(note=command.note)
-    if state.status in FINAL:
-        raise c.Refused(f"the task is {state.status}, which is final: start a new plan to do it again")
-    return None
-
-
-_WAY_OUT: dict[TaskStatus, str] = {
-    "running": "cancel it first",
-    "cancelling": "wait until it has stopped",
-    "completed": "that is final",
-    "cancelled": "that is final",
-}
-
-
-def _refuse_deliver(state: TaskState, wish: str) -> None:
-    if _spec(state).code == DELIVER:
-        raise c.Refused(f"{DELIVER} makes the plan's branch and can't be {wish}: redispatch it, or cancel the plan")
-
-
-def _check_lease(state: TaskState, lease: int) -> None:
-    if state.status not in LEASED or state.lease != lease:
-        raise _stale(state, lease)
-
-
-def _stale(state: TaskState, lease: int) -> c.StaleLease:
-    return c.StaleLease(f"lease {lease} is over: the task is {state.status}, its newest lease is {state.lease}")
-
-
-def _attempts_max(state: TaskState, kind: e.FailureKind) -> int:
-    retry = _spec(state).retry
-    if kind == "runner_lost":
-        return retry.max_attempts if retry else TRANSIENT_ATTEMPTS
-    if kind in NOT_RETRIED:
-        return 1
-    if retry:
-        return retry.max_attempts
-    return TRANSIENT_ATTEMPTS if kind in TRANSIENT else 1
-
-
-def _backoff_s(state: TaskState, command: c.Fail) -> float:
-    backoff_s = (_spec(state).retry or Retry()).backoff_s * 2.0**state.tries
-    spread_s = min(backoff_s, BACKOFF_MAX_S) * (1 + command.jitter / 4)
-    return max(spread_s, _retry_after_s(command))
-
-
-def _retry_after_s(command: c.Fail) -> float:
-    """A server's word, so it may be anything: negative, endless, not a number."""
-    asked_s = command.retry_after_s or 0.0
-    return min(asked_s, RETRY_AFTER_MAX_S) if asked_s > 0 else 0.0
-
-
-def _spec(state: TaskState) -> TaskSpec:
-    assert state.spec is not None  # noqa: S101 - every state but `absent` has one, and decide() has refused that
-    return state.spec

@@ -7,7 +7,7 @@ from typing import Any, Generic, TypeVar
 
 import msgspec
 
-from shared import plan, task
+from shared import plan, task, task_decisions
 from shared.clock import new_id
 from shared.commands import Changed, PlanCommand, Refused, TaskCommand
 from shared.events import Event
@@ -107,8 +107,9 @@ async def to_task(
     newer one. `known` is what the caller has folded already: right most of the time, and the append's condition tells
     when not.
     """
+    decide = task_decisions.decide
     return await _transact(
-        store, plan_id, code, task.INITIAL, task.decide, task.evolve, command, meta, patience_s, known, only_at
+        store, plan_id, code, task.INITIAL, decide, task.evolve, command, meta, patience_s, known, only_at
     )  # fmt: skip
 
 

@@ -11,13 +11,16 @@ from collections.abc import Awaitable, Coroutine, Iterator
 from datetime import UTC, datetime
 from typing import Any, Protocol
 
+from services.dispatcher.by_hand import place_of_result
 from services.dispatcher.conflicts import next_step
 from services.dispatcher.finalize import complete_finalize
 from services.dispatcher.prompt import build_prompt
+from services.dispatcher.reviews import weigh
 from shared import commands as c
 from shared.board import SETTLED, Board
 from shared.clock import Clock
-from shared.plan import ENDED
+from shared.events import Usage
+from shared.plan import EARLY, ENDED
 from shared.spec import DELIVER, DeliveryRules, WorkRules
 from shared.store import EventStore, EventTooLarge, Meta, Recorded
 from shared.subjects import PLAN
@@ -30,6 +33,10 @@ DISPATCHES_IN_FLIGHT = 256
 TOO_LARGE = (
     "it can't be dispatched: its prompt and the commits that it starts from don't fit into one message; "
     "shorten its description"
+)
+LATE = (
+    "no result arrived in time. One that still arrives completes the task by itself; or mark it complete, redispatch "
+    "it, or abandon it"
 )
 LOOK_AGAIN_S = 5.0
 """How late a retry may be whose timer was lost: heard by a dispatcher that died of it, or whose clock is behind."""
@@ -92,7 +99,7 @@ class Dispatcher:
         while True:
             await asyncio.sleep(LOOK_AGAIN_S)
             for plan, board in list(self._boards.items()):
-                if board.counts["retry_wait"] or board.counts["awaiting_approval"]:
+                if board.waits_for_time:
                     self.wake(plan)
 
     def _fold(self, record: Recorded) -> None:
@@ -136,7 +143,7 @@ class Dispatcher:
         board = self._boards.get(plan)
         if board is None or board.fault:
             return
-        codes = [r.entity for r in records if r.entity != PLAN]
+        codes = [r.entity for r in records if r.entity in board.tasks]
         for code in codes:
             if (at := timer(board.tasks[code])) is not None:
                 self._spawn(plan, self._timers.set(plan, code, at))
@@ -147,11 +154,11 @@ class Dispatcher:
 
     def _settle(self, plan: str, board: Board, codes: list[str]) -> None:
         """Does what the plan's own state asks for; `codes` are the tasks that may have changed."""
-        half_planned = board.plan.status not in ("absent", "drafted") and len(board.tasks) < board.plan.count
+        half_planned = board.plan.status not in EARLY and len(board.tasks) < board.plan.count
         unmarked = board.plan.status == "finalizing"
         if (unmarked or half_planned) and self._planning.get(plan) != board.plan.count:
             self._planning[plan] = board.plan.count
-            self._spawn(plan, complete_finalize(self._store, plan, board.plan, set(board.tasks), self._meta(plan)))
+            self._spawn(plan, complete_finalize(self._store, plan, board, self._meta(plan)))
         if board.tasks and board.visible and board.tasks[DELIVER].status == "completed":
             command = c.CompletePlan(head_commit=board.tasks[DELIVER].commit)
             self._spawn(plan, self._to_plan(plan, command, self._meta(plan)))
@@ -196,38 +203,56 @@ class Dispatcher:
         self._now = max(self._now, self._clock())
         board.wake(self._now)
         for code in board.expired():
-            if asked := board.tasks[code].approval:
-                self._spawn(plan, self._to_task(plan, code, board, c.Deny(approval=asked.approval, now=self._now)))
+            self._spawn(plan, self._to_task(plan, code, board, self._too_late(board.tasks[code])))
         for code in board.take_ready():
             self._spawn(plan, self._dispatch(plan, board, code))
         if reason := board.over_budget():
             self._spawn(plan, self._to_plan(plan, c.Pause(reason=reason), self._meta(plan)))
 
+    def _too_late(self, state: TaskState) -> c.TaskCommand:
+        """What time itself says: to whoever was to give an answer, or to do the task."""
+        if state.status == "awaiting_approval" and state.approval is not None:
+            return c.Deny(approval=state.approval.approval, now=self._now)
+        return c.Fail(
+            now=self._now,
+            phase="open",
+            lease=state.lease,
+            kind="timeout",
+            message=LATE,
+            usage=Usage(),
+        )
+
     def _dispatch(self, plan: str, board: Board, code: str) -> Coroutine[Any, Any, None]:
         """Decides everything now, from the state that made the task ready; only the append is left for later.
 
-        A manual task is not dispatched but readied: its person does that.
+        A manual task is not dispatched but readied: its person does that. A decision is weighed.
         """
         chosen = board.plan.chosen
         if chosen is None:
             raise ValueError(f"plan {plan} runs without a chosen candidate")
         settings = board.plan.settings
         state = board.tasks[code]
-        if state.agent is not None and not state.agent.is_auto:
+        if state.is_decision:
+            step = weigh(board, code)
+            if isinstance(step, c.Extend):
+                return self._next_round(plan, board, code, step)
+            return self._to_task(plan, code, board, step)
+        if state.agent is not None and state.is_manual:
             ready = c.Ready(
                 now=self._now,
                 revision=state.revision,
-                prompt=build_prompt(board, code),
+                prompt=build_prompt(board, plan, code),
                 agent=state.agent,
                 base_commit=chosen.base_commit,
                 heads=board.heads(code),
                 abandoned=board.abandoned_before(code),
+                place=place_of_result(board, plan, code),
             )
             return self._to_task(plan, code, board, ready)
         command = c.Dispatch(
             now=self._now,
             revision=state.revision,
-            prompt=build_prompt(board, code),
+            prompt=build_prompt(board, plan, code),
             agent=state.agent,
             project=chosen.project,
             repo_url=chosen.repo_url,
@@ -265,6 +290,16 @@ class Dispatcher:
             except EventTooLarge:
                 held = c.CancelTask(phase="open", reason=TOO_LARGE)
                 await to_task(self._store, plan, code, held, meta)
+
+    async def _next_round(self, plan: str, board: Board, code: str, step: c.Extend) -> None:
+        try:
+            await to_plan(self._store, plan, step, self._meta(plan))
+        except c.Refused as refusal:
+            # Most often another decision has just taken those names: it is weighed again once that was heard of.
+            log.info("plan %s task %s: its next round was refused: %s", plan, code, refusal)
+            await asyncio.sleep(LOOK_AGAIN_S)
+            board.give_back(code)
+            self.wake(plan)
 
     async def _to_plan(self, plan: str, command: c.PlanCommand, meta: Meta) -> None:
         try:

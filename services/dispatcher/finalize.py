@@ -7,8 +7,7 @@ repeated decision finds its own event.
 import asyncio
 
 from shared import commands as c
-from shared.board import in_order
-from shared.plan import PlanState
+from shared.board import Board, in_order
 from shared.spec import DELIVER
 from shared.store import EventStore, Meta
 from shared.task import INITIAL
@@ -17,11 +16,14 @@ from shared.transact import Loaded, to_plan, to_task
 APPENDS_IN_FLIGHT = 256
 
 
-async def complete_finalize(store: EventStore, plan: str, state: PlanState, planned: set[str], meta: Meta) -> None:
-    """Plans every task that is not in `planned`, then marks the plan finalized if it is not yet."""
+async def complete_finalize(store: EventStore, plan: str, board: Board, meta: Meta) -> None:
+    """Plans every task that the board does not have, then marks the plan finalized if it is not yet."""
+    state, planned = board.plan, set(board.tasks)
     if state.chosen is None:
         return
     spec, choice = state.chosen.spec, state.digest
+    agents = {**spec.agents, **{t.spec.assignee: t.agent for t in board.tasks.values() if t.spec and t.revision}}
+    """An edited task may have an agent that the plan did not know when it was finalized; added ones take it over."""
     gate = asyncio.Semaphore(APPENDS_IN_FLIGHT)
     unborn = Loaded(INITIAL, 0)
 
@@ -33,6 +35,7 @@ async def complete_finalize(store: EventStore, plan: str, state: PlanState, plan
         for index, task in enumerate([*in_order(spec), *state.added]):
             if task.code in planned:
                 continue
-            agent = None if task.code == DELIVER else spec.agents[task.assignee]
+            nobodys = task.code == DELIVER or task.is_decision
+            agent = None if nobodys else agents[task.assignee]
             group.create_task(append(c.PlanTask(digest=choice, index=index, spec=task, agent=agent)))
     await to_plan(store, plan, c.ConfirmFinalized(digest=choice), meta)

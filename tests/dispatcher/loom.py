@@ -14,12 +14,12 @@ from shared import commands as c
 from shared.board import Board
 from shared.bus import BusSettings, connect
 from shared.clock import Clock, new_id, new_plan_id, utc_now
-from shared.events import Conflict, FailureKind, Result, TaskDispatched, Usage
+from shared.events import Conflict, FailureKind, Result, Review, TaskDispatched, Usage
 from shared.jetstream import JetStreamStore
 from shared.spec import AgentSpec, PlanSettings, PlanSpec, Retry, TaskSpec
 from shared.store import Meta, Recorded
 from shared.streams import declare_streams
-from shared.subjects import plan_filter
+from shared.subjects import MANUAL_POOL, plan_filter, pool
 from shared.transact import load_plan, to_plan, to_task
 from tests.nats_process import NatsServer
 
@@ -154,6 +154,10 @@ class PretendingRunner:
         self.running: set[str] = set()
         self.most_at_once = 0
 
+    def verdict(self, code: str, dispatch: TaskDispatched) -> Review:
+        """What a review says; a test puts its own in this one's place."""
+        return Review(approve=True, round=dispatch.rules.round, commit=dispatch.heads[0].commit)
+
     def hold(self) -> None:
         """From now on tasks start, and end only after `let_go`."""
         self.free.clear()
@@ -165,7 +169,7 @@ class PretendingRunner:
         async with asyncio.TaskGroup() as group:
             async for batch in self._store.follow(filters=("treadle.evt.*.*.*.dispatched.*",)):
                 for record in batch.events:
-                    if isinstance(record.event, TaskDispatched):
+                    if isinstance(record.event, TaskDispatched) and pool(record.event) != MANUAL_POOL:
                         group.create_task(self._take(record.plan, record.entity, record.event))
 
     async def _take(self, plan: str, code: str, dispatch: TaskDispatched) -> None:
@@ -188,10 +192,10 @@ class PretendingRunner:
         kind = self._outcome(code, dispatch)
         command: c.TaskCommand
         if kind is None:
-            result = Result(task_code=code, summary=f"{code} is done")
-            command = c.Complete(
-                lease=lease, base_commit="base", commit=f"{code}.{lease}", result=result, usage=self._usage
-            )
+            judged = self.verdict(code, dispatch) if dispatch.rules.answer == "review" else None
+            result = Result(task_code=code, summary=f"{code} is done", review=judged)
+            commit = dispatch.heads[0].commit if judged is not None else f"{code}.{lease}"
+            command = c.Complete(lease=lease, base_commit="base", commit=commit, result=result, usage=self._usage)
         else:
             phase = (await load_plan(self._store, plan)).state.phase
             conflict = CONFLICT if kind == "merge_conflict" else None

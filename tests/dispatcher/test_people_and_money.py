@@ -47,7 +47,7 @@ async def test_a_manual_task_waits_for_its_person_and_its_successor_goes_on_by_i
     plan = await bus.submit(chain("sh", "anna", "sh"))
     given = await readied(bus, plan, "T1")
     assert "T0 is done" in given.prompt
-    assert "This is a manual task" in given.prompt and "committed for you. End" not in given.prompt
+    assert "## How to hand in" in given.prompt and "committed for you. End" not in given.prompt
     board = await bus.until(plan, lambda board: board.visible and board.tasks["T1"].status == "readied")
     assert board.standing() == "waiting"
     hand_out = c.HandOut(phase="open", readied=given, project="", repo_url="u", plan_name="chain")

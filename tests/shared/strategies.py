@@ -67,12 +67,28 @@ SPECS = (
     PlanSpec(name="other", tasks=(TaskSpec(code="T2", name="T2", assignee="sh"),), agents={"sh": SH}),
 )
 ADDED = TaskSpec(code="A1", name="A1", assignee="sh", resolves="T1")
-candidates = st.sampled_from(["c1", "c2", ""])
+candidates = st.sampled_from(["c1", "c2", "", "1", "2"])
+
+origins = st.sampled_from([e.DraftOrigin(), e.DraftOrigin(), e.DraftOrigin(draft="_draft-1"), e.DraftOrigin(blob="b")])
 
 plan_commands: st.SearchStrategy[c.PlanCommand] = st.one_of(
     st.builds(
+        c.Request,
+        count=st.integers(1, 3),
+        by_hand=st.booleans(),
+        goal=words,
+        project=st.just(""),
+        mode=st.just("auto"),
+        planning_mode=st.just("speed"),
+        agents=st.just(()),
+        repo_url=st.just("u"),
+        base_commit=words,
+    ),
+    st.builds(c.FailDraft, candidate=candidates, message=words, origin=origins),
+    st.builds(
         c.Draft,
         candidate=candidates,
+        origin=origins,
         spec=st.sampled_from(SPECS),
         repo_url=st.just("u"),
         base_commit=words,
@@ -122,6 +138,7 @@ fails: st.SearchStrategy[c.Fail] = st.builds(
     kind=kinds | st.sampled_from(["unavailable", "usage_limit"]),
     message=words,
     usage=usages,
+    blob=st.sampled_from(["", "b1", "b2"]),
     retry_after_s=st.none() | st.floats(),  # said by a server: infinite, negative and NaN included
     jitter=st.floats(0, 1),
 )
@@ -134,6 +151,7 @@ _starts = st.builds(
     reopened=st.sampled_from([(), (), (), ("A",)]),
     supersede_lease=st.none() | _offsets,
     lost_usage=st.none() | usages,
+    deadline=st.none() | times,
 )
 _approvals = st.sampled_from(["h1", "h1", "h2"])
 _asks: st.SearchStrategy[c.TaskCommand] = st.one_of(
@@ -178,6 +196,9 @@ _by_hand: st.SearchStrategy[c.TaskCommand] = st.one_of(
     ),
     st.builds(c.HandOut, phase=phases, readied=readied_events, project=words, repo_url=words, plan_name=words),
     st.builds(c.Edit, spec=task_specs(), agent=agents),
+    st.builds(c.FailWatch, lease=_offsets, reason=words, since=times),
+    st.builds(c.RestoreWatch, now=times, lease=_offsets),
+    st.builds(c.Decide, approved=st.booleans(), round=st.integers(1, 3), reason=words),
 )
 task_wishes: st.SearchStrategy[c.TaskCommand] = st.one_of(
     st.builds(
@@ -234,7 +255,7 @@ def fitted(wish: c.TaskCommand, state: TaskState) -> c.TaskCommand:
             return replace(wish, dispatch=state.dispatch + wish.dispatch, supersede_lease=supersede)
         case c.HandOut():
             return replace(wish, readied=replace(wish.readied, dispatch=state.dispatch))
-        case c.Complete() | c.Fail() | c.RequestApproval() | c.UseApproval():
+        case c.Complete() | c.Fail() | c.RequestApproval() | c.UseApproval() | c.FailWatch() | c.RestoreWatch():
             return replace(wish, lease=state.lease + wish.lease)
         case c.Release():
             return replace(wish, lease=None if wish.lease is None else state.lease + wish.lease)
@@ -246,6 +267,16 @@ def fitted(wish: c.TaskCommand, state: TaskState) -> c.TaskCommand:
 leases = st.integers(1, 5)
 
 plan_events: st.SearchStrategy[e.Event] = st.one_of(
+    st.builds(
+        e.PlanRequested,
+        candidates=st.sampled_from([("1",), ("1", "2")]),
+        by_hand=st.booleans(),
+        goal=words,
+        project=words,
+        repo_url=words,
+        base_commit=words,
+    ),
+    st.builds(e.PlanFailed, candidate=candidates, message=words, origin=origins),
     st.builds(e.PlanDrafted, candidate=candidates, spec=plan_specs(3), repo_url=words, base_commit=words),
     st.builds(e.PlanFinalizing, candidate=candidates, digest=words, count=st.integers(0, 99)),
     st.builds(e.PlanFinalized, digest=words),
@@ -311,6 +342,9 @@ task_events: st.SearchStrategy[e.Event] = st.one_of(
         conflict=st.none() | st.builds(e.Conflict, files=codes, tasks=codes),
         usage=usages,
     ),
+    st.builds(e.TaskWatchFailed, lease=leases, reason=words, since=times),
+    st.builds(e.TaskWatchRestored, lease=leases, deadline=st.none() | times),
+    st.builds(e.TaskDecided, approved=st.booleans(), round=leases, reason=words),
     st.builds(e.TaskCancelRequested, reason=words),
     st.builds(e.TaskCancelled, lease=st.none() | leases, usage=usages),
     st.builds(e.TaskMarkedComplete, note=words),

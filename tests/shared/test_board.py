@@ -14,7 +14,7 @@ from shared.plan import decide as decide_plan
 from shared.spec import DELIVER, MAX_PARALLEL, AgentSpec, PlanSpec, TaskSpec
 from shared.subjects import PLAN
 from shared.task import IN_FLIGHT, TaskState, timer
-from shared.task import decide as decide_task
+from shared.task_decisions import decide as decide_task
 from tests.shared.strategies import NOW, PERSON, SH, plan_specs
 
 LATER = NOW + timedelta(days=40)
@@ -99,7 +99,9 @@ class Game:
         self._executions += 1
         state = self.board.tasks[code]
         phase = self.board.plan.phase
-        self.to_task(code, c.Start(phase=phase, dispatch=state.dispatch, runner="r", execution=f"x{self._executions}"))
+        start = c.Start(phase=phase, dispatch=state.dispatch, runner="r", execution=f"x{self._executions}")
+        deadline = NOW + timedelta(hours=1) if state.agent == PERSON else None
+        self.to_task(code, replace(start, deadline=deadline))
 
     def end(self, code: str, kind: e.FailureKind | None) -> None:
         state, usage = self.board.tasks[code], e.Usage()
@@ -127,6 +129,13 @@ class Game:
             usage=e.Usage(),
         )
         self.to_task(code, asks)
+
+    def look(self, code: str, draw: st.DrawFn) -> c.TaskCommand:
+        """What whoever watches for a manual task's result may see."""
+        lease = self.board.tasks[code].lease
+        failed: c.TaskCommand = c.FailWatch(lease=lease, reason="the host is away", since=NOW)
+        restored: c.TaskCommand = c.RestoreWatch(now=NOW + timedelta(minutes=1), lease=lease)
+        return draw(st.sampled_from((failed, restored)))
 
     def answer(self, code: str, draw: st.DrawFn) -> None:
         asked = self.board.tasks[code].approval
@@ -174,12 +183,14 @@ class Game:
         match self.board.tasks[code].status:
             case "readied":
                 self.hand_out(code)
-            case "queued" if self.board.tasks[code].agent == PERSON:
+            case "queued" if self.board.tasks[code].agent == PERSON and draw(st.booleans()):
                 self.to_task(code, c.MarkComplete())
             case "queued":
                 self.start(code)
             case "awaiting_approval":
                 self.answer(code, draw)
+            case "running" if self.board.tasks[code].agent == PERSON and draw(st.booleans()):
+                self.to_task(code, self.look(code, draw))
             case "running" if draw(st.sampled_from([False, False, False, True])):
                 self.ask(code)
             case "running" | "cancelling":
@@ -194,7 +205,7 @@ class Game:
 
 
 def by_hand(state: TaskState) -> bool:
-    return state.status == "queued" and state.agent == PERSON
+    return state.status in ("queued", "running") and state.agent == PERSON
 
 
 @st.composite
@@ -265,8 +276,10 @@ def test_readiness_is_what_it_is_said_to_be(game: Game) -> None:
         for code in one.codes:
             assert set(one.missing(code)) == blockers(one, code)
             assert len(one.missing(code)) == len(set(one.missing(code)))
-    assert set(scratch._ready) | set(scratch._ready_by_hand) == {code for code in scratch.codes if ready(scratch, code)}
-    assert all(scratch.tasks[code].agent == PERSON for code in scratch._ready_by_hand)
+    assert set(scratch._ready) | set(scratch._ready_without_slot) == {
+        code for code in scratch.codes if ready(scratch, code)
+    }
+    assert all(scratch.tasks[code].agent == PERSON for code in scratch._ready_without_slot)
     assert not any(scratch.tasks[code].agent == PERSON for code in scratch._ready)
     assert set(board._ready) | set(board._claimed) >= set(scratch._ready)
 

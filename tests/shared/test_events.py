@@ -11,7 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from shared import events as e
-from shared.spec import AgentSpec, PlanSpec, Retry, TaskSpec
+from shared.spec import AgentSpec, CollabRules, PlanSpec, ProjectAgent, Retry, TaskSpec
 from tests.shared.strategies import plan_events, task_events
 
 STORED = Path(__file__).parent / "stored"
@@ -44,6 +44,26 @@ PLAN = PlanSpec(
 
 MEANT: dict[str, e.Event] = {
     "plan.drafted": e.PlanDrafted(candidate="c1", spec=PLAN, repo_url=REPO, base_commit=BASE),
+    "plan.requested": e.PlanRequested(
+        candidates=("1", "2"),
+        goal="Add a login",
+        project="0123456789abcdef01234567",
+        planning_mode="quality",
+        agents=(ProjectAgent(slug="coder", name="Coder", type_name="Claude", spec=CODER, capabilities="Python"),),
+        repo_url=REPO,
+        base_commit=BASE,
+        planner=CODER,
+        budget_usd=5.0,
+        timeout_s=1800.0,
+        auto_finalize=True,
+        collab=CollabRules(repo_url=REPO, directory="results", poll_interval_s=60.0),
+    ),
+    "plan.failed": e.PlanFailed(
+        candidate="2",
+        message="Three rounds did not make it valid.",
+        faults=(e.PlanFault(message="T2 depends on T9, which is not there", task="T2", field="depends_on", line=7),),
+        origin=e.DraftOrigin(draft="_draft-2", model="claude-sonnet-5-5", usage=USAGE, duration_s=12.5),
+    ),
     "plan.finalizing": e.PlanFinalizing(candidate="c1", digest="d1", count=3),
     "plan.finalized": e.PlanFinalized(digest="d1"),
     "plan.extended": e.PlanExtended(
@@ -101,6 +121,11 @@ MEANT: dict[str, e.Event] = {
         spent=False,
         usage=USAGE,
     ),
+    "task.watch_failed": e.TaskWatchFailed(
+        lease=2, reason="git.example.org does not answer", since=datetime(2025, 1, 1, 12, tzinfo=UTC)
+    ),
+    "task.watch_restored": e.TaskWatchRestored(lease=2, deadline=datetime(2025, 1, 1, 13, tzinfo=UTC)),
+    "task.decided": e.TaskDecided(approved=True, round=2, reason="approved by review-a, review-b in round 2"),
     "task.approval_requested": e.TaskApprovalRequested(
         lease=2,
         approval="ab" * 32,

@@ -12,8 +12,11 @@ from typing import get_args
 from shared import commands as c
 from shared import events as e
 from shared.spec import TaskSpec
-from shared.task import INITIAL, TaskState, TaskStatus, decide, evolve
+from shared.task import INITIAL, TaskState, TaskStatus, evolve
+from shared.task_decisions import decide
 from tests.shared.strategies import NOW, PERSON, SH
+
+DECISION = TaskSpec(code="T1", name="T1", assignee="", max_review_rounds=1)
 
 ARCHITECTURE = Path(__file__).parents[2] / "ARCHITECTURE.md"
 BEGIN, END = "<!-- state table -->", "<!-- /state table -->"
@@ -25,6 +28,12 @@ Table = dict[tuple[TaskStatus, str], set[TaskStatus]]
 def commands(state: TaskState) -> Iterator[c.TaskCommand]:
     """One of each kind that makes a difference, from whoever is entitled to it."""
     yield c.PlanTask(digest="d", index=0, spec=TaskSpec(code="T1", name="T1", assignee="sh"), agent=SH)
+    yield c.PlanTask(digest="d", index=0, spec=TaskSpec(code="T1", name="T1", assignee="ann"), agent=PERSON)
+    yield c.PlanTask(digest="d", index=0, spec=DECISION, agent=None)
+    for approved in (True, False):
+        yield c.Decide(approved=approved, round=1, reason="r")
+    yield c.FailWatch(lease=state.lease, reason="r", since=NOW)
+    yield c.RestoreWatch(now=NOW, lease=state.lease)
     yield c.Dispatch(
         now=state.retry_at or NOW,
         prompt="p",
@@ -63,6 +72,7 @@ def commands(state: TaskState) -> Iterator[c.TaskCommand]:
                 execution=f"x{state.lease + 1}",
                 reopened=reopened,
                 supersede_lease=state.lease,
+                deadline=NOW if state.is_manual else None,
             )
         for kind in get_args(e.FailureKind):
             yield c.Fail(now=NOW, phase=phase, lease=state.lease, kind=kind, message="m", usage=e.Usage())
@@ -98,7 +108,11 @@ def derive() -> Table:
     while open_:
         state = open_.pop()
         asked = state.approval and (state.approval.answer, state.approval.used_by == state.lease)
-        look = (state.status, state.reopening, state.attempt_open, min(state.lost, 3), min(state.tries, 3), asked)
+        whose = (state.is_manual, state.is_decision, bool(state.watch_fault), state.may_come_late)
+        look = (
+            *(state.status, state.reopening, state.attempt_open, min(state.lost, 3), min(state.tries, 3), asked),
+            *whose,
+        )
         if look in seen:
             continue
         seen.add(look)

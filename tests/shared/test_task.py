@@ -12,18 +12,8 @@ from hypothesis import strategies as st
 from shared import commands as c
 from shared import events as e
 from shared.spec import DELIVER, AgentSpec, Retry, TaskSpec
-from shared.task import (
-    FINAL,
-    INITIAL,
-    LEASED,
-    NOT_RETRIED,
-    TRANSIENT_ATTEMPTS,
-    UNSPENT_WAIT_MIN_S,
-    TaskState,
-    decide,
-    evolve,
-    may_cost_usd,
-)
+from shared.task import FINAL, INITIAL, LEASED, TaskState, evolve, may_cost_usd
+from shared.task_decisions import NOT_RETRIED, TRANSIENT_ATTEMPTS, UNSPENT_WAIT_MIN_S, decide
 from tests.shared.strategies import NOW, SH, dispatches, fails, fitted, openings, task_events, task_specs, task_wishes
 
 STEPS = 25

@@ -6,7 +6,7 @@ from shared import events as e
 from shared import plan, task
 from shared.spec import DELIVER
 from shared.store import Recorded
-from shared.subjects import PLAN
+from shared.subjects import PLAN, is_draft
 
 
 class History:
@@ -16,6 +16,7 @@ class History:
         self.plan = plan.INITIAL
         self.finalized = False
         self.tasks: dict[str, task.TaskState] = {}
+        self.drafts: dict[str, task.TaskState] = {}
         self.ends: defaultdict[tuple[str, int], int] = defaultdict(int)
         """(task, attempt) → accepted results."""
         self.brought: dict[str, set[str]] = {}
@@ -37,6 +38,9 @@ class History:
             assert self.plan != before_it, f"{record.event} was stored although it changes nothing"
             self.finalized |= isinstance(record.event, e.PlanFinalized)
             return
+        if is_draft(record.entity):
+            self._add_to_draft(record.entity, record.event)
+            return
         before = self.tasks.get(record.entity, task.INITIAL)
         self._check_task(record.entity, before, record.event)
         self.tasks[record.entity] = after = task.evolve(before, record.event)
@@ -45,6 +49,15 @@ class History:
         in_flight = sum(s.status in task.IN_FLIGHT and not by_hand(s) for s in self.tasks.values())
         self.in_flight_most = max(self.in_flight_most, in_flight)
 
+    def _add_to_draft(self, entity: str, event: e.Event) -> None:
+        """Of what makes a candidate: its lease is fenced like a task's, and it ends."""
+        before = self.drafts.get(entity, task.INITIAL)
+        assert before.status not in task.FINAL, f"{entity}: {event} after it was {before.status}"
+        if isinstance(event, e.TaskCompleted | e.TaskFailed):
+            assert before.status in task.LEASED and before.lease == event.lease
+        self.drafts[entity] = after = task.evolve(before, event)
+        assert after != before, f"{entity}: {event} was stored although it changes nothing"
+
     def _check_plan(self, event: e.Event) -> None:
         assert self.plan.status not in plan.ENDED, f"{event} after the plan was {self.plan.status}"
         if isinstance(event, e.PlanFinalized):
@@ -52,9 +65,11 @@ class History:
         if isinstance(event, e.PlanExtended):
             assert self.plan.status in ("active", "paused")
             waiting = self.tasks[event.before]
-            assert waiting.status not in task.FINAL and waiting.conflict, f"{event.before} has no conflict to merge"
+            assert waiting.status not in task.FINAL, f"{event.before} is over"
+            assert waiting.conflict or waiting.is_decision, f"{event.before} has nothing to wait for"
         if isinstance(event, e.PlanCancelled):
             assert all(s.status in ("completed", "cancelled", "abandoned") for s in self.tasks.values())
+            assert not any(s.status in task.IN_FLIGHT for s in self.drafts.values())
         if isinstance(event, e.PlanCompleted):
             assert event.head_commit == self.tasks[DELIVER].commit
             left = {code: s.status for code, s in self.tasks.items() if s.status not in ("completed", "abandoned")}
@@ -103,6 +118,19 @@ class History:
                 self.used.add((code, event.approval))
             case e.TaskApprovalGranted() | e.TaskApprovalDenied():
                 assert before.status == "awaiting_approval"
+            case e.TaskDecided():
+                assert before.is_decision and (before.status == "pending" or before.reopening)
+                waits_for = [self.tasks[p] for p in self._depends_on(code)]
+                assert all(s.status in ("completed", "abandoned") for s in waits_for), f"{code} was decided too early"
+                if event.approved:
+                    assert any(s.review and s.review.approve for s in waits_for), f"{code}: nobody approved"
+            case e.TaskWatchFailed() | e.TaskWatchRestored():
+                assert before.is_manual and before.lease == event.lease
+            case e.TaskCompleted() | e.TaskFailed() if before.is_manual:
+                # A person may hand in what is none, be late, and hand in again.
+                assert before.lease == event.lease and (before.status == "running" or before.may_come_late)
+                if isinstance(event, e.TaskCompleted):
+                    self._bring(code, event)
             case e.TaskCompleted() | e.TaskFailed():
                 assert before.status in task.LEASED and before.lease == event.lease
                 self.ends[code, before.attempt] += 1
@@ -134,7 +162,8 @@ class History:
             contents |= self.brought[head.commit]
         ancestors = {a for a in self._ancestors(code) if self.tasks[a].commit}
         assert ancestors <= contents, f"{code} lacks the work of {ancestors - contents}"
-        self.brought[event.commit] = contents
+        if event.commit:
+            self.brought.setdefault(event.commit, set()).update(contents)
 
     def _depends_on(self, code: str) -> tuple[str, ...]:
         spec = self.tasks[code].spec
@@ -153,7 +182,12 @@ class History:
 
     def unexplained(self) -> dict[str, str]:
         """At rest: tasks that have not ended, and for which no person can see why."""
-        if self.plan.status in plan.ENDED or self.plan.status in ("absent", "drafted", "paused"):
+        going_on = {
+            code: s.status for code, s in self.drafts.items() if s.status not in (*task.FINAL, "needs_attention")
+        }
+        if going_on or self.plan.status == "requested":
+            return {"_plan": self.plan.status, **going_on}
+        if self.plan.status in plan.ENDED or self.plan.status in ("absent", "failed", "drafted", "paused"):
             return {}
         if self.plan.status != "active":
             return {"_plan": self.plan.status}
@@ -172,7 +206,7 @@ class History:
 
 def by_hand(state: task.TaskState) -> bool:
     """In a person's hands: it takes no slot of a runner's."""
-    return state.status == "queued" and state.agent is not None and not state.agent.is_auto
+    return state.status in ("queued", "running") and state.agent is not None and not state.agent.is_auto
 
 
 def for_a_person(state: task.TaskState) -> bool:

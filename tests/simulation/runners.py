@@ -2,13 +2,14 @@
 
 import asyncio
 import contextlib
+from collections.abc import Callable
 from datetime import timedelta
 from random import Random
 from typing import NamedTuple
 
 from shared import commands as c
 from shared.clock import Clock
-from shared.events import Conflict, FailureKind, Result, TaskDispatched, Usage
+from shared.events import Conflict, FailureKind, Finding, Result, Review, TaskDispatched, Usage
 from shared.spec import DELIVER
 from shared.store import EventStore, MemoryStore, Meta
 from shared.subjects import MANUAL_POOL, pool
@@ -106,8 +107,10 @@ class SimulatedRunner:
         chances: Chances,
         everybody: "dict[str, SimulatedRunner]",
         journal: set[Key],
+        plan_text: Callable[[str], str],
     ) -> None:
         self.name = name
+        self._plan_text = plan_text
         self._store, self._queue, self._rng, self._clock = store, queue, rng, clock
         self._chances, self._everybody, self._journal = chances, everybody, journal
         self._asleep = False
@@ -132,7 +135,7 @@ class SimulatedRunner:
         plan, task, dispatch = delivery.plan, delivery.task, delivery.event
         execution, superseded = f"{self.name}-{self._rng.getrandbits(60):x}", None
         for _ in range(5):
-            phase = (await patiently(lambda: load_plan(self._store, plan))).state.phase
+            phase = await self._phase(plan, task)
             start = c.Start(
                 phase=phase,
                 dispatch=dispatch.dispatch,
@@ -158,6 +161,9 @@ class SimulatedRunner:
                 return
             await self._work(delivery, Key(plan, task, decided.state.lease))
             return
+
+    async def _phase(self, plan: str, entity: str) -> c.PlanPhase:
+        return (await patiently(lambda: load_plan(self._store, plan))).state.phase_for(entity)
 
     async def _reopened(self, plan: str, dispatch: TaskDispatched) -> tuple[str, ...]:
         states = {
@@ -214,7 +220,7 @@ class SimulatedRunner:
         if not cancelled and key.task != DELIVER and self._rng.random() < self._chances.asks:
             return c.RequestApproval(
                 now=self._clock(),
-                phase=(await patiently(lambda: load_plan(self._store, key.plan))).state.phase,
+                phase=await self._phase(key.plan, key.task),
                 lease=key.lease,
                 approval=f"{key.task}.{key.lease}",
                 kind="tool",
@@ -223,6 +229,10 @@ class SimulatedRunner:
                 usage=Usage(input_tokens=1),
             )
         if not cancelled and self._rng.random() >= self._chances.failure:
+            if delivery.event.rules.answer == "review":
+                return self._reviewed(delivery.event, key)
+            if delivery.event.rules.answer == "plan":
+                return self._planned(key)
             return c.Complete(
                 lease=key.lease,
                 base_commit="base",
@@ -233,7 +243,7 @@ class SimulatedRunner:
         kind: FailureKind = "cancelled" if cancelled else self._rng.choice(FAILURES)
         return c.Fail(
             now=self._clock(),
-            phase=(await patiently(lambda: load_plan(self._store, key.plan))).state.phase,
+            phase=await self._phase(key.plan, key.task),
             lease=key.lease,
             kind=kind,
             message=kind,
@@ -241,6 +251,36 @@ class SimulatedRunner:
             retry_after_s=self._rng.choice((None, 0.0, 30.0)),
             jitter=self._rng.random(),
             conflict=Conflict(files=("a",), tasks=(key.task,)) if kind == "merge_conflict" else None,
+        )
+
+    def _reviewed(self, dispatch: TaskDispatched, key: Key) -> c.Complete:
+        """A verdict, sometimes on a commit that nobody asked about."""
+        work = next((head.commit for head in dispatch.heads if head.task == dispatch.rules.reviews), "base")
+        looked_at = work if self._rng.random() < 0.95 else "another"
+        findings = (Finding(message="wrong", severity="major", file="a.py", line=1),)
+        approve = self._rng.random() < 0.6
+        review = Review(
+            approve=approve, findings=() if approve else findings, round=dispatch.rules.round, commit=looked_at
+        )
+        return c.Complete(
+            lease=key.lease,
+            base_commit=work,
+            commit=work,
+            result=Result(task_code=key.task, summary="looked at it", review=review),
+            usage=Usage(input_tokens=1),
+        )
+
+    def _planned(self, key: Key) -> c.Complete:
+        """A plan, which is not always one: the planner has the last word."""
+        answer = self._plan_text(key.plan) if self._rng.random() < 0.8 else '{"name": "half a plan"}'
+        result = Result(task_code=key.task, summary="a plan")
+        return c.Complete(
+            lease=key.lease,
+            base_commit="base",
+            commit="base",
+            result=result,
+            answer=answer,
+            usage=Usage(input_tokens=1),
         )
 
     def _meta(self) -> Meta:

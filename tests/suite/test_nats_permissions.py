@@ -16,8 +16,16 @@ from shared.bus import DISPATCHER, GATEWAY, OPERATOR, PLANNER, RUNNER, SERVICES,
 from shared.streams import EVENTS, await_pool, declare_pool, declare_streams
 from shared.subjects import (
     CREDENTIALS,
+    PLANNER_CHECK,
+    PLANNER_COMPARE,
     PLANNER_IMPORT,
+    PLANNER_OFFER,
+    PLANNER_PROMPT,
+    PLANNER_RENDER,
     RUNNER_INTRODUCE,
+    WATCH_CREDENTIALS,
+    WATCH_LOOK,
+    entity_filter,
     plan_filter,
     pool_filter,
     runner_holds,
@@ -127,11 +135,12 @@ async def test_an_answer_goes_to_whoever_asked_and_to_no_inbox_otherwise(log_in:
 
 async def test_a_runner_tells_how_a_lease_went_and_neither_dispatches_nor_speaks_for_the_plan(log_in: As) -> None:
     runner = await log_in(RUNNER)
-    for type_ in ("started", "released", "completed", "failed", "cancelled"):
+    for type_ in ("started", "released", "completed", "failed", "cancelled", "watch_failed", "watch_restored"):
         assert not await runner.is_denied(runner.nc.publish(f"{T1}.{type_}", b"")), type_
     for subject in (
         *(f"{T1}.{type_}" for type_ in ("dispatched.claude", "planned", "marked_complete", "edited", "abandoned")),
-        *(f"{OF_PLAN}.{type_}" for type_ in ("completed", "cancelled", "drafted", "finalizing")),
+        *(f"{T1}.{type_}" for type_ in ("decided", "readied")),
+        *(f"{OF_PLAN}.{type_}" for type_ in ("completed", "cancelled", "drafted", "finalizing", "failed", "requested")),
         "treadle.timer.set.p.T1",
         f"treadle.project.{'0' * 24}.deleted",
     ):
@@ -144,6 +153,20 @@ async def test_a_planner_speaks_for_plans_and_for_no_task(log_in: As) -> None:
     assert not await planner.is_denied(planner.nc.publish(f"{OF_PLAN}.drafted", b""))
     assert await planner.is_denied(planner.nc.publish(f"{T1}.completed", b""))
     assert await planner.is_denied(planner.nc.publish(f"{T1}.dispatched.claude", b""))
+    draft = entity_filter(PLAN, "_draft-99").removesuffix(">")
+    assert not await planner.is_denied(planner.nc.publish(f"{draft}dispatched.claude", b""))
+
+
+async def test_whoever_watches_repositories_asks_the_planner_and_gateways_and_answers_them(log_in: As) -> None:
+    runner, gateway = await log_in(RUNNER), await log_in(GATEWAY)
+    for subject in (PLANNER_CHECK, PLANNER_OFFER, WATCH_CREDENTIALS):
+        assert not await runner.is_denied(runner.nc.publish(subject, b"")), subject
+    for subject in (PLANNER_PROMPT, PLANNER_COMPARE, PLANNER_RENDER, WATCH_LOOK):
+        assert not await gateway.is_denied(gateway.nc.publish(subject, b"")), subject
+        assert await runner.is_denied(runner.nc.publish(subject, b"")), subject
+    for one, subject in ((runner, WATCH_LOOK), (gateway, WATCH_CREDENTIALS)):
+        assert not await one.is_denied(one.nc.subscribe(subject, cb=ignore)), subject
+    assert await runner.is_denied(runner.nc.subscribe(WATCH_CREDENTIALS, cb=ignore))
 
 
 async def test_nobody_purges_the_log_and_nobody_ends_a_pool(log_in: As, own_nats: NatsServer) -> None:
