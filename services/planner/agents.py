@@ -7,7 +7,6 @@ import msgspec
 
 from services.planner.faults import FaultList, found, label, listed, shown
 from services.planner.fields import Fields
-from shared.requests import ProjectAgent
 from shared.spec import (
     AGENT_NAME_MAX_CHARS,
     AGENTS_MAX,
@@ -16,6 +15,7 @@ from shared.spec import (
     DEFAULT_MODEL,
     MODEL_NAME,
     AgentSpec,
+    ProjectAgent,
     SdkType,
 )
 
@@ -85,27 +85,27 @@ class Roster:
         """Every agent of the plan's own, and of the others those that its tasks were given to."""
         return {**self._own, **self._used}
 
-    def resolve(self, task: Fields) -> str:
-        """The agent that the task's `assignee` means; notes a fault and answers `""` where that isn't one agent."""
-        if not task.given("assignee"):
-            return self._only_one(task)
-        wanted = task.id_text("assignee")
+    def resolve(self, task: Fields, field: str = "assignee") -> str:
+        """The agent that the task's `field` means; notes a fault and answers `""` where that isn't one agent."""
+        if not task.given(field):
+            return self._only_one(task, field)
+        wanted = task.id_text(field)
         if wanted is None:
             return ""
         folded = wanted.strip().casefold()
         if wanted in self._known or wanted in self._own_names:
-            return self._taken(wanted, task)
+            return self._taken(wanted, task, field)
         if folded in self._slugs:
-            return self._taken(self._slugs[folded], task)
+            return self._taken(self._slugs[folded], task, field)
         for of_that, what in ((self._names.get(folded), "have the name"), (self._types.get(folded), "are of the type")):
             if of_that and len(of_that) > 1:
-                task.add(f"{len(of_that)} agents {what} {shown(wanted)}; name one: {listed(of_that)}", "assignee")
+                task.add(f"{len(of_that)} agents {what} {shown(wanted)}; name one: {listed(of_that)}", field)
                 return ""
             if of_that:
-                return self._taken(of_that[0], task)
+                return self._taken(of_that[0], task, field)
         if folded == _CLAUDE and self._team.mode == "auto":
             return self._implicit_claude()
-        self._unknown(wanted, task)
+        self._unknown(wanted, task, field)
         return ""
 
     def agent(self, slug: str) -> AgentSpec | None:
@@ -120,29 +120,29 @@ class Roster:
     def _everybody(self) -> list[str]:
         return [*self._own_names, *self._known]
 
-    def _only_one(self, task: Fields) -> str:
+    def _only_one(self, task: Fields, field: str) -> str:
         everybody = self._everybody()
         if len(everybody) == 1:
-            return self._taken(everybody[0], task)
+            return self._taken(everybody[0], task, field)
         if everybody:
             where = "the project has" if self._known else "the plan has"
-            task.missing("assignee", f": {where} {len(everybody)} agents; name one: {listed(everybody)}")
+            task.missing(field, f": {where} {len(everybody)} agents; name one: {listed(everybody)}")
             return ""
         if self._team.mode == "auto":
             return self._implicit_claude()
-        task.missing("assignee", ": the project has no agents yet; add some to it")
+        task.missing(field, ": the project has no agents yet; add some to it")
         return ""
 
-    def _taken(self, slug: str, task: Fields) -> str:
+    def _taken(self, slug: str, task: Fields, field: str) -> str:
         """Notes where the agent can't be given anything in this project."""
         agent = self._known.get(slug)
         if agent is None:
             return slug
         if agent.unusable:
-            task.add(f"{shown(slug)} can't be given a task now: it {agent.unusable}", "assignee")
+            task.add(f"{shown(slug)} can't be given a task now: it {agent.unusable}", field)
         elif agent.spec.is_auto != (self._team.mode == "auto"):
             mode, other = self._team.mode, "an automatic" if agent.spec.is_auto else "a manual"
-            task.add(f"{shown(slug)} is {other} agent: this project is {mode} and takes only {mode} ones", "assignee")
+            task.add(f"{shown(slug)} is {other} agent: this project is {mode} and takes only {mode} ones", field)
         spec = agent.spec
         if spec.sdk_type == _CLAUDE and spec.model is None:
             spec = msgspec.structs.replace(spec, model=DEFAULT_MODEL)
@@ -153,7 +153,7 @@ class Roster:
         self._used.setdefault(_CLAUDE, AgentSpec(sdk_type=_CLAUDE, model=DEFAULT_MODEL))
         return _CLAUDE
 
-    def _unknown(self, wanted: str, task: Fields) -> None:
+    def _unknown(self, wanted: str, task: Fields, field: str) -> None:
         everybody = self._everybody()
         whose = "of this project" if self._team != NO_TEAM else "of this plan"
         if everybody:
@@ -164,7 +164,7 @@ class Roster:
             hint = "; it has none yet"
         else:
             hint = '; it declares none, and only "claude" needs no declaration under "agents"'
-        task.add(f"{shown(wanted)} is not an agent {whose}{hint}", "assignee")
+        task.add(f"{shown(wanted)} is not an agent {whose}{hint}", field)
 
     def _declare(self, name: str, entry: object, names: Fields) -> None:
         line = names.line_of(name)

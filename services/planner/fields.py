@@ -50,11 +50,16 @@ class Fields:
     def missing(self, name: str, why: str = "") -> None:
         self.add(f"is missing{why}", name)
 
-    def check_names(self, known: Collection[str] | None = None) -> None:
-        """Faults for names that are no text or there twice and, where `known` limits them, for unknown ones."""
+    def check_names(self, known: Collection[str] | None = None, treadles: Collection[str] = ()) -> None:
+        """Faults for names that are no text or there twice and, where `known` limits them, for unknown ones.
+
+        `treadles` are those of fields that exist and that nobody may write.
+        """
         for name in self._source:
             if not isinstance(name, str):
                 self.add(f"a field's name must be a text, found {found(name)}")
+            elif name in treadles:
+                self.add("only Treadle itself sets it: leave it out", name)
             elif known is not None and name not in known:
                 hint = self.faults.did_you_mean(name, known) or f"; known are {listed(known, 20)}"
                 self.add(f"unknown field{hint}", label(name), line=self.line_of(name))

@@ -5,6 +5,7 @@ import re
 from services.planner.agents import Roster
 from services.planner.faults import shown
 from services.planner.fields import Fields
+from services.planner.review_loops import note_meaningless
 from shared.spec import (
     ATTEMPTS_MAX,
     BACKOFF_MAX_S,
@@ -15,6 +16,7 @@ from shared.spec import (
     DESCRIPTION_MAX_BYTES,
     NAME_MAX_CHARS,
     OUTPUT_PATH_MAX_CHARS,
+    REVIEW_ROUNDS_MAX,
     TIMEOUT_MAX_MINUTES,
     TIMEOUT_MIN_MINUTES,
     VERIFY_ROUNDS_MAX,
@@ -22,21 +24,23 @@ from shared.spec import (
     TaskSpec,
 )
 
-_TASK_FIELDS = tuple(name for name in TaskSpec.__struct_fields__ if name != "resolves")
-"""What a conflict's task resolves is for Treadle alone to say."""
+OWN_WORDS = ("resolves", "round")
+"""What a conflict's task resolves, and which round of reviews a task is of: for Treadle alone to say."""
+_TASK_FIELDS = tuple(name for name in TaskSpec.__struct_fields__ if name not in OWN_WORDS)
 _TASK_DEFAULTS = TaskSpec(code="", name="", assignee="")
 _RETRY_DEFAULTS = Retry()
 
 
 def read_task(fields: Fields, code: str, roster: Roster, *, depends_on: tuple[str, ...]) -> TaskSpec:
     """The task as its fields describe it, with defaults filled in; notes what is wrong with them."""
-    fields.check_names(_TASK_FIELDS)
+    fields.check_names(_TASK_FIELDS, treadles=OWN_WORDS)
     name = fields.line_text("name", max_chars=NAME_MAX_CHARS)
-    assignee = roster.resolve(fields)
+    rounds = fields.whole_or_none("max_review_rounds", low=1, high=REVIEW_ROUNDS_MAX, unit="rounds")
+    assignee = "" if rounds is not None else roster.resolve(fields)
     description = fields.long_text("description", max_bytes=DESCRIPTION_MAX_BYTES)
     if not fields.given("name") and not description.strip() and roster.needs_words(assignee):
         fields.missing("description", ", and so is a name: there is nothing to tell the agent")
-    return TaskSpec(
+    spec = TaskSpec(
         code=code,
         name=name or code,
         assignee=assignee,
@@ -51,6 +55,9 @@ def read_task(fields: Fields, code: str, roster: Roster, *, depends_on: tuple[st
         verify_rounds=fields.whole_or_none("verify_rounds", low=0, high=VERIFY_ROUNDS_MAX, unit="rounds"),
         requires_approval=fields.boolean("requires_approval"),
         allow_no_change=fields.boolean("allow_no_change"),
+        reviews=(fields.id_text("reviews") or "") if fields.given("reviews") else "",
+        max_review_rounds=rounds,
+        fixer=roster.resolve(fields, "fixer") if fields.given("fixer") else "",
         budget_usd=fields.number(
             "budget_usd",
             low=BUDGET_MIN_USD,
@@ -59,6 +66,8 @@ def read_task(fields: Fields, code: str, roster: Roster, *, depends_on: tuple[st
             default=_TASK_DEFAULTS.budget_usd,
         ),
     )
+    note_meaningless(fields, spec)
+    return spec
 
 
 def note_twice(fields: Fields, twice: list[tuple[str, str]]) -> None:

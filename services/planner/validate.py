@@ -5,6 +5,7 @@ from services.planner.agents import NO_TEAM, Roster, Team
 from services.planner.faults import FaultList, found, label, refusal, shown
 from services.planner.fields import WORD_MAX_CHARS, Fields, id_of
 from services.planner.graph import cycles
+from services.planner.review_loops import mended_for_money, note_loop_faults
 from services.planner.tasks import note_twice, read_task
 from shared.host_pattern import BadHostPattern, parse_host_pattern
 from shared.spec import (
@@ -105,6 +106,7 @@ class _Tasks:
         )
         self._note_unknown_dependencies()
         self._note_cycles()
+        note_loop_faults(specs, [fields for fields, _ in entries])
         return specs
 
     def _entry(self, item: dict[str, object], place: int) -> tuple[Fields, str]:
@@ -144,6 +146,8 @@ class _Tasks:
 
     def _depends_on(self, fields: Fields, code: str) -> tuple[str, ...]:
         needed: dict[str, None] = {}
+        if fields.given("reviews") and not fields.given("depends_on"):
+            return self._reviewed(fields, code)
         for item, line in fields.items("depends_on", "task codes", TASKS_MAX):
             other = id_of(item) or item
             if not isinstance(other, str):
@@ -160,6 +164,15 @@ class _Tasks:
         edges = [other for other in needed if other in self._needs and other != code]
         self._needs[code] = edges
         return tuple(needed)
+
+    def _reviewed(self, fields: Fields, code: str) -> tuple[str, ...]:
+        """What a review waits for that doesn't say so: the work that it judges."""
+        work = id_of(fields.raw("reviews")) or fields.raw("reviews")
+        if not isinstance(work, str) or not work.strip():
+            return ()
+        work = str(work)
+        self._needs[code] = [work] if work in self._needs and work != code else []
+        return (work,)
 
     def _note_unknown_dependencies(self) -> None:
         known = [code for code in self._needs if code]
@@ -178,22 +191,26 @@ class _Tasks:
 
 
 def _note_budgets(fields: Fields, spec: PlanSpec) -> None:
-    """A task that may cost more than the whole plan never starts."""
+    """A task that may cost more than the whole plan never starts; nor does the mending of what a program did."""
     limit = spec.budget_usd
-    over = [] if limit is None else [task for task in spec.tasks if task.budget_usd > limit and _costs(task, spec)]
-    if limit is not None and over:
+    if limit is None:
+        return
+    paid = mended_for_money(spec)
+    over = [t for t in spec.tasks if t.budget_usd > limit and (_costs(t.assignee, spec) or t.code in paid)]
+    if over:
         dearest = max(over, key=lambda task: task.budget_usd)
         others = f" ({len(over)} tasks are so)" if len(over) > 1 else ""
+        what = "alone may cost" if _costs(dearest.assignee, spec) else "may cost in its next round of reviews"
         fields.add(
-            f"the plan's budget_usd is {limit:g}, and task {label(dearest.code)} alone may cost "
+            f"the plan's budget_usd is {limit:g}, and task {label(dearest.code)} {what} "
             f"{dearest.budget_usd:g}{others}: lower a task's budget_usd, or raise the plan's",
             "budget_usd",
         )
 
 
-def _costs(task: TaskSpec, spec: PlanSpec) -> bool:
+def _costs(assignee: str, spec: PlanSpec) -> bool:
     """Whether an attempt claims its budget: a person and a program cost nothing."""
-    agent = spec.agents.get(task.assignee)
+    agent = spec.agents.get(assignee)
     return agent is not None and agent.sdk_type == "claude"
 
 

@@ -38,7 +38,8 @@ REQUEST = EditRequest(
 
 KNOWN = (
     '"code", "name", "assignee", "description", "depends_on", "expected_output", "timeout_minutes", "verify", '
-    '"retry", "verify_rounds", "requires_approval", "allow_no_change", "budget_usd"'
+    '"retry", "verify_rounds", "requires_approval", "allow_no_change", "reviews", "max_review_rounds", '
+    '"fixer", "budget_usd"'
 )
 
 
@@ -89,7 +90,7 @@ def test_whoever_has_the_task_keeps_it_even_if_they_could_not_get_it_now() -> No
         ({"retry": {"x": 1}}, 'task T2, retry.x: unknown field; known are "max_attempts", "backoff_s"'),
         ({"requires_approval": 1}, "task T2, requires_approval: expected true or false, found the number 1"),
         ({"verify_rounds": 11}, "task T2, verify_rounds: 11 is out of range: 0 to 10 rounds"),
-        ({"resolves": "T1"}, f"task T2, resolves: unknown field; known are {KNOWN}"),
+        ({"resolves": "T1"}, "task T2, resolves: only Treadle itself sets it: leave it out"),
         ({"expected_output": "../x"}, 'task T2, expected_output: "../x" is not a path inside the repository: '
          'it has ".."'),
         ({"verify": "make"}, 'task T2, verify: expected a list of commands, found the text "make"; '

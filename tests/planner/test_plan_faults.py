@@ -16,7 +16,8 @@ from shared.spec import DEFAULT_MODEL, HOSTS_MAX, PLAN_MAX_BYTES, TASKS_MAX, Age
 PLANS = Path(__file__).parent / "plans"
 KNOWN = (
     '"code", "name", "assignee", "description", "depends_on", "expected_output", "timeout_minutes", "verify", '
-    '"retry", "verify_rounds", "requires_approval", "allow_no_change", "budget_usd"'
+    '"retry", "verify_rounds", "requires_approval", "allow_no_change", "reviews", "max_review_rounds", '
+    '"fixer", "budget_usd"'
 )
 AGENTS: dict[str, object] = {
     "coder": {"sdk_type": "claude"},
@@ -234,7 +235,7 @@ UNSAFE = 'is not safe: a code is letters, digits, "-" and "_", at most 63, begin
             plan_of(task(verify_rounds=1.5)),
             "task T1, verify_rounds: expected a whole number, 0 to 10 rounds, found the number 1.5",
         ),
-        (plan_of(task(resolves="T2")), f"task T1, resolves: unknown field; known are {KNOWN}"),
+        (plan_of(task(resolves="T2")), "task T1, resolves: only Treadle itself sets it: leave it out"),
         (
             plan_of(task(), network_allow=["https://example.com"]),
             'network_allow: "https://example.com" is no host to reach: it has a scheme; name the host alone',

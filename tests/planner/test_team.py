@@ -10,8 +10,7 @@ from services.planner.estimate import estimate
 from services.planner.faults import PlanFaults
 from services.planner.parse import read_plan
 from services.planner.validate import validate
-from shared.requests import ProjectAgent
-from shared.spec import DEFAULT_MODEL, AgentSpec, PlanSettings, PlanSpec, SdkType, digest, encode_spec
+from shared.spec import DEFAULT_MODEL, AgentSpec, PlanSettings, PlanSpec, ProjectAgent, SdkType, digest, encode_spec
 
 
 def agent(
