@@ -8,7 +8,7 @@ LOCK := $(BIN)/uv pip compile --quiet --universal --python-version 3.11 --genera
 	$(foreach name,shared planner dispatcher runner gateway,--no-emit-package treadle-$(name)) --no-emit-package treadle
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test check lock secrets bench bench-api bench-agent soak clean
+.PHONY: help setup demo test check lock secrets bench bench-api bench-agent bench-watch soak clean
 
 help: ## Show what can be made
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "make %-11s %s\n", $$1, $$2 }' $(firstword $(MAKEFILE_LIST))
@@ -18,8 +18,8 @@ setup: $(VENV)/set-up ## Make .venv with treadle and the tools in it; the second
 demo: setup ## Run a plan of tasks on a small repository, with the real model or a scripted one
 	@$(BIN)/treadle demo
 
-test: setup ## Run all tests
-	$(BIN)/pytest
+test: setup ## Run all tests, in two processes
+	$(BIN)/pytest -n 2
 
 check: setup ## Look at the code: ruff, mypy --strict, import-linter
 	$(BIN)/ruff check .
@@ -39,6 +39,9 @@ bench-api: setup ## Measure the gateway beside a bare handler and a bare append
 
 bench-agent: setup ## Measure the runner with agents: overhead, memory, cancel, recovery, workspaces
 	$(BIN)/python -m bench agent
+
+bench-watch: setup ## Measure what it costs to wait for 5,000 people's results in 50 repositories
+	$(BIN)/python -m bench watch
 
 bench: setup ## Measure the figures that README states
 	$(BIN)/python -m bench

@@ -1,8 +1,8 @@
 """`python -m services.runner`: settings come from the environment, secrets as a line of JSON on standard input.
 
 `TREADLE_RUNNER_NAME` (runner-<host name>), `TREADLE_RUNNER_DIR`, `TREADLE_DATA`, `TREADLE_SLOTS`, `TREADLE_SANDBOX`
-(required, preferred or off), `TREADLE_SANDBOX_READ`, `TREADLE_DISK_FLOOR_MB` (1024), `TREADLE_CACHE_MB` (5120), and
-those of `shared.bus`.
+(required, preferred or off), `TREADLE_SANDBOX_READ`, `TREADLE_DISK_FLOOR_MB` (1024), `TREADLE_CACHE_MB` (5120),
+`TREADLE_WATCH` (on, or off: it does not look for what people deliver), and those of `shared.bus`.
 """
 
 import asyncio
@@ -37,6 +37,7 @@ def run() -> int:
             disk_floor_bytes=_number("TREADLE_DISK_FLOOR_MB", 1024) << 20,
             caches_max_bytes=_number("TREADLE_CACHE_MB", 5120) << 20,
             sandbox=_sandbox_mode(),
+            watches=_switch("TREADLE_WATCH"),
         )
         secrets = read_secrets()
         settings.directory.mkdir(parents=True, exist_ok=True)
@@ -74,6 +75,13 @@ def _number(name: str, otherwise: int, least: int = 0) -> int:
     if not re.fullmatch(r"[0-9]{1,12}", text) or int(text) < least:
         raise _BadSetting(f"{name} is {text[:80]!r}, which is no whole number of {least} or more: correct or unset it")
     return int(text)
+
+
+def _switch(name: str) -> bool:
+    text = os.environ.get(name) or "on"
+    if text not in ("on", "off"):
+        raise _BadSetting(f"{name} is {text[:80]!r}: set it to on or off, or unset it")
+    return text == "on"
 
 
 def _sandbox_mode() -> SandboxMode:

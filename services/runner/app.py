@@ -23,20 +23,32 @@ from services.runner.diff import Diffs
 from services.runner.disk_floor import DiskFloor
 from services.runner.execution import AgentExecutor
 from services.runner.git_threads import git_threads
+from services.runner.head import Heads
 from services.runner.housekeeping import keep_house
 from services.runner.lease import Journal, Key
 from services.runner.presence import show_presence
 from services.runner.runner import Executor, Runner
 from services.runner.sandbox import find_sandbox
 from services.runner.sandbox_mode import SandboxMode
+from services.runner.watch.credentials import WatchCredentials
+from services.runner.watch.watcher import QUEUE as WATCHERS
+from services.runner.watch.watcher import Watcher
 from shared import streams
 from shared.alive import show_life
 from shared.bus import BusSettings, make_broker
 from shared.clock import utc_now
 from shared.memory import hide_memory
-from shared.requests import DiffRequest, RunnerPresence, TestRequest
+from shared.requests import DiffRequest, HeadRequest, LookRequest, RunnerPresence, TestRequest
 from shared.sealed import SealKey
-from shared.subjects import DELIVER_POOL, RUNNER_INTRODUCE, runner_diff, runner_holds, runner_test
+from shared.subjects import (
+    DELIVER_POOL,
+    RUNNER_INTRODUCE,
+    WATCH_LOOK,
+    runner_diff,
+    runner_head,
+    runner_holds,
+    runner_test,
+)
 
 log = logging.getLogger("treadle.runner")
 
@@ -47,6 +59,8 @@ POOL_QUIETLY_WITHIN_S, POOL_WITHIN_S = 5.0, 120.0
 """How long a dispatcher that starts beside us may take; after the second one we end, and are started again."""
 TESTS_AT_ONCE = 8
 DIFFS_AT_ONCE = 4
+LOOKS_AT_ONCE = 32
+HEADS_AT_ONCE = 4
 
 
 class Secrets(msgspec.Struct, frozen=True):
@@ -77,6 +91,8 @@ class RunnerSettings(msgspec.Struct, frozen=True):
     """With less room on the disk no new work is taken."""
     caches_max_bytes: int = 5120 << 20
     """How large the caches of what set-up downloads may become."""
+    watches: bool = True
+    """Whether it takes part in the pool `manual`: looks for what people deliver."""
 
 
 async def main(bus: BusSettings, settings: RunnerSettings, secrets: Secrets) -> None:
@@ -110,11 +126,13 @@ def make_app(
     app = FastStream(broker, logger=None)
     show_life(app, broker)
     parts: dict[str, Runner] = {}
+    watchers: list[Watcher] = []
     tasks: dict[str, asyncio.Task[None]] = {}
     seal_key, threads, private_dir = SealKey(), git_threads(), settings.directory / "private"
     tests = ConnectionTests(settings.name, seal_key, private_dir, threads)
     floor = DiskFloor(settings.data_dir, settings.disk_floor_bytes)
     diffs = Diffs(settings.name, settings.data_dir, seal_key, private_dir, threads)
+    heads = Heads(settings.name, seal_key, private_dir, threads)
 
     @broker.subscriber(runner_holds(settings.name))
     async def holds(message: NatsMessage) -> bytes:
@@ -132,6 +150,16 @@ def make_app(
     async def diff(message: NatsMessage) -> bytes:
         return await diffs.answer(msgspec.json.decode(message.body, type=DiffRequest))
 
+    @broker.subscriber(runner_head(settings.name), max_workers=HEADS_AT_ONCE)
+    async def head(message: NatsMessage) -> bytes:
+        return msgspec.json.encode(await heads.answer(msgspec.json.decode(message.body, type=HeadRequest)))
+
+    if settings.watches:
+
+        @broker.subscriber(WATCH_LOOK, queue=WATCHERS, max_workers=LOOKS_AT_ONCE)
+        async def look(message: NatsMessage) -> bytes:
+            return msgspec.json.encode(await watchers[0].look(msgspec.json.decode(message.body, type=LookRequest)))
+
     @app.on_startup
     async def prepare() -> None:
         nc = await broker.connect()
@@ -140,6 +168,9 @@ def make_app(
             await wait_for_pool(nc, pool)
         journal = Journal(settings.directory / "leases")
         desk = CredentialDesk(nc, seal_key, private_dir)
+        if settings.watches:
+            credentials = WatchCredentials(nc, seal_key, private_dir)
+            watchers.append(Watcher(nc, settings.name, settings.data_dir, credentials, threads))
         parts["runner"] = Runner(
             nc, settings.name, executors, settings.slots, journal, desk, utc_now, hindrance=floor, has_key=has_key
         )
@@ -149,6 +180,8 @@ def make_app(
         nc, position = broker.connection, settings.directory / "projects-position"
         deleted = DeletedProjects(nc, settings.data_dir, position, threads)
         tasks["deleted"] = asyncio.create_task(deleted.run())
+        for watcher in watchers:
+            tasks["watch"] = asyncio.create_task(watcher.run())
         tasks["presence"] = asyncio.create_task(show_presence(nc, presence))
         tasks["house"] = asyncio.create_task(keep_house(settings.data_dir, caches, threads, parts["runner"].came_back))
         tasks["run"] = asyncio.create_task(parts["runner"].run())
@@ -170,9 +203,8 @@ def make_app(
         if not tasks:  # told to while it waited for its pools
             return
         parts["runner"].stop()
-        tasks["deleted"].cancel()
-        tasks["presence"].cancel()
-        tasks["house"].cancel()
+        for name in tasks.keys() - {"run"}:
+            tasks[name].cancel()
         try:
             await asyncio.wait_for(tasks["run"], STOP_WITHIN_S)
         except TimeoutError:

@@ -15,8 +15,10 @@ from typing import TypeVar
 
 import msgspec
 
-from services.runner.agents import Activity, AgentRunner, AgentSession, Asks, Finished, Job, Report, activity
+from services.runner.agents import Activity, AgentRunner, AgentSession, Asks, Finished, Job, Report, activity, cut
 from services.runner.agents.leaves import storable
+from services.runner.answers import Answered, Answers, again
+from services.runner.attempt_words import files_words, joined, left_out_words, summary_words, tried_words
 from services.runner.caches import LeaseCache
 from services.runner.checkpoint import Fenced
 from services.runner.checks import Checks, refused_words
@@ -49,6 +51,8 @@ log = logging.getLogger("treadle.runner")
 
 T = TypeVar("T")
 
+FAULTS_MAX_BYTES = 8 * 1024
+"""Of an answer's faults, in the words for people."""
 KEEP_WITHIN_S = 120.0
 """What saving the work of an attempt that failed may take."""
 
@@ -84,6 +88,7 @@ class Attempt:
         self._usage = Usage()
         self._prepared: Prepared | None = None
         self._hosts_told = 0
+        self._answers: Answers | None = None
 
     @property
     def workspace(self) -> Workspace | None:
@@ -104,7 +109,13 @@ class Attempt:
             async with asyncio.timeout(self._lease.dispatch.timeout_s):
                 ending = await self._run()
         except Failed as failed:
-            ending = Finished(kind=failed.kind, message=str(failed), usage=self._usage, conflict=failed.conflict)
+            ending = Finished(
+                kind=failed.kind,
+                message=str(failed),
+                usage=self._usage,
+                conflict=failed.conflict,
+                faults=failed.faults,
+            )
         except TimeoutError:
             ending = Finished(kind="timeout", message=self._too_late(), usage=self._usage)
         except asyncio.CancelledError:
@@ -116,7 +127,7 @@ class Attempt:
                 await self._prepared.work.pause()
         if isinstance(ending, Finished) and not self._lease.stale:
             words = await self._keep(KEEP_WITHIN_S)
-            ending = msgspec.structs.replace(ending, message=_with(ending.message, words))
+            ending = msgspec.structs.replace(ending, message=joined(ending.message, words))
         return ending
 
     async def _run(self) -> Completion | Finished | Parked:
@@ -165,12 +176,15 @@ class Attempt:
         if self._agent.resumes and not prepared.goes_on:
             await work.save()  # from now on a next lease knows what the work rests on, also if it finds nothing else
         async with self._agent.open(job, self._report) as session:
-            agreed = await self._converse(session, job, prepared, checks)
+            if job.rules.answer:
+                agreed: Agreed | Answered | Finished | Parked = await self._be_answered(session, job, prepared)
+            else:
+                agreed = await self._converse(session, job, prepared, checks)
         if isinstance(agreed, Parked):
             await self._save(work)
-        if not isinstance(agreed, Agreed):
-            return agreed
-        return await self._store(prepared, agreed)
+        if isinstance(agreed, Answered):
+            return await self._store_answer(prepared, agreed)
+        return await self._store(prepared, agreed) if isinstance(agreed, Agreed) else agreed
 
     async def _converse(
         self, session: AgentSession, job: Job, prepared: Prepared, checks: Checks
@@ -180,20 +194,9 @@ class Attempt:
         rounds, message = job.rules.verify_rounds, first_words(self._lease, job.prompt)
         while True:
             work.turn_begins()
-            end = await session.turn(message)
-            await work.pause()
-            self._usage = work.usage = end.usage
-            refused = self._tell_refused(job)
-            if isinstance(end, Asks):
-                return Parked(
-                    kind=end.kind,
-                    tool=storable(end.tool),
-                    input=storable(end.input),
-                    why=storable(end.why),
-                    usage=end.usage,
-                )
-            if end.kind != "completed":
-                return msgspec.structs.replace(end, message="\n".join(filter(None, (end.message, refused))))
+            end = await self._turn(session, message, job, work)
+            if isinstance(end, Parked) or end.kind != "completed":
+                return end
             outcome = await self._in_git(lambda: work.turn_is_over(dispatch.task_name))
             if self._agent.resumes and dispatch.verify:
                 work.wish()
@@ -201,18 +204,53 @@ class Attempt:
             if fault is None:
                 return Agreed(outcome, end.summary)
             if work.verify_round >= rounds:
-                raise Failed("verification_failed", _with(fault, self._tried(rounds)))
+                raise Failed("verification_failed", joined(fault, tried_words(dispatch.agent, rounds)))
             work.verify_round += 1
             self._tell(f"not accepted, round {work.verify_round} of {rounds}: {fault}")
             message = f"Your work was checked, and it is not done yet. {fault}\n\nMend it, then say what you did."
 
-    def _tried(self, rounds: int) -> str:
-        if not rounds:
-            return ""
-        agent = self._lease.dispatch.agent
-        if agent is not None and agent.sdk_type == "command":
-            return f"The program was run again {'once' if rounds == 1 else f'{rounds} times'}, and told what is wrong."
-        return f"The agent had {rounds} more {'turn' if rounds == 1 else 'turns'} to mend it."
+    async def _turn(self, session: AgentSession, message: str, job: Job, work: WorkInProgress) -> Finished | Parked:
+        end = await session.turn(message)
+        await work.pause()
+        self._usage = work.usage = end.usage
+        refused = self._tell_refused(job)
+        if isinstance(end, Asks):
+            return Parked(
+                kind=end.kind,
+                tool=storable(end.tool),
+                input=storable(end.input),
+                why=storable(end.why),
+                usage=end.usage,
+            )
+        if end.kind != "completed":
+            return msgspec.structs.replace(end, message="\n".join(filter(None, (end.message, refused))))
+        return end
+
+    async def _be_answered(self, session: AgentSession, job: Job, prepared: Prepared) -> Answered | Finished | Parked:
+        """As `_converse`, where what it says counts. The worktree is nobody's turn: what is in it is not looked at."""
+        work, lease, rounds, message = prepared.work, self._lease, job.rules.verify_rounds, job.prompt
+        if lease.ask_planner is None:
+            raise ValueError("a lease that answers has somebody to ask")
+        if lease.dispatch.verify:
+            self._tell("what this task says is its result, and it changes nothing: its verify commands are not run")
+        by_tool = job.agent.sdk_type == "claude"
+        redactor = lease.credentials.redactor
+        answers = self._answers = Answers(
+            lease.key, lease.dispatch, job.cwd, prepared.workspace.base, lease.ask_planner, redactor, self._tell
+        )
+        while True:
+            end = await self._turn(session, message, job, work)
+            if isinstance(end, Parked) or end.kind != "completed":
+                return end
+            judged = await answers.judge(end)
+            if isinstance(judged, Answered):
+                return judged
+            if work.verify_round >= rounds:
+                words = cut(judged.words, FAULTS_MAX_BYTES)
+                raise Failed("verification_failed", joined(words, tried_words(job.agent, rounds)), faults=judged.faults)
+            work.verify_round += 1
+            self._tell(f"not accepted, round {work.verify_round} of {rounds}: {judged.words}")
+            message = again(judged, by_tool=by_tool)
 
     async def _fault(self, prepared: Prepared, checks: Checks, outcome: Outcome) -> str | None:
         """What is wrong with the work of a turn, in words for the agent and for people."""
@@ -237,14 +275,16 @@ class Attempt:
                 commit = finish_resolution(workspace.runners_repo, conflicted, commit, subject)
                 base = conflicted.parents[0]
             push_lease(workspace, commit)
-            return Accepted(commit, base, _summary(outcome, agreed.summary), outcome.files)
+            return Accepted(commit, base, summary_words(outcome, agreed.summary), outcome.files)
 
         result = await self._in_git(push)
         if prepared.work.keep_left_out(outcome.left_out):
-            self._tell(f"{_left_out(outcome)}: they are kept in {workspace.code}, until `treadle clean` removes them")
+            self._tell(
+                f"{left_out_words(outcome)}: they are kept in {workspace.code}, until `treadle clean` removes them"
+            )
         if not self._lease.dispatch.rules.requires_approval:
             return self._completion(result)
-        changed = f"{_files(outcome.files_changed)} changed, +{outcome.insertions} -{outcome.deletions} lines"
+        changed = f"{files_words(outcome.files_changed)} changed, +{outcome.insertions} -{outcome.deletions} lines"
         await self._save(prepared.work)
         return Parked(
             kind="result",
@@ -252,6 +292,20 @@ class Attempt:
             why=f"{result.summary}\n\n{changed}",
             commit=result.commit,
             base_commit=result.base_commit,
+            usage=self._usage,
+        )
+
+    async def _store_answer(self, prepared: Prepared, answered: Answered) -> Completion:
+        """An answer is in the log; in git there is nothing new, but a base that is merged only here."""
+        workspace = prepared.workspace
+        if workspace.base != self._lease.dispatch.base_commit:
+            await self._in_git(lambda: push_lease(workspace, workspace.base))
+        told = Result(task_code=self._lease.key.task, summary=answered.summary, review=answered.review)
+        return Completion(
+            base_commit=workspace.base,
+            commit=workspace.base,
+            result=told,
+            answer=answered.text,
             usage=self._usage,
         )
 
@@ -317,33 +371,10 @@ class Attempt:
 
     def _too_late(self) -> str:
         minutes = self._lease.dispatch.timeout_s / 60
+        if self._answers is not None and self._answers.held_up:
+            return f"It did not finish within {minutes:g} minutes. {self._answers.held_up} Then redispatch it."
         words = f"It did not finish within {minutes:g} minutes, set-up and verification included."
         return f"{words} Raise timeout_minutes, or make the task smaller."
 
     async def _in_git(self, work: Callable[[], T], kind: FailureKind = "agent_error") -> T:
         return await in_git(work, kind, self._place.threads)
-
-
-def _with(said: str, words: str) -> str:
-    """Words of ours behind what was said, in a paragraph of their own where that has lines of a program's."""
-    between = "\n\n" if "\n" in said else " "
-    return between.join(part for part in (said, words) if part)
-
-
-def _files(count: int) -> str:
-    return "1 file" if count == 1 else f"{count} files"
-
-
-def _summary(outcome: Outcome, said: str) -> str:
-    summary = said or "done, without a word"
-    if not outcome.changed:
-        summary += " (no file was changed)"
-    if outcome.left_out:
-        summary += f" ({_left_out(outcome)})"
-    return summary
-
-
-def _left_out(outcome: Outcome) -> str:
-    more = f" and {len(outcome.left_out) - 5} more" if len(outcome.left_out) > 5 else ""
-    left_out = ", ".join(printable(path) for path in outcome.left_out[:5])
-    return f"not committed, being git repositories of their own: {left_out}{more}"

@@ -23,6 +23,7 @@ from services.runner.git import GitFailed, run_git
 from services.runner.git_threads import in_thread
 from services.runner.in_use import alone, lock_of
 from services.runner.mirror import Mirror, mirror_of
+from services.runner.watch.collab import collab_of
 from services.runner.workspace import borrowed_mirrors, place_of_plan, remove_tree, remove_workspace
 from shared.requests import ProjectDeleted
 from shared.streams import PROJECTS
@@ -99,6 +100,7 @@ def remove_project(data_dir: Path, deleted: ProjectDeleted) -> None:
         except ValueError as error:
             log.error("project %s was deleted with a repository that is none: %s", deleted.project, error)
             continue
+        _remove_collab(data_dir, deleted.project, url)
         for mirror in mirrors:
             _remove_cache(data_dir, mirror)
             _remove_mirror(data_dir, mirror)
@@ -147,6 +149,14 @@ def _remove_cache(data_dir: Path, mirror: Mirror) -> None:
         remove_cache(cache_of(data_dir, mirror), wait=False)
     except BlockingIOError:
         log.info("its project was deleted, but a task works with what %s has cached: that stays", mirror.shown)
+
+
+def _remove_collab(data_dir: Path, project: str, repo_url: str) -> None:
+    """What was looked through for what people deliver."""
+    collab = collab_of(data_dir, project, repo_url)
+    if collab.path.exists():
+        collab.remove()
+        log.info("its project was deleted: removed %s, the copy of %s", collab.path, collab.shown)
 
 
 def _remove_mirror(data_dir: Path, mirror: Mirror) -> None:

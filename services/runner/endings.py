@@ -27,6 +27,7 @@ def command_of(lease: Lease, ending: Ending | None, *, runner: str, phase: c.Pla
                 base_commit=ending.base_commit,
                 commit=ending.commit,
                 result=ending.result,
+                answer=ending.answer,
                 usage=ending.usage,
             )
         case Parked():
@@ -46,6 +47,7 @@ def command_of(lease: Lease, ending: Ending | None, *, runner: str, phase: c.Pla
         retry_after_s=finished.retry_after_s,
         jitter=random.random(),  # noqa: S311 - spreads retries, hides nothing
         conflict=finished.conflict,
+        faults=finished.faults,
     )
 
 

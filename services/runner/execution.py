@@ -62,6 +62,8 @@ class AgentExecutor:
 
     async def settle(self, plan: str, task: str, dispatch: TaskDispatched, commit: str) -> None:
         """See `Executor.settle`. Also removes the refs of the lease's unfinished work, which nobody goes on with."""
+        if dispatch.rules.answer == "plan":
+            return  # nothing rests on it, and a plan may be made for who may only read the repository
         attempt = next((a for key, a in self._attempts.items() if (key.plan, key.task) == (plan, task)), None)
         # On a redelivery there is no lease any more, and so there are no credentials.
         mirror = attempt.mirror if attempt else None
@@ -100,7 +102,9 @@ class AgentExecutor:
 
             await in_thread(hold, self._threads)
             workspace = former_workspace(self._data_dir, mirror, key.plan, key.task, key.lease)
-            if workspace is not None:
+            if workspace is not None and dispatch.rules.answer:
+                await in_thread(lambda: remove_workspace(workspace.path), self._threads)
+            elif workspace is not None:
                 await self._salvage(workspace, memory)
             await in_thread(lambda: drop_scratch(scratch_of(self._data_dir, key)), self._threads)
 

@@ -17,7 +17,7 @@ from typing import BinaryIO, Protocol, TypeVar
 
 from services.runner.process import die_with_parent
 from shared.spec import DELIVER, TASK_CODE
-from shared.subjects import PLAN_ID
+from shared.subjects import PLAN_ID, is_draft
 
 LOCAL_DEADLINE_S = 600.0
 """Bounds one git process that touches only this machine's disk: a huge checkout may take minutes."""
@@ -256,7 +256,7 @@ def checked_ids(plan: str, task: str, lease: int = 1) -> None:
     """Raises `ValueError` unless these may become part of a path and of a ref."""
     if not PLAN_ID.fullmatch(plan):
         raise ValueError(f"not a plan id: {plan!r}")
-    if task != DELIVER and not TASK_CODE.fullmatch(task):
+    if task != DELIVER and not TASK_CODE.fullmatch(task) and not is_draft(task):
         raise ValueError(f"not a task code: {task!r}")
     if lease < 1:
         raise ValueError(f"not a lease: {lease}")

@@ -19,6 +19,7 @@ from nats.aio.msg import Msg
 from services.runner.credentials import LeaseCredentials
 from shared.clock import new_id
 from shared.events import ApprovalKind, Result, TaskDispatched, Usage
+from shared.requests import CheckReply, CheckRequest
 from shared.task import Approval, TaskState, may_cost_usd
 
 if TYPE_CHECKING:
@@ -31,6 +32,14 @@ AGENT_ENDS_WITHIN_S = 2.0
 """How long an agent that is told to stop may take with all its processes."""
 SAVE_WITHIN_S = 3.0
 """How long the saving of an interrupted lease's files may take, so that a runner stops within seconds."""
+
+
+AskPlanner = Callable[[CheckRequest], Awaitable[CheckReply]]
+"""Whether a text is a valid plan. Raises `PlannerAway`."""
+
+
+class PlannerAway(Exception):
+    """No planner answered; the text says why."""
 
 
 class Key(msgspec.Struct, frozen=True):
@@ -71,6 +80,8 @@ class Lease:
 
         Raises `Fenced` once the lease is over, and `Refused` for what nobody allowed, or what may have run before.
         """
+        self.ask_planner: AskPlanner | None = None
+        """Set before the work begins."""
         self.work: asyncio.Task[None] | None = None
         self.stale = False
         """The log says that the lease is over: kill, and send nothing."""
@@ -118,7 +129,10 @@ class Completion(msgspec.Struct, frozen=True, kw_only=True):
 
     base_commit: str
     commit: str
+    """Of an attempt that answers: the base."""
     result: Result
+    answer: str = ""
+    """What the attempt was for (`WorkRules.answer`), as JSON."""
     usage: Usage = Usage()
 
 

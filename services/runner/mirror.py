@@ -38,7 +38,7 @@ from shared.spec import DELIVER
 # The operator's repository on this machine runs its side of the work with our settings: no hook, no maintenance that
 # would prune, no checked-out branch moved; and a commit that no branch reaches (a detached head) may be had by its id.
 _LOCAL_SIDE = "git -c core.hooksPath=/dev/null -c gc.auto=0 -c maintenance.auto=false"
-_LOCAL_UPLOAD = f"--upload-pack={_LOCAL_SIDE} -c uploadpack.allowAnySHA1InWant=true upload-pack"
+LOCAL_UPLOAD = f"--upload-pack={_LOCAL_SIDE} -c uploadpack.allowAnySHA1InWant=true upload-pack"
 _LOCAL_RECEIVE = (
     f"--receive-pack={_LOCAL_SIDE} -c receive.autogc=false -c receive.denyCurrentBranch=refuse "
     "-c core.fsync=committed,loose-object,reference -c core.fsyncMethod=batch receive-pack"
@@ -117,7 +117,7 @@ class Mirror:
         return [name for _, name in self._list_remote(pattern)]
 
     def _list_remote(self, pattern: str, *options: str) -> list[tuple[str, str]]:
-        local = [_LOCAL_UPLOAD] if is_local_path(self.repo_url) else []
+        local = [LOCAL_UPLOAD] if is_local_path(self.repo_url) else []
         done = run_git(
             *("ls-remote", "--quiet", *options, *local, "--", self.repo_url, pattern),
             doing=f"asking {self.shown} for {pattern}",
@@ -172,7 +172,7 @@ class Mirror:
     def _run_fetch(self, *args: str) -> None:
         options = [a for a in args if a.startswith("--")]
         refspecs = [a for a in args if not a.startswith("--")]
-        local = [_LOCAL_UPLOAD] if is_local_path(self.repo_url) else []
+        local = [LOCAL_UPLOAD] if is_local_path(self.repo_url) else []
         run_git(
             *("fetch", "--quiet", "--no-tags", "--no-write-fetch-head", "--update-shallow"),
             *(*options, *local, "--", self.repo_url, *refspecs),

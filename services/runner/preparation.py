@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from services.runner.agents import Enclosure, Job, Report
+from services.runner.answer_forms import how_to_answer
 from services.runner.caches import LeaseCache, SetupCaches
 from services.runner.checkpoint import Checkpoint
 from services.runner.conflicts import Conflicted, prepare_conflicted, words_for_agent
@@ -23,9 +24,10 @@ from services.runner.lease import Key, Lease
 from services.runner.merge import kept_as, merge_base_commit
 from services.runner.mirror import Mirror
 from services.runner.redaction import secret_values
+from services.runner.repository_shape import repository_shape
 from services.runner.sandbox import Sandbox, enclose
 from services.runner.snapshots import WorkInProgress, find_saved
-from services.runner.workspace import Resumed, Workspace, create_workspace, place_of_plan, remove_tree
+from services.runner.workspace import PUSHED, Resumed, Workspace, create_workspace, place_of_plan, remove_tree
 from shared.events import TaskDispatched
 from shared.host_pattern import BadHostPattern
 from shared.requests import AgentCredentials
@@ -59,6 +61,8 @@ class Prepared:
     """What the task is to resolve, if that is what it is for."""
     goes_on: bool
     """With what a former lease left."""
+    more_words: str = ""
+    """What the prompt says besides."""
 
 
 async def prepare(
@@ -82,10 +86,22 @@ async def prepare(
         workspace = create_workspace(place.data_dir, mirror, key.plan, key.task, key.lease, base, saved)
         work = WorkInProgress(workspace, lease.memory, place.threads, report, place.sandbox)
         work.begin(former_checkpoint, saved, again=again)
+        if lease.dispatch.rules.answer:
+            # Whatever its commands leave in the worktree is nobody's work: it must not be kept for a person.
+            (workspace.path / PUSHED).write_text(f"{base}\n")
         return work
 
     work = await in_git(make, "setup_failed", place.threads)
-    return Prepared(work.workspace, work, conflicted, former is not None)
+    words = await in_git(lambda: _more_words(lease.dispatch, work, conflicted), "setup_failed", place.threads)
+    return Prepared(work.workspace, work, conflicted, former is not None, words)
+
+
+def _more_words(dispatch: TaskDispatched, work: WorkInProgress, conflicted: Conflicted | None) -> str:
+    rules = dispatch.rules
+    by_tool = dispatch.agent is not None and dispatch.agent.sdk_type == "claude"
+    shape = repository_shape(work.repo, work.workspace.base) if rules.answer == "plan" else ""
+    resolving = words_for_agent(conflicted) if conflicted else ""
+    return "\n\n".join(filter(None, (resolving, shape, how_to_answer(rules, by_tool=by_tool))))
 
 
 def _base(lease: Lease, mirror: Mirror) -> tuple[str, Conflicted | None]:
@@ -238,7 +254,6 @@ def make_job(
 ) -> Job:
     """What the agent is given."""
     key, dispatch, approval = lease.key, lease.dispatch, lease.approval
-    conflicted = prepared.conflicted
     allowed = {name: place.environment[name] for name in dispatch.env_allow if name in place.environment}
     lease.credentials.redactor.learn(*secret_values(allowed))
     return Job(
@@ -246,7 +261,7 @@ def make_job(
         task=key.task,
         attempt=dispatch.attempt,
         lease=key.lease,
-        prompt=f"{dispatch.prompt}\n\n{words_for_agent(conflicted)}" if conflicted else dispatch.prompt,
+        prompt="\n\n".join(filter(None, (dispatch.prompt, prepared.more_words))),
         agent=dispatch.agent or NO_AGENT,
         cwd=prepared.workspace.code,
         enclosure=enclosure,

@@ -19,6 +19,7 @@ from nats.aio.msg import Msg
 from nats.errors import Error as NatsError
 
 from services.runner.agents import Activity, Finished
+from services.runner.answers import ask_planner
 from services.runner.checkpoint import Checkpoints, Fenced, LeaseMemory
 from services.runner.credentials import CredentialDesk
 from services.runner.endings import Ending, command_of
@@ -205,6 +206,7 @@ class Runner:
         credentials = self._desk.of(plan, task, key.lease)
         lease = Lease(key, decided.seq, dispatch, message, record.meta.correlation, credentials, decided.state)
         lease.use_approval = partial(self._use_approval, lease)
+        lease.ask_planner = partial(ask_planner, self._nc)
         await self._hold(lease, await self._resumes(key, decided.event), Loaded(decided.state, decided.seq))
 
     async def _waits_for_key(self, plan: str, task: str, dispatch: TaskDispatched) -> bool:
@@ -226,7 +228,7 @@ class Runner:
         execution, superseded, lost_usage = new_id(), None, None
         for _ in range(TAKEOVERS_MAX):
             command = c.Start(
-                phase=(await self._plan(plan)).phase,
+                phase=(await self._plan(plan)).phase_for(task),
                 dispatch=dispatch.dispatch,
                 runner=self.name,
                 execution=execution,
@@ -409,7 +411,7 @@ class Runner:
                     lease,
                     without_secrets(ending, lease.credentials.redactor),
                     runner=self.name,
-                    phase=(await self._plan(key.plan)).phase,
+                    phase=(await self._plan(key.plan)).phase_for(key.task),
                     now=self._clock(),
                 ),
                 self._meta(lease.seq, lease.correlation),

@@ -42,8 +42,11 @@ def without_secrets(ending: Ending, redactor: Redactor) -> Ending:
     """How an attempt ended, with words that may go into the log."""
     match ending:
         case Finished():
-            return msgspec.structs.replace(ending, message=redactor(ending.message), summary=redactor(ending.summary))
+            faults = tuple(msgspec.structs.replace(each, message=redactor(each.message)) for each in ending.faults)
+            message, summary = redactor(ending.message), redactor(ending.summary)
+            return msgspec.structs.replace(ending, message=message, summary=summary, faults=faults)
         case Completion():
+            # The answer, and what was made of it, came through the redactor before they were checked.
             result = msgspec.structs.replace(ending.result, summary=redactor(ending.result.summary))
             return msgspec.structs.replace(ending, result=result)
         case Parked():

@@ -161,7 +161,7 @@ class Bench:
 
     async def event(self, plan: str, *types: str, task: str = "T1") -> Recorded:
         """Waits for the first event of one of the types."""
-        async with asyncio.timeout(20):
+        async with asyncio.timeout(60):
             async for batch in self.store.follow(filters=(plan_filter(plan),)):
                 for record in batch.events:
                     if record.entity == task and record.type in types:
@@ -176,10 +176,11 @@ class Bench:
         ask_for_s: float = 10.0,
         heartbeat_s: float = HEARTBEAT_S,
         sandbox: Sandbox | None = None,
+        pool: str = "claude",
     ) -> AsyncIterator[Runner]:
         """A runner with two slots; stopped at the end of the block."""
         executors: dict[str, Executor] = {
-            "claude": AgentExecutor(self.data_dir, agent, {}, sandbox),
+            pool: AgentExecutor(self.data_dir, agent, {}, sandbox),
             DELIVER_POOL: DeliverExecutor(self.data_dir, {}, None),
         }
         journal = Journal(self.directory / name)
@@ -205,7 +206,7 @@ async def open_bench(server: NatsServer, directory: Path) -> AsyncIterator[Bench
     nc = await connect(BusSettings(server.url, server.user, server.password), "test")
     try:
         await declare_streams(nc.jetstream())
-        for pool in ("claude", DELIVER_POOL):
+        for pool in ("claude", "command", DELIVER_POOL):
             await declare_pool(nc.jetstream(), pool)
         yield Bench(nc, directory)
     finally:

@@ -8,10 +8,15 @@ from pathlib import Path
 import pytest
 
 from tests.runner.git_server import GitServer, make_certificate, serving
-from tests.runner.repositories import git, make_project
+from tests.runner.repositories import PLAN, git, make_project
 
 TOKEN = "tok-canary-0123456789"
 USERNAME = "somebody"
+
+
+def pytest_make_parametrize_id(val: object) -> str | None:
+    """A test's name is the same in every process: the plan's id is not."""
+    return val.replace(PLAN, "PLAN") if isinstance(val, str) and PLAN in val else None
 
 
 @pytest.fixture

@@ -11,8 +11,10 @@ from services.runner.deliver import push_lease
 from services.runner.leftovers import Outcome, commit_leftovers
 from services.runner.mirror import Mirror, mirror_of
 from services.runner.workspace import Workspace, create_workspace
+from shared.clock import new_plan_id
 
-PLAN = "pabcdefghij23"
+# Not the same in two sessions at once: a lease's processes are found by a mark that names the plan.
+PLAN = new_plan_id()
 PROJECT_ID = "fedcba9876543210fedcba98"
 
 _ENV = {

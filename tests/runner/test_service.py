@@ -22,7 +22,7 @@ from shared import requests as rpc  # whole: pytest would take what is called Te
 from shared.bus import BusSettings, connect
 from shared.sealed import seal
 from shared.streams import RUNNER_POOLS, RUNNERS, RUNNERS_STREAM, declare_pool, declare_streams
-from shared.subjects import RUNNER_INTRODUCE, project_deleted, runner_test
+from shared.subjects import RUNNER_INTRODUCE, project_deleted, runner_head, runner_test
 from tests.nats_process import NatsServer
 from tests.runner.conftest import TOKEN, USERNAME
 from tests.runner.git_server import GitServer
@@ -133,6 +133,18 @@ async def test_a_gateway_has_git_credentials_tried_out_on_both_repositories(
     assert (await tried(gateway, runner, "git", good, url)).code == "unknown_repository"
 
 
+async def test_a_gateway_is_told_where_a_branch_is(
+    git_server: GitServer, served: Path, process: object, gateway: Client
+) -> None:
+    runner = await introduced(gateway)
+    secret = msgspec.json.encode(rpc.GitCredentials(kind="token", secret=TOKEN, username=USERNAME))
+    sealed = seal(runner.seal_to, secret, rpc.test_context(runner.runner, "git"))
+    request = rpc.HeadRequest(project=PROJECT_ID, repo_url=git_server.url("repo.git"), sealed=sealed)
+    answer = await gateway.request(runner_head(NAME), msgspec.json.encode(request), timeout=30)
+    told = msgspec.json.decode(answer.data, type=rpc.HeadReply)
+    assert told == rpc.HeadReply(commit=git(served / "repo.git", "rev-parse", "main"), branch="main")
+
+
 async def test_presence_comes_with_the_runner_and_goes_with_it(
     process: subprocess.Popen[bytes], gateway: Client
 ) -> None:
@@ -178,7 +190,9 @@ async def test_a_deleted_projects_things_go(process: object, gateway: Client, tm
     assert not workspace.path.exists() and not mirror.path.exists()
 
 
-@pytest.mark.parametrize("name", ["TREADLE_SLOTS", "TREADLE_DISK_FLOOR_MB", "TREADLE_CACHE_MB", "TREADLE_SANDBOX"])
+@pytest.mark.parametrize(
+    "name", ["TREADLE_SLOTS", "TREADLE_DISK_FLOOR_MB", "TREADLE_CACHE_MB", "TREADLE_SANDBOX", "TREADLE_WATCH"]
+)
 def test_a_setting_that_cannot_be_used_is_named(tmp_path: Path, name: str) -> None:
     wrong = {"PATH": os.environ["PATH"], "TREADLE_RUNNER_DIR": str(tmp_path), "TREADLE_DATA": str(tmp_path), name: "-1"}
     done = subprocess.run(

@@ -18,7 +18,7 @@ import msgspec
 
 from services.runner.agent_files import make_directory_below
 from services.runner.process import LEASE_VARIABLE, lease_mark
-from shared.events import Conflict, FailureKind, Usage
+from shared.events import Conflict, FailureKind, PlanFault, Usage
 from shared.requests import TEST_CODES, AgentCredentials
 from shared.spec import AgentSpec, WorkRules
 from shared.task import Approval
@@ -28,6 +28,8 @@ ACTIVITY_MAX_BYTES = 64 * 1024
 ACTIVITY_BEYOND_BYTES = 8 * 1024
 """So much more is kept until secrets were taken out: one that lies across the limit must be seen whole."""
 SUMMARY_MAX_BYTES = 2 * 1024
+ANSWER_MAX_BYTES = 2 * 1024 * 1024
+"""Of an answer; it goes into a request and an event, in JSON once more."""
 
 
 _VARIABLE = re.compile(r"[A-Za-z_][A-Za-z0-9_]*")
@@ -96,11 +98,16 @@ class Finished(msgspec.Struct, frozen=True, kw_only=True):
     """For a person: what happened, and what to do now."""
     summary: str = ""
     """The agent's own last words, at most `SUMMARY_MAX_BYTES`."""
+    answer: str = ""
+    """Of a job whose answer is what it is for (`WorkRules.answer`): a JSON object, not checked yet. Empty: it gave
+    none, and `message` may say why."""
     usage: Usage = Usage()
     retry_after_s: float | None = None
     """When the other side said how long to wait."""
     conflict: Conflict | None = None
     """Of a `merge_conflict`: what could not be merged."""
+    faults: tuple[PlanFault, ...] = ()
+    """Of a plan that could not be made valid."""
 
 
 Report = Callable[[Activity], None]

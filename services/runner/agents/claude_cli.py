@@ -23,9 +23,11 @@ from services.runner.agents import Job, environment
 from services.runner.agents.claude_conversation import TakenUp
 from services.runner.agents.claude_gate import Gate
 from services.runner.agents.claude_limits import Limits
-from services.runner.agents.permissions import offered
+from services.runner.agents.permissions import ANSWERING, offered_for
+from services.runner.answer_forms import answer_schema
 from services.runner.process import LEASE_VARIABLE, die_with_parent
 from services.runner.proxy import Access
+from shared.spec import WorkRules
 
 ALLOWED = ["Bash", "Read", "Glob", "Grep", "Edit(./**)"]
 """`Edit(./**)` covers Write too, and nothing outside the worktree; a bare `Write` would allow writing anywhere."""
@@ -79,13 +81,21 @@ def options(
         max_buffer_size=_MESSAGE_MAX_BYTES,
         max_turns=TURNS_MAX,
         max_budget_usd=job.budget_usd,
-        tools=offered(job.rules.permissions),
-        allowed_tools=ALLOWED,
+        tools=offered_for(job.rules),
+        allowed_tools=list(ANSWERING[job.rules.answer]) if job.rules.answer else ALLOWED,
+        output_format=_output_format(job.rules),
         permission_mode="dontAsk",
         # Without somebody to ask there would be no AskUserQuestion. It is the hook that answers, before this is used.
         permission_prompt_tool_name="stdio",
         hooks={"PreToolUse": [start.gate.matcher()]},
     )
+
+
+def _output_format(rules: WorkRules) -> dict[str, Any] | None:
+    """Makes the CLI offer `StructuredOutput`, and hold what is given there to the schema."""
+    if not rules.answer:
+        return None
+    return {"type": "json_schema", "schema": msgspec.json.decode(answer_schema(rules))}
 
 
 def config_directory(job: Job) -> Path:

@@ -9,7 +9,7 @@ from claude_agent_sdk import HookContext, HookInput, HookJSONOutput, HookMatcher
 from services.runner.agents import Job
 from services.runner.agents.claude_conversation import Call
 from services.runner.agents.leaves import leaves_changed
-from services.runner.agents.permissions import TOOLS, Verdict, decide
+from services.runner.agents.permissions import TOOLS, Verdict, decide_for
 
 _ONE_AT_A_TIME = "A person is asked about another call of yours first: make this one again when that one is answered."
 _NOT_TO_BE_READ = (
@@ -38,7 +38,7 @@ class Gate:
         if self._allowed == Call(str(call_id), tool, arguments):
             self._allowed = None
             return _answer("allow", "A person allowed it.")
-        verdict = decide(tool, arguments, self._job.rules.permissions, self._job.cwd)
+        verdict = decide_for(tool, arguments, self._job.rules, self._job.cwd)
         if verdict.answer in ("ask", "question"):
             verdict = self._ask(verdict, arguments)
         match verdict.answer:

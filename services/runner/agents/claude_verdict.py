@@ -5,9 +5,11 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any, Literal
 
+import msgspec
 from claude_agent_sdk import ResultMessage
 
 from services.runner.agents import SUMMARY_MAX_BYTES, Finished, Job, cut
+from services.runner.agents.leaves import storable
 from services.runner.agents.permissions import telling
 from services.runner.proxy import LONG_WAIT_S, Access
 from shared.events import FailureKind
@@ -28,6 +30,7 @@ def judge(end: ResultMessage, error: str | None, model: str, access: Access, job
         kind=kind,
         message=" ".join(filter(None, (message, notes))),
         summary=cut(end.result or "", SUMMARY_MAX_BYTES),
+        answer=_answer(end) if job.rules.answer else "",
         usage=access.usage,
         retry_after_s=retry_after_s,
     )
@@ -39,12 +42,21 @@ def _classify(end: ResultMessage, error: str | None, model: str, access: Access,
     if end.subtype == "error_max_budget_usd" or access.is_budget_spent:
         spent = f"It used {access.usage.cost_usd:.2f} of the {job.budget_usd:g} USD that this attempt may cost."
         return "budget_spent", f"{spent} Raise budget_usd, or make the task smaller.", None
+    if end.subtype == "error_max_structured_output_retries" and job.rules.answer:
+        # It ended, and its answer is none: what is wrong goes back to it, like with any other answer.
+        return "completed", cut("; ".join(end.errors or ()), _WORDS_MAX_BYTES), None
     if end.subtype == "error_max_turns":
         return "agent_error", f"It stopped after {end.num_turns} turns without an end. Make the task smaller.", None
     if end.terminal_reason == "api_error":
         return _api_error(end, error, model, access, job)
     words = "; ".join(end.errors or ()) or end.result or end.subtype
     return "agent_error", f"Claude ended with an error: {cut(words, _WORDS_MAX_BYTES)}", None
+
+
+def _answer(end: ResultMessage) -> str:
+    """What it gave by `StructuredOutput`; empty where it only wrote a text."""
+    given = end.structured_output
+    return "" if given is None else msgspec.json.encode(storable(given)).decode()
 
 
 def _api_error(end: ResultMessage, error: str | None, model: str, access: Access, job: Job) -> _Verdict:

@@ -1,7 +1,7 @@
 """The agent `command`: any program, run in the worktree with the prompt on its standard input.
 
 It is told `TREADLE_PLAN`, `TREADLE_TASK` and `TREADLE_ATTEMPT`. Exit status 0 means done; what it printed last is the
-summary.
+summary. Where an answer is what it is for, that is the last JSON object on its standard output.
 """
 
 from __future__ import annotations
@@ -16,6 +16,7 @@ from typing import Literal
 import msgspec
 
 from services.runner.agents import (
+    ANSWER_MAX_BYTES,
     SUMMARY_MAX_BYTES,
     AgentRunner,
     AgentSession,
@@ -27,6 +28,7 @@ from services.runner.agents import (
     activity,
     environment,
 )
+from services.runner.agents.last_object import last_object
 from services.runner.process import CannotStart, run_program
 from shared.requests import AgentCredentials
 
@@ -69,7 +71,7 @@ class _CommandSession:
         job, program = self._job, self._job.agent.command[0]
         told = f"{job.prompt}\n\n{message}" if self._is_begun else message
         self._is_begun = True
-        output = _Output(self._report, "output")
+        output = _Output(self._report, "output", heard_max_bytes=2 * ANSWER_MAX_BYTES if job.rules.answer else 0)
         try:
             async with asyncio.timeout(self._deadline - time.monotonic()):
                 status = await _run(job.agent.command, job, output, told.encode(errors="replace"))
@@ -80,7 +82,8 @@ class _CommandSession:
             return Finished(kind="agent_error", message=f"The agent did not start: {error}.")
         summary = output.stdout_tail(SUMMARY_MAX_BYTES)
         if status == 0:
-            return Finished(kind="completed", summary=summary)
+            answer = await asyncio.to_thread(last_object, output.heard()) if job.rules.answer else ""
+            return Finished(kind="completed", summary=summary, answer=answer)
         words = f"{program} ended with {_words(status)}. {last_output(output.tail(TAIL_MAX_BYTES))}"
         return Finished(kind="agent_error", message=words, summary=summary)
 
@@ -137,12 +140,18 @@ async def _run(argv: Sequence[str], job: Job, output: _Output, stdin: bytes) -> 
 class _Output:
     """Reports whole lines, many at a time, and remembers the last ones; never holds more than a few pieces."""
 
-    def __init__(self, report: Report, kind: Kind) -> None:
+    def __init__(self, report: Report, kind: Kind, heard_max_bytes: int = 0) -> None:
+        """`heard_max_bytes` of standard output are kept as they are, the last ones."""
         self._report, self._kind = report, kind
+        self._heard, self._heard_max_bytes = bytearray(), heard_max_bytes
         self._stdout, self._stderr = _Lines(), _Lines()
         self._tail = self._stdout_tail = b""
 
     def take_stdout(self, piece: bytes) -> None:
+        if self._heard_max_bytes:
+            self._heard += piece
+            if len(self._heard) > 2 * self._heard_max_bytes:
+                del self._heard[: -self._heard_max_bytes]
         self._note_stdout(self._stdout.take(piece))
 
     def take_stderr(self, piece: bytes) -> None:
@@ -155,6 +164,10 @@ class _Output:
 
     def tail(self, max_bytes: int) -> str:
         return _last_lines(self._tail, max_bytes)
+
+    def heard(self) -> str:
+        """The end of standard output, its lines whole however long they are."""
+        return self._heard[-self._heard_max_bytes :].decode(errors="replace") if self._heard_max_bytes else ""
 
     def stdout_tail(self, max_bytes: int) -> str:
         return _last_lines(self._stdout_tail, max_bytes)

@@ -16,12 +16,21 @@ from typing import Any, Literal
 import msgspec
 
 from shared.events import APPROVAL_INPUT_MAX_BYTES
-from shared.spec import Answer, Permission
+from shared.spec import Answer, Permission, Wanted, WorkRules
 
 TOOLS = ("Bash", "Read", "Edit", "Write", "Glob", "Grep")
 """What an agent is offered, and may do, when no rule speaks of it."""
 
+ANSWERING: Mapping[Wanted, tuple[str, ...]] = {
+    "plan": ("Read", "Glob", "Grep"),
+    "review": ("Bash", "Read", "Glob", "Grep"),
+}
+"""All that an agent is offered whose answer is what it is for: it changes nothing. A review may run the tests, and what
+its commands leave behind is thrown away."""
+
 QUESTION = "AskUserQuestion"
+ANSWER = "StructuredOutput"
+"""How such an answer is given. It does nothing else."""
 
 _CHANGING = {"Edit": "file_path", "MultiEdit": "file_path", "Write": "file_path", "NotebookEdit": "notebook_path"}
 _TELLING = {
@@ -49,6 +58,25 @@ def offered(rules: Iterable[Permission]) -> list[str]:
     """The tools that an agent is shown: the usual ones, a question to a person, and those that the rules name."""
     named = [rule.tool for rule in rules if rule.tool != "*" and rule.answer != "never"]
     return list(dict.fromkeys((*TOOLS, QUESTION, *named)))
+
+
+def offered_for(rules: WorkRules) -> list[str]:
+    """The tools that an attempt with these rules is shown."""
+    return list(ANSWERING[rules.answer]) if rules.answer else offered(rules.permissions)
+
+
+def decide_for(tool: str, arguments: Mapping[str, Any], rules: WorkRules, worktree: Path) -> Verdict:
+    """`decide`, for an attempt with these rules: no rule of a project gives one that answers a tool more."""
+    if not rules.answer:
+        return decide(tool, arguments, rules.permissions, worktree)
+    if tool == ANSWER:
+        return Verdict("always")
+    if tool not in ANSWERING[rules.answer]:
+        return Verdict("never", f"Nothing is changed here, and nobody asked: there is no {tool}. Give your answer.")
+    verdict = decide(tool, arguments, rules.permissions, worktree)
+    if verdict.answer == "ask" and rules.answer == "plan":
+        return Verdict("never", f"{verdict.why} Nobody is asked while a plan is made: do without.")
+    return verdict
 
 
 def decide(tool: str, arguments: Mapping[str, Any], rules: Iterable[Permission], worktree: Path) -> Verdict:
