@@ -20,13 +20,17 @@ from services.gateway.agents.routes import agents_router
 from services.gateway.credentials.keyring import Keyring
 from services.gateway.credentials.lease import CredentialLeases
 from services.gateway.credentials.routes import keys_router
+from services.gateway.credentials.watch import WatchLeases
 from services.gateway.database.engine import Database
 from services.gateway.database.migrate import check_migrated
 from services.gateway.idempotency import BODY_MAX_BYTES, Idempotency
+from services.gateway.notifications.routes import webhooks_router
+from services.gateway.notifications.sender import Sender
 from services.gateway.openapi import SchemaPage
 from services.gateway.operations import Measuring, Metrics, operations_router, raise_open_files_limit
 from services.gateway.options import Options
 from services.gateway.plans.approvals import approvals_router
+from services.gateway.plans.auto_finalize import AutoFinalize
 from services.gateway.plans.diff import diff_router
 from services.gateway.plans.routes import plans_router
 from services.gateway.plans.stream import stream_router
@@ -40,6 +44,8 @@ from services.gateway.projects.deletion import Deletions
 from services.gateway.projects.routes import projects_router
 from services.gateway.settings import Settings
 from services.gateway.strict_body import StrictRequest
+from services.gateway.templates.routes import templates_router
+from services.gateway.templates.shipped import keep_shipped
 from shared.bus import make_broker
 from shared.jetstream import JetStreamStore
 from shared.streams import declare_streams
@@ -61,6 +67,7 @@ def make_app(settings: Settings) -> Litestar:
             db = Database(settings.database)
             held.push_async_callback(db.close)
             await check_migrated(db)
+            await keep_shipped(db)
             broker = make_broker(settings.bus, "treadle-gateway")
             nc = await broker.connect()
             held.push_async_callback(broker.stop)
@@ -68,7 +75,9 @@ def make_app(settings: Settings) -> Litestar:
             store, keyring = JetStreamStore(nc, settings.bus.log_key), Keyring(settings.keyring_file)
             find_end = partial(log_end, nc)
             live = LivePlans(store, find_end)
-            projector = Projector(store, db, find_end)
+            projector = Projector(store, db, find_end, settings.public_url)
+            metrics = Metrics(live, projector)
+            sender = Sender(db, keyring, allow_private=settings.local_repositories, registry=metrics.registry)
             rebuilder = Rebuilder(store, db)
             deletions = Deletions(nc, store, db, projector)
             app.state.update(
@@ -81,7 +90,8 @@ def make_app(settings: Settings) -> Litestar:
                     "live": live,
                     "projector": projector,
                     "rebuilder": rebuilder,
-                    "metrics": Metrics(live, projector),
+                    "metrics": metrics,
+                    "sender": sender,
                     "deletions": deletions,
                     "drafting": Counter[str](),
                 }
@@ -91,7 +101,11 @@ def make_app(settings: Settings) -> Litestar:
             leases = CredentialLeases(nc, store, db, keyring)
             await leases.start()
             held.push_async_callback(leases.stop)
-            for work in (live.run(), projector.run(), deletions.run()):
+            watch_leases = WatchLeases(nc, store, db, keyring)
+            await watch_leases.start()
+            held.push_async_callback(watch_leases.stop)
+            auto_finalize = AutoFinalize(app.state)
+            for work in (live.run(), projector.run(), deletions.run(), sender.run(), auto_finalize.run()):
                 held.push_async_callback(_end, _start(work))
             await live.end_with_projects(nc)
             await live.ready.wait()
@@ -108,6 +122,8 @@ def make_app(settings: Settings) -> Litestar:
         diff_router,
         stream_router,
         transcripts_router,
+        templates_router,
+        webhooks_router,
         operations_router,
     ]
     return Litestar(

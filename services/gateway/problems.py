@@ -20,7 +20,7 @@ from sqlalchemy.exc import DBAPIError, InterfaceError, OperationalError
 from sqlalchemy.exc import TimeoutError as PoolTimeout
 
 from shared.commands import Changed, Refused
-from shared.requests import PlanFault
+from shared.events import PlanFault
 from shared.store import StoreUnavailable
 
 log = logging.getLogger("treadle.gateway")

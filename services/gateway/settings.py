@@ -9,12 +9,15 @@
 `TREADLE_GATEWAY_TOKEN_FILE`: lets whoever can read it in as `local`, an admin; loopback only
 `TREADLE_TRUSTED_PROXIES`: addresses or networks, with commas, of those whose X-Forwarded-For names the client; without
 it, all who come through a proxy count as one address of which logins may fail
-`TREADLE_LOCAL_REPOSITORIES` (0): 1 allows paths of this machine and private hosts as repositories
+`TREADLE_LOCAL_REPOSITORIES` (0): 1 allows paths of this machine and private hosts as repositories, and such hosts as
+receivers of notifications
+`TREADLE_GATEWAY_PUBLIC_URL`, such as `https://treadle.example.com`: where people reach it, for notifications to say
 and those of `shared.bus`.
 """
 
 import ipaddress
 import os
+import re
 import secrets
 from collections.abc import Mapping
 from pathlib import Path
@@ -29,6 +32,7 @@ SECRET_MIN_CHARS = 32
 PASSWORD_MIN_CHARS = 12
 SECRET_MIN_DISTINCT_CHARS = 10
 """`aaaa…` is long and weak."""
+_PUBLIC_URL = re.compile(r"https?://[A-Za-z0-9.:\[\]-]+(?:/[A-Za-z0-9._~/-]*)?")
 
 
 class Settings(msgspec.Struct, frozen=True, kw_only=True):
@@ -44,6 +48,7 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True):
     local_token: str | None = None
     local_repositories: bool = False
     trusted_proxies: tuple[str, ...] = ()
+    public_url: str | None = None
 
     def __repr__(self) -> str:
         return f"Settings({self.host}:{self.port})"
@@ -69,6 +74,7 @@ def settings_from_environment(environment: Mapping[str, str] = os.environ) -> Se
         local_token=strong_secret(Path(token_file)) if token_file else None,
         local_repositories=environment.get("TREADLE_LOCAL_REPOSITORIES", "0") == "1",
         trusted_proxies=_trusted_proxies(environment),
+        public_url=_public_url(environment),
     )
 
 
@@ -96,6 +102,13 @@ def _trusted_proxies(environment: Mapping[str, str]) -> tuple[str, ...]:
         if network.prefixlen == 0:
             raise ValueError(f"TREADLE_TRUSTED_PROXIES: {proxy} is everybody: name your proxies")
     return proxies
+
+
+def _public_url(environment: Mapping[str, str]) -> str | None:
+    written = environment.get("TREADLE_GATEWAY_PUBLIC_URL", "").rstrip("/")
+    if written and not _PUBLIC_URL.fullmatch(written):
+        raise ValueError("TREADLE_GATEWAY_PUBLIC_URL is not an address such as https://treadle.example.com")
+    return written or None
 
 
 def _session_secret(environment: Mapping[str, str], is_loopback: bool) -> str:

@@ -9,6 +9,7 @@ import secrets
 import subprocess
 import sys
 from collections.abc import Mapping
+from multiprocessing.context import ForkServerProcess
 from pathlib import Path
 from time import monotonic, sleep
 from types import TracebackType
@@ -16,12 +17,13 @@ from typing import Any, Literal, Self
 
 import httpx
 
+from services.gateway.__main__ import main
+from tests import warm_process
 from tests.nats_process import NatsServer
 from treadle.supervision.ports import LOOPBACK, ReservedPort
-from treadle.supervision.processes import die_with_parent
 
 START_TIMEOUT_S = 60.0
-STOP_TIMEOUT_S = 15.0
+STOP_TIMEOUT_S = 30.0
 CLIENT_TIMEOUT_S = 30.0
 
 
@@ -49,7 +51,7 @@ class GatewayProcess:
         self._port = ReservedPort()
         self.url = f"http://{LOOPBACK}:{self._port.number}"
         self.log = self.directory / f"gateway-{self._port.number}.log"
-        self._process: subprocess.Popen[bytes] | None = None
+        self._process: ForkServerProcess | None = None
         self._tokens: dict[str, str] = {}
         self._ids: dict[str, str] = {}
         self.directory.mkdir(exist_ok=True)
@@ -74,7 +76,7 @@ class GatewayProcess:
 
     @property
     def pid(self) -> int:
-        assert self._process is not None
+        assert self._process is not None and self._process.pid is not None
         return self._process.pid
 
     def migrate(self) -> None:
@@ -87,33 +89,30 @@ class GatewayProcess:
     def start(self) -> None:
         """Starts it and waits until it answers."""
         assert self._process is None
-        with self.log.open("ab") as log:
-            self._process = subprocess.Popen(
-                [*_PROGRAM, "serve"],
-                env=self._environment(),
-                stdin=subprocess.DEVNULL,
-                stdout=log,
-                stderr=log,
-                preexec_fn=die_with_parent(),
-            )
+        self._process = warm_process.start(_serve, self._environment(), self.log)
         deadline = monotonic() + START_TIMEOUT_S
-        while not self._is_live():
-            if self._process.poll() is not None or monotonic() > deadline:
-                raise AssertionError(f"the gateway did not start:\n{self.log.read_text()}")
-            sleep(0.05)  # between two looks, not instead of one
+        with httpx.Client(base_url=self.url, timeout=1, **_PLAIN) as client:
+            while not _is_live(client):
+                if not self._process.is_alive() or monotonic() > deadline:
+                    raise AssertionError(f"the gateway did not start:\n{self.log.read_text()}")
+                sleep(0.02)  # between two looks, not instead of one
 
     def stop(self) -> None:
         """Stops it politely, if it runs."""
         if self._process is not None:
             self._process.terminate()
-            self._process.wait(STOP_TIMEOUT_S)
-            self._process = None
+            self._wait()
 
     def kill(self) -> None:
         """kill -9."""
         assert self._process is not None
         self._process.kill()
-        self._process.wait(STOP_TIMEOUT_S)
+        self._wait()
+
+    def _wait(self) -> None:
+        assert self._process is not None
+        self._process.join(STOP_TIMEOUT_S)
+        assert self._process.exitcode is not None, f"it has not ended within {STOP_TIMEOUT_S:g} s"
         self._process = None
 
     def close(self) -> None:
@@ -126,7 +125,7 @@ class GatewayProcess:
     def client(self, token: str | None = None, **more: Any) -> httpx.AsyncClient:
         """With a bearer token, or without any."""
         headers = {"Authorization": f"Bearer {token}"} if token else {}
-        return httpx.AsyncClient(base_url=self.url, headers=headers, timeout=CLIENT_TIMEOUT_S, trust_env=False, **more)
+        return httpx.AsyncClient(base_url=self.url, headers=headers, timeout=CLIENT_TIMEOUT_S, **_PLAIN, **more)
 
     def anonymous(self) -> httpx.AsyncClient:
         """Nobody in particular."""
@@ -151,7 +150,7 @@ class GatewayProcess:
                 f"{self.url}/api/auth/login",
                 json={"name": name, "password": password},
                 timeout=CLIENT_TIMEOUT_S,
-                trust_env=False,
+                **_PLAIN,
             )
             assert answer.status_code == 200, answer.text
             self._tokens[name] = answer.json()["token"]
@@ -164,7 +163,7 @@ class GatewayProcess:
     def _call(self, method: str, path: str, body: object) -> Any:
         headers = {"Authorization": f"Bearer {self.token_of('admin')}"}
         url = f"{self.url}{path}"
-        answer = httpx.request(method, url, json=body, headers=headers, timeout=CLIENT_TIMEOUT_S, trust_env=False)
+        answer = httpx.request(method, url, json=body, headers=headers, timeout=CLIENT_TIMEOUT_S, **_PLAIN)
         assert answer.is_success, answer.text
         return answer.json()
 
@@ -194,14 +193,21 @@ class GatewayProcess:
             **self.environment,
         }
 
-    def _is_live(self) -> bool:
-        try:
-            return httpx.get(f"{self.url}/api/health/live", timeout=1, trust_env=False).is_success
-        except httpx.TransportError:
-            return False
-
 
 _PROGRAM = [sys.executable, "-P", "-m", "services.gateway"]
+# Plain HTTP on loopback. Loading the machine's certificates, which nothing asks for, would take longer than most tests.
+_PLAIN: dict[str, Any] = {"trust_env": False, "verify": False}
+
+
+def _serve() -> int:
+    return main(["serve"])
+
+
+def _is_live(client: httpx.Client) -> bool:
+    try:
+        return client.get("/api/health/live").is_success
+    except httpx.TransportError:
+        return False
 
 
 def password_of(name: str) -> str:

@@ -19,10 +19,10 @@ from tests.gateway.plans import made
 from tests.gateway.service_process import service
 from tests.nats_process import NatsServer
 
-Policy = Literal["open", "signed in", "owned", "public", "own account", "admin"]
+Policy = Literal["open", "signed in", "owned", "public", "shared", "own account", "admin"]
 """`open`: anybody. `signed in`: any account, about its own things. `owned`: owner and admins, others get 404. `public`:
-the same, but what admins own others may look at, not change. `own account`: nobody else, admins included. `admin`:
-others get 403."""
+the same, but what admins own others may look at, not change. `shared`: everybody may look at it and use it, not change
+it. `own account`: nobody else, admins included. `admin`: others get 403."""
 
 
 class Row(NamedTuple):
@@ -30,10 +30,15 @@ class Row(NamedTuple):
     body: Any = None
     """Valid, so that it is not the body that is refused."""
     headers: dict[str, str] | None = None
+    query: dict[str, str] | None = None
 
 
 PLAN = {"text": made.TWO.replace("WHO", "claude"), "base_commit": made.COMMIT}
 SPEC = {"text": made.TWO.replace("WHO", "claude").replace("Two", "Other")}
+GOAL = {"goal": "Add a login.", "base_commit": made.COMMIT}
+TEMPLATE = "name: x\ntasks: [{code: T1, name: x}]"
+WEBHOOK = {"name": "to tell", "url": "https://hooks.example.invalid/a", "secret": "made-up-secret"}
+FROM_TEMPLATE = {"template_id": "{template}", "base_commit": made.COMMIT}
 IF_MATCH = {"If-Match": '"1"'}
 
 MATRIX: dict[tuple[str, str], Row] = {
@@ -71,12 +76,18 @@ MATRIX: dict[tuple[str, str], Row] = {
     ("POST", "/api/projects/{project}/test"): Row("owned"),
     ("GET", "/api/projects/{project}/plans"): Row("owned"),
     ("POST", "/api/projects/{project}/plans"): Row("owned", PLAN),
+    ("POST", "/api/projects/{project}/plans/generate"): Row("owned", GOAL),
+    ("POST", "/api/projects/{project}/plans/prompt"): Row("owned", GOAL),
+    ("POST", "/api/projects/{project}/refresh"): Row("owned"),
     ("GET", "/api/plans"): Row("signed in"),
     ("GET", "/api/plans/{plan}"): Row("owned"),
     ("GET", "/api/plans/{plan}/candidates"): Row("owned"),
     ("POST", "/api/plans/{plan}/candidates"): Row("owned", SPEC),
     ("GET", "/api/plans/{plan}/spec"): Row("owned"),
     ("PUT", "/api/plans/{plan}/spec"): Row("owned", SPEC, IF_MATCH),
+    ("POST", "/api/plans/{plan}/generate"): Row("owned", GOAL),
+    ("GET", "/api/plans/{plan}/prompt"): Row("owned"),
+    ("GET", "/api/plans/{plan}/compare"): Row("owned", query={"a": "1", "b": "1"}),
     ("POST", "/api/plans/{plan}/finalize"): Row("owned", {"candidate": "1"}),
     ("GET", "/api/plans/{plan}/tasks"): Row("owned"),
     ("GET", "/api/plans/{plan}/tasks/{code}"): Row("owned"),
@@ -84,6 +95,7 @@ MATRIX: dict[tuple[str, str], Row] = {
     ("GET", "/api/plans/{plan}/tasks/{code}/prompt"): Row("owned"),
     ("GET", "/api/plans/{plan}/tasks/{code}/diff"): Row("owned"),
     ("POST", "/api/plans/{plan}/tasks/{code}/dispatch"): Row("owned", {}),
+    ("POST", "/api/plans/{plan}/tasks/{code}/refresh"): Row("owned"),
     ("POST", "/api/plans/{plan}/tasks/{code}/redispatch"): Row("owned", {}),
     ("POST", "/api/plans/{plan}/tasks/{code}/complete"): Row("owned", {}),
     ("POST", "/api/plans/{plan}/tasks/{code}/abandon"): Row("owned", {}),
@@ -97,6 +109,19 @@ MATRIX: dict[tuple[str, str], Row] = {
     ("POST", "/api/plans/{plan}/pause"): Row("owned", {}),
     ("POST", "/api/plans/{plan}/resume"): Row("owned", {}),
     ("POST", "/api/plans/{plan}/cancel"): Row("owned", {}),
+    ("GET", "/api/webhooks"): Row("signed in"),
+    ("POST", "/api/webhooks"): Row("signed in", WEBHOOK),
+    ("GET", "/api/webhooks/{webhook}"): Row("own account"),
+    ("PATCH", "/api/webhooks/{webhook}"): Row("own account", {"name": "other"}),
+    ("POST", "/api/webhooks/{webhook}/test"): Row("own account"),
+    ("GET", "/api/webhooks/{webhook}/deliveries"): Row("own account"),
+    ("POST", "/api/webhooks/{webhook}/deliveries/{delivery}/redeliver"): Row("own account"),
+    ("GET", "/api/templates"): Row("signed in"),
+    ("POST", "/api/templates"): Row("signed in", {"name": "another", "text": TEMPLATE}),
+    ("GET", "/api/templates/{template}"): Row("shared"),
+    ("PATCH", "/api/templates/{template}"): Row("shared", {"description": "other"}),
+    ("POST", "/api/templates/{template}/preview"): Row("shared", {}),
+    ("POST", "/api/projects/{project}/plans/from-template"): Row("owned", FROM_TEMPLATE),
     ("GET", "/api/suite"): Row("signed in"),
     ("GET", "/api/runners"): Row("signed in"),
     ("GET", "/api/projection"): Row("admin"),
@@ -106,6 +131,8 @@ MATRIX: dict[tuple[str, str], Row] = {
     ("DELETE", "/api/agents/{agent}"): Row("public"),
     ("DELETE", "/api/agent-types/{agent_type}"): Row("public"),
     ("DELETE", "/api/projects/{project}"): Row("owned"),
+    ("DELETE", "/api/templates/{template}"): Row("shared"),
+    ("DELETE", "/api/webhooks/{webhook}"): Row("own account"),
 }
 
 
@@ -137,6 +164,9 @@ class Things(NamedTuple):
     code: str
     token_id: str
     user_id: str
+    template: str
+    webhook: str
+    delivery: str
 
     def fill(self, text: str) -> str:
         for name, value in self._asdict().items():
@@ -152,7 +182,22 @@ async def things_of(client: httpx.AsyncClient, user_id: str) -> Things:
     await made.finalized(client, plan)
     await made.task_is(client, plan, "T1", "queued")
     token = await made.ok(client.post("/api/auth/tokens", json={"name": "to look at"}))
-    return Things(agent["agent_type_id"], agent["id"], project, plan, "T1", token["id"], user_id)
+    body = {"name": made.name("Template"), "text": TEMPLATE}
+    template = await made.ok(client.post("/api/templates", json=body))
+    webhook = (await made.ok(client.post("/api/webhooks", json=WEBHOOK)))["id"]
+    delivery = (await made.ok(client.post(f"/api/webhooks/{webhook}/test")))["id"]
+    return Things(
+        agent["agent_type_id"],
+        agent["id"],
+        project,
+        plan,
+        "T1",
+        token["id"],
+        user_id,
+        template["id"],
+        webhook,
+        delivery,
+    )
 
 
 class World(NamedTuple):
@@ -191,7 +236,7 @@ async def world(own_gateway: GatewayProcess, services: None) -> AsyncIterator[Wo
 async def status_of(client: httpx.AsyncClient, method: str, path: str, row: Row, things: Things) -> tuple[int, str]:
     """The answer's status, and its code where it is a problem. Of a stream only its beginning is read."""
     body = None if row.body is None else {k: things.fill(v) if isinstance(v, str) else v for k, v in row.body.items()}
-    async with client.stream(method, things.fill(path), json=body, headers=row.headers) as answer:
+    async with client.stream(method, things.fill(path), json=body, headers=row.headers, params=row.query) as answer:
         if answer.is_success:
             return answer.status_code, ""
         await answer.aread()
@@ -217,7 +262,8 @@ async def test_nobody_does_what_is_not_theirs_and_everybody_what_is(world: World
         if path == "/api/auth/login":
             continue  # 401 is what it says of a wrong password
         stranger: dict[Policy, int | None] = {
-            "open": None, "signed in": None, "owned": 404, "public": 404, "own account": 404, "admin": 403
+            "open": None, "signed in": None, "owned": 404, "public": 404, "own account": 404, "admin": 403,
+            "shared": None if method in ("GET", "POST") else 403,
         }  # fmt: skip
         for who in ("anonymous", "frozen"):
             await expect(who, row, method, path, adas, None if row.policy == "open" else 401)
@@ -241,7 +287,7 @@ async def test_nobody_does_what_is_not_theirs_and_everybody_what_is(world: World
 async def test_what_is_not_there_answers_like_what_is_somebody_elses(world: World) -> None:
     """Else asking for ids at random would tell which exist."""
     adas = await things_of(world.ada, world.gateway.id_of("ada"))
-    nothing = Things("0" * 24, "0" * 24, "0" * 24, "p" + "a" * 12, "T1", "0" * 24, "0" * 24)
+    nothing = Things("0" * 24, "0" * 24, "0" * 24, "p" + "a" * 12, "T1", *["0" * 24] * 5)
     for (method, path), row in MATRIX.items():
         if "{" in path and row.policy in ("owned", "public", "own account"):
             foreign, missing = [await status_of(world.bob, method, path, row, things) for things in (adas, nothing)]

@@ -36,10 +36,19 @@ expected-statuses = ["2xx", "400", "401", "403", "404", "409", "412", "413", "42
 
 [[operations]]
 # No runner is there, which these say with 503 `no_runner`; tests/gateway/agents/test_connection.py has one.
-include-name = ["POST /api/agent-types/{agent_type}/test", "POST /api/projects/{project}/test"]
+include-name = [
+    "POST /api/agent-types/{agent_type}/test",
+    "POST /api/plans/{plan}/generate",
+    "POST /api/plans/{plan}/tasks/{code}/refresh",
+    "POST /api/projects/{project}/plans/from-template",
+    "POST /api/projects/{project}/plans/generate",
+    "POST /api/projects/{project}/refresh",
+    "POST /api/projects/{project}/test",
+]
 checks.not_a_server_error.expected-statuses = ["2xx", "4xx", "503"]
 """
 FIELDS = {
+    "url": "https://hooks.example.invalid/a",
     "code_repo_url": "https://git.example.com/a/b.git",
     "base_commit": made.COMMIT,
     "text": made.TWO.replace("WHO", "claude"),
@@ -80,7 +89,9 @@ async def asking(
                 "AUTHORIZATION": ann.headers["Authorization"],
                 "TREADLE_TEST_OWN_ID": own_id,
                 "TREADLE_TEST_THERE": json.dumps(there),
-                "TREADLE_TEST_FIELDS": json.dumps(FIELDS | {"agent_type_id": there["*"]["agent_type"]}),
+                "TREADLE_TEST_FIELDS": json.dumps(
+                    FIELDS | {"agent_type_id": there["*"]["agent_type"], "template_id": there["*"]["template"]}
+                ),
             },
         )
 
@@ -118,11 +129,19 @@ async def _there(client: httpx.AsyncClient, other_id: str) -> dict[str, dict[str
     plans = [await made.plan(client, project, agent["slug"]) for _ in range(4)]
     running, drafted, to_finalize, to_cancel = plans
     manual = await made.plan(client, by_hand, person["slug"])
+    asked = (await made.ok(client.post(f"/api/projects/{by_hand}/plans/prompt", json={"goal": "Any."})))["plan"]
     await made.ok(client.patch(f"/api/projects/{project}", json={"allow_concurrent_plans": True}))
     for plan, status in ((running, "queued"), (manual, "readied")):
         await made.finalized(client, plan)
         await made.task_is(client, plan, "T1", status)
     token = await made.ok(client.post("/api/auth/tokens", json={"name": "spare"}))
+    hook = {"name": "to tell", "url": FIELDS["url"], "secret": "made-up-secret"}
+    webhook, doomed_hook = [await made.ok(client.post("/api/webhooks", json=hook)) for _ in range(2)]
+    delivery = await made.ok(client.post(f"/api/webhooks/{webhook['id']}/test"))
+    body = {"name": made.name("Template"), "text": "name: x\ntasks: [{code: T1, name: x}]"}
+    template, doomed_one = [
+        await made.ok(client.post("/api/templates", json=body | more)) for more in ({}, {"name": "y"})
+    ]
     there = {
         "*": {
             "agent": agent["id"],
@@ -130,17 +149,26 @@ async def _there(client: httpx.AsyncClient, other_id: str) -> dict[str, dict[str
             "code": "T1",
             "plan": running,
             "project": project,
+            "template": template["id"],
+            "webhook": webhook["id"],
+            "delivery": delivery["id"],
             "token_id": token["id"],
             "user_id": other_id,
         },
         "DELETE /api/agents/{agent}": {"agent": spare["id"]},
         "DELETE /api/agent-types/{agent_type}": {"agent_type": spare["agent_type_id"]},
         "DELETE /api/projects/{project}": {"project": doomed},
+        "DELETE /api/templates/{template}": {"template": doomed_one["id"]},
+        "DELETE /api/webhooks/{webhook}": {"webhook": doomed_hook["id"]},
         "POST /api/plans/{plan}/finalize": {"plan": to_finalize},
         "POST /api/plans/{plan}/cancel": {"plan": to_cancel},
         "PATCH /api/plans/{plan}/tasks/{code}": {"code": "T2"},
         "GET /api/plans/{plan}/tasks/{code}/prompt": {"plan": manual},
         "POST /api/plans/{plan}/tasks/{code}/dispatch": {"plan": manual},
+        "POST /api/plans/{plan}/tasks/{code}/refresh": {"plan": manual},
+        "POST /api/plans/{plan}/generate": {"plan": drafted},
+        "GET /api/plans/{plan}/compare": {"plan": drafted},
+        "GET /api/plans/{plan}/prompt": {"plan": asked},
     }
     for route in ("GET", "POST"):
         there[f"{route} /api/plans/{{plan}}/candidates"] = {"plan": drafted}

@@ -11,7 +11,15 @@ import msgspec
 from services.gateway.agents.availability import Availability, Limit
 from services.gateway.problems import ProblemError, bad_request
 from shared.repo_url import BadRepoUrl, check_repo_url
-from shared.spec import AGENT_NAME_MAX_CHARS, COMMAND_MAX_BYTES, COMMANDS_MAX, MODEL_NAME, SdkType
+from shared.spec import (
+    AGENT_NAME_MAX_CHARS,
+    CAPABILITIES_MAX_CHARS,
+    COMMAND_MAX_BYTES,
+    COMMANDS_MAX,
+    MODEL_NAME,
+    UNPRINTABLE_TEXT,
+    SdkType,
+)
 
 SLUG = re.compile(r"[a-z0-9][a-z0-9-]{0,62}")
 MODELS_MAX = 100
@@ -25,6 +33,7 @@ _LOOPBACK = frozenset({"127.0.0.1", "::1", "localhost"})
 
 Name = Annotated[str, msgspec.Meta(min_length=1, max_length=AGENT_NAME_MAX_CHARS)]
 Slug = Annotated[str, msgspec.Meta(min_length=1, max_length=AGENT_NAME_MAX_CHARS, pattern=r"^[a-z0-9][a-z0-9-]*\Z")]
+Capabilities = Annotated[str, msgspec.Meta(max_length=CAPABILITIES_MAX_CHARS)]
 Models = Annotated[list[str], msgspec.Meta(max_length=MODELS_MAX)]
 Command = Annotated[list[str], msgspec.Meta(max_length=COMMANDS_MAX)]
 Url = Annotated[str, msgspec.Meta(max_length=URL_MAX_CHARS)]
@@ -100,6 +109,8 @@ class NewAgent(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=
     agent_type_id: str
     model: str | None = None
     """null: the type's first one."""
+    capabilities: Capabilities = ""
+    """What it is good at, in words for whoever makes a plan."""
     is_active: bool = True
     short_window_hours: Hours | None = None
     """How long a subscription's short limit lasts once it is hit."""
@@ -114,6 +125,7 @@ class AgentChanges(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fie
     slug: Slug | Unset = UNSET
     agent_type_id: str | Unset = UNSET
     model: str | Unset | None = UNSET
+    capabilities: Capabilities | Unset | None = UNSET
     is_active: bool | Unset = UNSET
     short_window_hours: Hours | Unset | None = UNSET
     long_window_hours: Hours | Unset | None = UNSET
@@ -130,6 +142,7 @@ class AgentView(msgspec.Struct, frozen=True, kw_only=True):
     agent_type_id: str
     agent_type_name: str
     model: str | None
+    capabilities: str
     is_active: bool
     is_auto: bool
     """A runner does its tasks, not a person."""
@@ -166,6 +179,13 @@ def checked_name(name: str) -> str:
     if not name.isprintable() or name != name.strip():
         raise bad_request("name", "a name has no control characters, and no blanks around it")
     return name
+
+
+def checked_capabilities(text: str) -> str:
+    """Raises `ProblemError` 400 for what would not be read as it was written."""
+    if odd := UNPRINTABLE_TEXT.search(text):
+        raise bad_request("capabilities", f"holds the control character U+{ord(odd.group()):04X}")
+    return text.strip()
 
 
 def slug_of(name: str) -> str:

@@ -34,7 +34,12 @@ async def open_plan_with(state: State, agent_id: str) -> str | None:
 
 
 def names_agent(board: Board, agent_id: str) -> bool:
-    """Whether a candidate, the chosen plan or a task that was edited since gives work to the agent."""
+    """Whether a candidate, one that is asked for, the chosen plan or a task that was edited gives work to the agent."""
     drafts = [board.plan.chosen] if board.plan.chosen else board.plan.candidates.values()
-    in_drafts = any(agent.agent_id == agent_id for draft in drafts for agent in draft.spec.agents.values())
-    return in_drafts or any(task.agent is not None and task.agent.agent_id == agent_id for task in board.tasks.values())
+    if any(agent.agent_id == agent_id for draft in drafts for agent in draft.spec.agents.values()):
+        return True
+    for asked in board.plan.requests.values():
+        wanted = [asked.request.planner, *(agent.spec for agent in asked.request.agents)]
+        if asked.open and any(spec is not None and spec.agent_id == agent_id for spec in wanted):
+            return True
+    return any(task.agent is not None and task.agent.agent_id == agent_id for task in board.tasks.values())

@@ -9,8 +9,7 @@ from sqlalchemy.ext.asyncio import AsyncSession
 from services.gateway.agents.visibility import usable_by
 from services.gateway.database.tables import Agent, AgentType, Mode, Project, User
 from services.gateway.database.tables import ProjectAgent as ProjectAgentRow
-from shared.requests import ProjectAgent
-from shared.spec import AGENT_NAME_MAX_CHARS, DEFAULT_MODEL, AgentSpec, SdkType
+from shared.spec import AGENT_NAME_MAX_CHARS, DEFAULT_MODEL, AgentSpec, ProjectAgent, SdkType
 
 _SUFFIX_CHARS = 6
 
@@ -56,7 +55,7 @@ async def roster(session: AsyncSession, project: Project, now: datetime) -> tupl
         .order_by(Agent.owner_id != project.owner_id, Agent.created_at, Agent.id)
     )
     usable = await usable_agents_for(session, project.owner_id)
-    frozen = set(await session.scalars(select(User.id).where(User.is_frozen)))
+    frozen = await _frozen(session)
     agents: list[ProjectAgent] = []
     slugs: set[str] = set()
     for agent, agent_type in rows:
@@ -64,24 +63,46 @@ async def roster(session: AsyncSession, project: Project, now: datetime) -> tupl
         slugs.add(slug)
         if agent.id not in usable:
             fault = "is not open to the project's owner any more"
-        elif frozen & {agent.owner_id, agent_type.owner_id}:
-            fault = "belongs to an account that is frozen"
         else:
-            fault = _fault(agent, agent_type, project, now)
-        agents.append(
-            ProjectAgent(
-                slug=slug, name=agent.name, type_name=agent_type.name, spec=_spec(agent, agent_type), unusable=fault
+            fault = _fault(agent, agent_type, frozen, now) or wrong_mode(
+                agent_type, "auto" if project.mode == "auto" else "manual"
             )
-        )
+        agents.append(_entry(agent, agent_type, slug, fault))
     return tuple(agents)
 
 
-def _fault(agent: Agent, agent_type: AgentType, project: Project, now: datetime) -> str:
+async def find_usable(session: AsyncSession, owner_id: str, agent_id: str, now: datetime) -> ProjectAgent | None:
+    """An agent that the account may use, whatever its projects have; None where there is none of that id."""
+    found = (await usable_agents_for(session, owner_id)).get(agent_id)
+    if found is None:
+        return None
+    fault = _fault(found.agent, found.type, await _frozen(session), now)
+    return _entry(found.agent, found.type, found.agent.slug, fault)
+
+
+async def _frozen(session: AsyncSession) -> set[str]:
+    return set(await session.scalars(select(User.id).where(User.is_frozen)))
+
+
+def _entry(agent: Agent, agent_type: AgentType, slug: str, unusable: str) -> ProjectAgent:
+    return ProjectAgent(
+        slug=slug,
+        name=agent.name,
+        type_name=agent_type.name,
+        spec=_spec(agent, agent_type),
+        unusable=unusable,
+        capabilities=agent.capabilities,
+    )
+
+
+def _fault(agent: Agent, agent_type: AgentType, frozen: set[str], now: datetime) -> str:
+    if frozen & {agent.owner_id, agent_type.owner_id}:
+        return "belongs to an account that is frozen"
     if not agent.is_active:
         return "is inactive"
     if agent.expires_at is not None and agent.expires_at <= now:
         return f"expired on {agent.expires_at:%Y-%m-%d}"
-    return wrong_mode(agent_type, "auto" if project.mode == "auto" else "manual")
+    return ""
 
 
 def _spec(agent: Agent, agent_type: AgentType) -> AgentSpec:

@@ -19,6 +19,7 @@ from services.gateway.agents.bodies import (
     AgentView,
     LimitReport,
     NewAgent,
+    checked_capabilities,
     checked_model,
     checked_name,
     checked_time,
@@ -84,6 +85,7 @@ async def create_agent(
         slug=data.slug or slug_of(data.name),
         agent_type_id=data.agent_type_id,
         model=data.model,
+        capabilities=checked_capabilities(data.capabilities),
         is_active=data.is_active,
         short_window_hours=data.short_window_hours,
         long_window_hours=data.long_window_hours,
@@ -121,6 +123,8 @@ async def change_agent(
     caller, now, changes = request.user, utc_now(), given(data)
     if "name" in changes:
         checked_name(changes["name"])
+    if "capabilities" in changes:
+        changes["capabilities"] = checked_capabilities(changes["capabilities"] or "")
     if changes.get("expires_at") is not None:
         checked_time("expires_at", changes["expires_at"])
     async with state.db.write() as session:
@@ -230,6 +234,7 @@ async def _views(session: AsyncSession, rows: list[Agent], now: datetime) -> lis
             agent_type_id=row.agent_type_id,
             agent_type_name=types[row.agent_type_id].name,
             model=row.model,
+            capabilities=row.capabilities,
             is_active=row.is_active,
             is_auto=types[row.agent_type_id].sdk_type is not None,
             is_public=row.owner_id in admins,

@@ -9,19 +9,17 @@ all: a runner must not end a task for it, and asks again.
 """
 
 import asyncio
-import contextlib
 import logging
 from collections.abc import Sequence
 
 import msgspec
 from nats.aio.client import Client
 from nats.aio.msg import Msg
-from nats.aio.subscription import Subscription
-from nats.errors import Error as NatsError
 from sqlalchemy.exc import SQLAlchemyError
 from sqlalchemy.ext.asyncio import AsyncSession
 
 from services.gateway.credentials import stored
+from services.gateway.credentials.answering import ANSWER_MAX_S, Answering
 from services.gateway.credentials.keyring import CredentialUnreadable, Keyring
 from services.gateway.credentials.origins import origin
 from services.gateway.database.engine import Database
@@ -38,10 +36,6 @@ from shared.transact import fold
 
 log = logging.getLogger("treadle.gateway.credentials")
 
-QUEUE = "gateway"
-AT_ONCE_MAX = 32
-ANSWER_MAX_S = 10.0
-
 Lent = AgentCredentials | GitCredentials | None
 
 
@@ -49,44 +43,20 @@ class CredentialLeases:
     """The answerer. Several gateways share the questions."""
 
     def __init__(self, nc: Client, store: EventStore, db: Database, keyring: Keyring) -> None:
-        self._nc = nc
         self._store = store
         self._db = db
         self._keyring = keyring
-        self._free = asyncio.Semaphore(AT_ONCE_MAX)
-        self._answering: set[asyncio.Task[None]] = set()
-        self._subscription: Subscription | None = None
+        self._answering = Answering(nc, CREDENTIALS, self._answer)
 
     async def start(self) -> None:
         """Answers from now on."""
-        self._subscription = await self._nc.subscribe(CREDENTIALS, queue=QUEUE, cb=self._take)
-        await self._nc.flush()
+        await self._answering.start()
 
     async def stop(self) -> None:
         """Takes no more questions, and finishes the answers at hand."""
-        if self._subscription is not None:
-            with contextlib.suppress(NatsError):  # a connection that is gone has no subscriptions left to end
-                await self._subscription.unsubscribe()
-            self._subscription = None
-        if self._answering:
-            await asyncio.wait(self._answering, timeout=ANSWER_MAX_S)
-
-    async def _take(self, message: Msg) -> None:
-        # The client calls this for one message after another: what takes time goes into a task of its own.
-        await self._free.acquire()
-        answering = asyncio.create_task(self._answer(message))
-        self._answering.add(answering)
-        answering.add_done_callback(self._done)
-
-    def _done(self, answering: asyncio.Task[None]) -> None:
-        self._answering.discard(answering)
-        self._free.release()
-        if not answering.cancelled() and (fault := answering.exception()):
-            log.error("a request for credentials was not answered", exc_info=fault)
+        await self._answering.stop()
 
     async def _answer(self, message: Msg) -> None:
-        if not message.reply:
-            return
         try:
             request = msgspec.json.decode(message.data, type=CredentialsRequest)
         except (msgspec.MsgspecError, RecursionError, UnicodeError):
@@ -156,7 +126,7 @@ class CredentialLeases:
         owner = await _active(session, found.owner_id, f"agent type {found.name}")
         if not dispatched.project:
             raise Refused(f"the plan belongs to no project: nobody may lend it the key of agent type {found.name}")
-        project, project_owner = await _project(session, dispatched.project)
+        project, project_owner = await standing_project(session, dispatched.project)
         if owner.id != project_owner.id and owner.role != "admin":
             raise Refused(f"agent type {found.name} is not for project {project.name} any more")
         return await stored.read_agent_credentials(session, self._keyring, found)
@@ -164,14 +134,15 @@ class CredentialLeases:
     async def _gits(self, session: AsyncSession, dispatched: TaskDispatched) -> GitCredentials | None:
         if not dispatched.project:
             return None
-        project, _ = await _project(session, dispatched.project)
+        project, _ = await standing_project(session, dispatched.project)
         lent = await stored.read_git_credentials(session, self._keyring, project.id)
         if lent is not None and origin(dispatched.repo_url) not in map(origin, repo_urls(project)):
             raise Refused(f"project {project.name} has moved to another host since this plan was made: make it anew")
         return lent
 
 
-async def _project(session: AsyncSession, project_id: str) -> tuple[Project, User]:
+async def standing_project(session: AsyncSession, project_id: str) -> tuple[Project, User]:
+    """The project and its owner, who must not be frozen. Raises `Refused`."""
     project = await session.get(Project, project_id)
     if project is None:
         raise Refused(f"project {project_id} was deleted")

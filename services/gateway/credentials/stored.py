@@ -1,10 +1,12 @@
 """The `credential` table: a secret per holder and kind, written and cleared with an audit entry, never shown.
 
-What is encrypted is the key itself for an agent type, and `GitCredentials` in JSON for a project.
+What is encrypted is the key itself for an agent type, `GitCredentials` in JSON for a project, and for a webhook its
+address and secret (`services.gateway.notifications.routes.Secrets`).
 """
 
 from collections.abc import Collection
 from datetime import datetime
+from typing import Literal
 
 import msgspec
 from sqlalchemy import delete, select
@@ -20,8 +22,19 @@ HINT_CHARS = 4
 HINTED_MIN_CHARS = 20
 """Four characters of a shorter secret would give too much of it away."""
 
-_SET = {"agent": "agent_type.credential_set", "git": "project.git_credentials_set"}
-_CLEARED = {"agent": "agent_type.credential_cleared", "git": "project.git_credentials_cleared"}
+StoredKind = CredentialKind | Literal["webhook"]
+"""Those of webhooks never leave the gateway: nobody can ask for them over the bus."""
+
+_SET = {
+    "agent": "agent_type.credential_set",
+    "git": "project.git_credentials_set",
+    "webhook": "webhook.credential_set",
+}
+_CLEARED = {
+    "agent": "agent_type.credential_cleared",
+    "git": "project.git_credentials_cleared",
+    "webhook": "webhook.credential_cleared",
+}
 
 
 def hint(secret: str) -> str:
@@ -45,7 +58,19 @@ async def set_git_credentials(
     await _put(session, keyring, "git", project_id, msgspec.json.encode(credentials), shown, actor, now)
 
 
-async def clear(session: AsyncSession, kind: CredentialKind, holder_id: str, actor: str, now: datetime) -> bool:
+async def set_webhook_secrets(
+    session: AsyncSession, keyring: Keyring, webhook_id: str, plaintext: bytes, actor: str, now: datetime
+) -> None:
+    """Puts a webhook's address and secret in place of those before."""
+    await _put(session, keyring, "webhook", webhook_id, plaintext, "", actor, now)
+
+
+async def read_webhook_secrets(session: AsyncSession, keyring: Keyring, webhook_id: str) -> bytes | None:
+    """A webhook's address and secret in clear; None where it is gone. Raises `CredentialUnreadable`."""
+    return await _read(session, keyring, "webhook", webhook_id)
+
+
+async def clear(session: AsyncSession, kind: StoredKind, holder_id: str, actor: str, now: datetime) -> bool:
     """Removes a holder's secret. False where there was none."""
     removed = delete(Credential).where(Credential.holder_id == holder_id, Credential.kind == kind)
     if (await session.execute(removed.returning(Credential.holder_id))).scalar_one_or_none() is None:
@@ -103,7 +128,7 @@ async def read_git_credentials(session: AsyncSession, keyring: Keyring, project_
 async def _put(
     session: AsyncSession,
     keyring: Keyring,
-    kind: CredentialKind,
+    kind: StoredKind,
     holder_id: str,
     plaintext: bytes,
     shown: str,
@@ -122,7 +147,7 @@ async def _put(
     await audit.record(session, actor, _SET[kind], holder_id, {"hint": shown}, now)
 
 
-async def _read(session: AsyncSession, keyring: Keyring, kind: CredentialKind, holder_id: str) -> bytes | None:
+async def _read(session: AsyncSession, keyring: Keyring, kind: StoredKind, holder_id: str) -> bytes | None:
     query = select(Credential.key_id, Credential.sealed).where(
         Credential.holder_id == holder_id, Credential.kind == kind
     )

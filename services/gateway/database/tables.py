@@ -15,7 +15,7 @@ from sqlalchemy.engine import Dialect
 from sqlalchemy.orm import DeclarativeBase, Mapped, mapped_column
 from sqlalchemy.types import DateTime, TypeDecorator
 
-from shared.spec import APPROVAL_TIMEOUT_MINUTES, VERIFY_ROUNDS
+from shared.spec import APPROVAL_TIMEOUT_MINUTES, POLL_INTERVAL_S, VERIFY_ROUNDS
 
 Role = Literal["admin", "user"]
 Mode = Literal["auto", "manual"]
@@ -167,6 +167,8 @@ class Agent(Table):
     slug: Mapped[str] = mapped_column(String(63))
     agent_type_id: Mapped[str] = mapped_column(ForeignKey("agent_type.id"), index=True)
     model: Mapped[str | None] = mapped_column(String(128))
+    capabilities: Mapped[str] = mapped_column(default="")
+    """What it is good at, in its owner's words."""
     is_active: Mapped[bool] = mapped_column(default=True)
     short_window_hours: Mapped[float | None]
     """Length of a subscription's short limit (such as five hours); None where there is none."""
@@ -217,7 +219,11 @@ class Project(Table):
     collab_repo_url: Mapped[str | None] = mapped_column(String(2048))
     """None: the code repository."""
     collab_dir: Mapped[str] = mapped_column(String(1024))
+    poll_interval_s: Mapped[float] = mapped_column(default=POLL_INTERVAL_S)
+    """Between two looks at the collaboration repository."""
     planning_mode: Mapped[str] = mapped_column(String(32))
+    auto_finalize: Mapped[bool] = mapped_column(default=False)
+    """Whether a plan made from a goal runs without a person's choice."""
     task_timeout_minutes: Mapped[float]
     max_parallel: Mapped[int]
     budget_usd: Mapped[float | None]
@@ -238,6 +244,8 @@ class Project(Table):
     final_plan_id: Mapped[str | None] = mapped_column(ID)
     """The plan that was finalized last: with concurrent plans not allowed, the next one waits for its end."""
     final_plan_at: Mapped[datetime | None]
+    prompt_plan_id: Mapped[str | None] = mapped_column(ID)
+    """The plan that was asked for by hand last: until a candidate of it is there, whoever asks again asks for it."""
     deleting_since: Mapped[datetime | None]
     """Set while its plans are being cancelled, before it goes."""
     created_at: Mapped[datetime]
@@ -252,6 +260,100 @@ class ProjectAgent(Table):
     agent_id: Mapped[str] = mapped_column(ForeignKey("agent.id"), primary_key=True, index=True)
 
 
+class HeldFinalization(Table):
+    """Why a plan that was to be finalized by itself could not be. It is tried again; the row goes with its success."""
+
+    __tablename__ = "held_finalization"
+    plan_id: Mapped[str] = mapped_column(ID, primary_key=True)
+    why: Mapped[str]
+    since: Mapped[datetime]
+
+
+# Notifications ----------------------------------------------------------------------------------------------------
+
+
+class Webhook(Table):
+    """Where somebody wants to be told of plans. Its address and secret are a `Credential` of the kind `webhook`."""
+
+    __tablename__ = "webhooks"
+    id: Mapped[str] = mapped_column(ID, primary_key=True)
+    owner_id: Mapped[str] = mapped_column(ForeignKey("user_account.id"), index=True)
+    name: Mapped[str] = mapped_column(String(200))
+    url_shown: Mapped[str] = mapped_column(String(300))
+    """The address without its path, which may be all that a sender needs."""
+    preset: Mapped[str] = mapped_column(String(16))
+    """A `services.gateway.notifications.words.Preset`."""
+    has_secret: Mapped[bool]
+    events: Mapped[list[str]]
+    """Each an `EventName`."""
+    project_ids: Mapped[list[str] | None] = mapped_column(JSON(none_as_null=True))
+    """None: all that its owner owns."""
+    is_active: Mapped[bool] = mapped_column(default=True)
+    after: Mapped[int] = mapped_column(BigInteger)
+    """It hears of events of the log with a greater sequence only: of what happens while it is there and active."""
+    created_at: Mapped[datetime]
+    version: Mapped[int] = mapped_column(default=1)
+
+
+class Delivery(Table):
+    """Something that a webhook is to be told, or was: outbox and log in one."""
+
+    __tablename__ = "deliveries"
+    id: Mapped[str] = mapped_column(ID, primary_key=True)
+    """Follows from webhook and event, so that the same one is never added twice; the receiver is told it."""
+    webhook_id: Mapped[str] = mapped_column(ForeignKey("webhooks.id", ondelete="CASCADE"))
+    event: Mapped[str] = mapped_column(String(32))
+    """An `EventName`, or `test`."""
+    plan_id: Mapped[str] = mapped_column(ID, default="")
+    task_code: Mapped[str] = mapped_column(ID, default="")
+    seq: Mapped[int] = mapped_column(BigInteger, default=0)
+    more: Mapped[int] = mapped_column(default=0)
+    """Not 0: it stands for so many that are not told one by one."""
+    notice: Mapped[bytes] = mapped_column(LargeBinary)
+    """The `Notice` in JSON."""
+    status: Mapped[str] = mapped_column(String(16))
+    """`waiting`, `delivered` or `given_up`."""
+    attempts: Mapped[int] = mapped_column(default=0)
+    """Tries that were begun."""
+    due_at: Mapped[datetime]
+    """When it is to be tried next; while a gateway tries it, when that gateway is taken for dead."""
+    claim: Mapped[str] = mapped_column(String(32), default="")
+    """Of the newest try: only whoever made it may say what came of it."""
+    response_status: Mapped[int | None]
+    error: Mapped[str] = mapped_column(String(500), default="")
+    created_at: Mapped[datetime]
+    tried_at: Mapped[datetime | None]
+    ended_at: Mapped[datetime | None]
+    __table_args__ = (
+        Index("ix_deliveries_due", "status", "due_at"),
+        Index("ix_deliveries_log", "webhook_id", "created_at", "id"),
+        Index("ix_deliveries_plan", "webhook_id", "plan_id", "created_at"),
+    )
+
+
+# Templates --------------------------------------------------------------------------------------------------------
+
+
+class Template(Table):
+    """A plan with slots for agents and with inputs, which everybody sees and may use."""
+
+    __tablename__ = "template"
+    id: Mapped[str] = mapped_column(ID, primary_key=True)
+    owner_id: Mapped[str | None] = mapped_column(ForeignKey("user_account.id"), index=True)
+    """None: it comes with Treadle, and is kept as this version of it has it."""
+    name: Mapped[str] = mapped_column(String(200))
+    description: Mapped[str]
+    text: Mapped[str]
+    """YAML or JSON, as a plan file."""
+    roles: Mapped[list[dict[str, Any]]]
+    """Each a `shared.requests.TemplateRole`."""
+    inputs: Mapped[list[dict[str, Any]]]
+    """Each a `shared.requests.TemplateInput`."""
+    created_at: Mapped[datetime]
+    version: Mapped[int] = mapped_column(default=1)
+    __table_args__ = (UniqueConstraint("owner_id", "name"),)
+
+
 # The projection ---------------------------------------------------------------------------------------------------
 
 
@@ -263,6 +365,8 @@ class ProjectionHead(Table):
     position: Mapped[int] = mapped_column(BigInteger)
     """Sequence of the last event in it; written in the transaction that writes the event's rows."""
     is_current: Mapped[bool] = mapped_column(default=False)
+    told: Mapped[int] = mapped_column(BigInteger, default=0, server_default="0")
+    """Sequence of the last event whose notifications are in `deliveries`; goes on from generation to generation."""
 
 
 class PlanRow(Table):
@@ -278,6 +382,8 @@ class PlanRow(Table):
     standing: Mapped[str] = mapped_column(String(16))
     is_busy: Mapped[bool]
     """Whether it goes on by itself, without a person."""
+    is_due: Mapped[bool] = mapped_column(default=False)
+    """Whether its only candidate is to be finalized by itself."""
     created_at: Mapped[datetime]
     updated_at: Mapped[datetime]
     seq: Mapped[int] = mapped_column(BigInteger)
@@ -286,6 +392,7 @@ class PlanRow(Table):
     __table_args__ = (
         Index("ix_plan_project", "generation", "project_id", "created_at"),
         Index("ix_plan_created", "generation", "created_at", "id"),
+        Index("ix_plan_due", "generation", "is_due"),
     )
 
 

@@ -9,21 +9,23 @@ from litestar.datastructures import ResponseHeader, State
 from litestar.params import FromPath, HeaderParameter, JSONBody, QueryParameter
 
 from services.gateway.accounts.access import Caller
+from services.gateway.agents.connection_test import NO_RUNNER
 from services.gateway.agents.roster import roster
 from services.gateway.conditions import ETAG, check_if_match, etag, wanted_if_match
 from services.gateway.database.tables import Mode, Project
 from services.gateway.idempotency import ids_of
 from services.gateway.plans.commands import REFUSED
 from services.gateway.plans.draft_limit import TOO_MANY_DRAFTS, room_for_draft
+from services.gateway.plans.head import NO_HEAD, head_of
 from services.gateway.plans.lookup import find_plan, promptly
 from services.gateway.plans.planner_client import PLAN_TOO_LARGE, import_text
 from services.gateway.problems import Problem, ProblemError, documented, not_found
-from services.gateway.projection.views import CandidateView
+from services.gateway.projection.draft_view import CandidateView, candidate_view
 from services.gateway.projects.lookup import BEING_DELETED, find_open_project
 from shared.clock import utc_now
 from shared.commands import CancelPlan, Refused
 from shared.events import PlanDrafted
-from shared.plan import INITIAL, Candidate, PlanState, evolve
+from shared.plan import EARLY, INITIAL, Candidate, PlanState, evolve
 from shared.requests import ImportRequest
 from shared.spec import PlanSpec, digest
 from shared.store import Meta, Recorded, StoreUnavailable
@@ -73,7 +75,7 @@ class NewCandidate(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 
     text: str
     base_commit: str | None = None
-    """null: that of the first candidate, or of the one that is replaced."""
+    """null: that of the first candidate, of the one that is replaced, or of what was asked for."""
 
 
 class Imported(msgspec.Struct, frozen=True):
@@ -102,41 +104,43 @@ async def import_plan(
     """Makes a plan of a file, with this as its first candidate. Answers 422 with every fault at once."""
     ids = ids_of(request)
     plan, correlation = ids.new_plan_id(), ids.new_id()
-    base_commit = _checked_commit(data.base_commit)
+    base_commit = checked_commit(data.base_commit)
     async with state.db.read() as session:
         owner_id = (await find_open_project(session, request.user, project)).owner_id
-    if before := _made_before(await promptly(state.store.read(plan, PLAN)), correlation):
+    if before := made_before(await promptly(state.store.read(plan, PLAN)), correlation):
         return before
     async with room_for_draft(state, request.user, owner_id):
-        seq = await _import(state, request.user, project, plan, FIRST, data.text, base_commit, correlation)
+        seq = await import_candidate(state, request.user, project, plan, FIRST, data.text, base_commit, correlation)
     return Imported(plan, FIRST, seq)
 
 
 @post(
     "/plans/{plan:str}/candidates",
     status_code=201,
-    responses=documented(400, 401, 404, REFUSED, BEING_DELETED, PLAN_TOO_LARGE, 422, BAD_COMMIT),
+    responses=documented(400, 401, 404, REFUSED, BEING_DELETED, NO_HEAD, PLAN_TOO_LARGE, 422, BAD_COMMIT, NO_RUNNER),
 )
 async def add_candidate(
     plan: FromPath[str], data: JSONBody[NewCandidate], state: State, request: Request[Caller, Any, Any]
 ) -> Imported:
-    """Adds a candidate under the next number, while none is chosen."""
+    """Adds a candidate, while none is chosen: what was asked for by hand, else another one under the next number."""
     await find_plan(state, request.user, plan)
     correlation = ids_of(request).new_id()
     for _ in range(TRIES_MAX):
         records = await promptly(state.store.read(plan, PLAN))
-        if before := _made_before(records, correlation):
+        if before := made_before(records, correlation):
             return before
-        loaded = fold(INITIAL, evolve, records)
-        first = _drafted(loaded.state)
-        name = str(max((int(name) for name in loaded.state.candidates if name.isdecimal()), default=0) + 1)
-        base_commit = _checked_commit(data.base_commit or first.base_commit)
+        known = fold(INITIAL, evolve, records).state
+        name, repo_url, base_commit = _next(known)
+        if not (data.base_commit or base_commit):  # nobody could tell it when the plan was asked for
+            base_commit = await head_of(state, known.project, repo_url)
+        base_commit = checked_commit(data.base_commit or base_commit)
         try:
-            seq = await _import(
-                state, request.user, first.project, plan, name, data.text, base_commit, correlation, url=first.repo_url
+            seq = await import_candidate(
+                state, request.user, known.project, plan, name, data.text, base_commit, correlation, url=repo_url
             )
         except Refused:
-            if name in (await promptly(load_plan(state.store, plan))).state.candidates:
+            now = (await promptly(load_plan(state.store, plan))).state
+            if name in now.candidates or name in now.requests.keys() - known.requests.keys():
                 continue  # somebody else's has that number now
             raise
         return Imported(plan, name, seq)
@@ -147,9 +151,9 @@ async def add_candidate(
 async def list_candidates(plan: FromPath[str], state: State, request: Request[Caller, Any, Any]) -> CandidatesPage:
     """The plan's candidates in the order in which they were added."""
     known = (await find_plan(state, request.user, plan)).board.plan
-    items = [_view(name, one, digest(one.spec)) for name, one in known.candidates.items()]
+    items = [candidate_view(name, one, digest(one.spec)) for name, one in known.candidates.items()]
     if known.chosen is not None:
-        items = [_view(known.chosen_name, known.chosen, known.digest)]
+        items = [candidate_view(known.chosen_name, known.chosen, known.digest)]
     return CandidatesPage(items, known.chosen_name or None)
 
 
@@ -190,18 +194,18 @@ async def replace_spec(
     seen = wanted_if_match(if_match)
     await find_plan(state, request.user, plan)
     loaded = await promptly(load_plan(state.store, plan))
-    _drafted(loaded.state)
+    _check_early(loaded.state)
     name, found = _named(plan, loaded.state, candidate)
     replaces = digest(found.spec)
     check_if_match(seen, replaces)
-    seq = await _import(
+    seq = await import_candidate(
         state,
         request.user,
         found.project,
         plan,
         name,
         data.text,
-        _checked_commit(data.base_commit or found.base_commit),
+        checked_commit(data.base_commit or found.base_commit),
         ids_of(request).new_id(),
         url=found.repo_url,
         replaces=replaces,
@@ -210,7 +214,7 @@ async def replace_spec(
     return Response(Imported(plan, name, seq), headers={"ETag": etag(digest(now.spec))} if now is not None else {})
 
 
-def _made_before(records: list[Recorded], correlation: str) -> Imported | None:
+def made_before(records: list[Recorded], correlation: str) -> Imported | None:
     """What this very request stored, whose answer was lost; only with an idempotency key it has the same ids again."""
     for record in records:
         if record.meta.correlation == correlation and isinstance(record.event, PlanDrafted):
@@ -218,7 +222,7 @@ def _made_before(records: list[Recorded], correlation: str) -> Imported | None:
     return None
 
 
-async def _import(
+async def import_candidate(
     state: State,
     caller: Caller,
     project_id: str,
@@ -230,6 +234,7 @@ async def _import(
     *,
     url: str = "",
     replaces: str = "",
+    template: str = "",
 ) -> int:
     """Has the planner store a candidate; the sequence of its event."""
     async with state.db.read() as session:
@@ -247,14 +252,15 @@ async def _import(
         mode=msgspec.convert(project.mode, Mode),
         agents=agents,
         replaces=replaces,
+        template=template,
     )
     seq = await import_text(state.nc, request)
-    await _refuse_closed_meanwhile(state, caller, project.id, plan)
+    await refuse_closed_meanwhile(state, caller, project.id, plan)
     return seq
 
 
-async def _refuse_closed_meanwhile(state: State, caller: Caller, project_id: str, plan: str) -> None:
-    """Whoever deletes the project may have looked at its plans before this one was stored."""
+async def refuse_closed_meanwhile(state: State, caller: Caller, project_id: str, plan: str) -> None:
+    """Raises `ProblemError` 409: whoever deletes the project may have looked at its plans before this was stored."""
     async with state.db.read() as session:
         project = await session.get(Project, project_id)
     if project is None or project.deleting_since is not None:
@@ -271,11 +277,24 @@ async def _stored_at(state: State, plan: str, candidate: str, seq: int) -> Candi
     return loaded.state.candidates.get(candidate)
 
 
-def _drafted(plan: PlanState) -> Candidate:
-    """The first candidate of a plan of which none is chosen. Raises `Refused`."""
-    if plan.status != "drafted":
+def _check_early(plan: PlanState) -> None:
+    """Raises `Refused` where one is chosen."""
+    if plan.status not in EARLY:
         raise Refused(f"the plan is {plan.status}: its candidates can't be changed any more, and none added")
-    return next(iter(plan.candidates.values()))
+
+
+def _next(plan: PlanState) -> tuple[str, str, str]:
+    """Name, repository and commit of the next candidate; the commit is empty where none is known. Raises `Refused`."""
+    _check_early(plan)
+    by_hand = next(((name, asked.request) for name, asked in plan.requests.items() if asked.request.by_hand), None)
+    if by_hand is not None:
+        return by_hand[0], by_hand[1].repo_url, by_hand[1].base_commit
+    numbers = (int(name) for name in (*plan.candidates, *plan.requests) if name.isdecimal())
+    name = str(max(numbers, default=0) + 1)
+    if first := next(iter(plan.candidates.values()), None):
+        return name, first.repo_url, first.base_commit
+    asked_for = next(reversed(plan.requests.values())).request
+    return name, asked_for.repo_url, asked_for.base_commit
 
 
 def _named(plan: str, state: PlanState, name: str | None) -> tuple[str, Candidate]:
@@ -292,17 +311,8 @@ def _named(plan: str, state: PlanState, name: str | None) -> tuple[str, Candidat
     return name, found
 
 
-def _view(name: str, candidate: Candidate, tag: str) -> CandidateView:
-    return CandidateView(
-        candidate=name,
-        name=candidate.spec.name,
-        digest=tag,
-        tasks=len(candidate.spec.tasks),
-        base_commit=candidate.base_commit,
-    )
-
-
-def _checked_commit(text: str) -> str:
+def checked_commit(text: str) -> str:
+    """Raises `ProblemError` 422 `bad_commit` for what is no full object id."""
     if not _OBJECT_ID.fullmatch(text):
         raise ProblemError(BAD_COMMIT.status, BAD_COMMIT.code, BAD_COMMIT.title, BAD_COMMIT.detail)
     return text

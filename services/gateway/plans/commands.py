@@ -18,6 +18,8 @@ from shared.transact import Contended, Loaded, to_plan, to_task
 GRACE_S = 0.5
 """The transaction ends by itself after `LOG_PATIENCE_S`; one of its reads may be waiting then."""
 
+NOTE_MAX_CHARS = 2_000
+
 REFUSED = Problem(
     status=409,
     code="refused",
@@ -29,7 +31,7 @@ REFUSED = Problem(
 class Note(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """Why a person does it; kept with the event."""
 
-    note: Annotated[str, msgspec.Meta(max_length=2_000)] = ""
+    note: Annotated[str, msgspec.Meta(max_length=NOTE_MAX_CHARS)] = ""
 
 
 def note_of(body: Note | None) -> str:

@@ -1,7 +1,7 @@
 """How many plans may wait for a choice: every service keeps all candidates of such a plan in memory, whoever made them.
 
-Counted are the plans that the projection shows as drafted, as fresh as the log is, and the imports that this gateway is
-just carrying out. Several gateways may go over it by what each of the others carries out at that moment.
+Counted are the plans that the projection shows as asked for or drafted, as fresh as the log is, and what this gateway
+is just carrying out. Several gateways may go over it by what each of the others carries out at that moment.
 """
 
 from collections import Counter
@@ -15,6 +15,7 @@ from services.gateway.accounts.access import Caller
 from services.gateway.database.tables import PlanRow, Project, ProjectionHead
 from services.gateway.problems import Problem, ProblemError
 from services.gateway.projection.reads import fresh
+from shared.plan import EARLY
 
 DRAFTS_MAX = 50
 """Of all projects of one owner."""
@@ -24,7 +25,7 @@ TOO_MANY_DRAFTS = Problem(
     code="too_many_drafts",
     title="Too many undecided plans",
     detail=f"the owner of this project has {DRAFTS_MAX} plans that are neither finalized nor cancelled, which is the "
-    "most: finalize or cancel some (GET /api/plans?status=drafted)",
+    "most: finalize or cancel some (GET /api/plans?status=drafted, requested, failed)",
 )
 
 
@@ -54,7 +55,7 @@ async def _drafted(state: State, owner_id: str) -> int:
     current = select(ProjectionHead.generation).where(ProjectionHead.is_current).scalar_subquery()
     own = select(Project.id).where(Project.owner_id == owner_id)
     query = select(func.count()).where(
-        PlanRow.generation == current, PlanRow.project_id.in_(own), PlanRow.status == "drafted"
+        PlanRow.generation == current, PlanRow.project_id.in_(own), PlanRow.status.in_(sorted(EARLY))
     )
     async with state.db.read() as session:
         return await session.scalar(query) or 0

@@ -25,8 +25,7 @@ from services.gateway.projects.settings_of import settings_of
 from shared.clock import utc_now
 from shared.commands import Finalize
 from shared.plan import ENDED, Candidate, decide
-from shared.requests import ProjectAgent
-from shared.spec import PlanSettings
+from shared.spec import PlanSettings, ProjectAgent
 from shared.store import StoreUnavailable
 from shared.transact import load_plan
 
@@ -87,7 +86,7 @@ async def _checked_settings(state: State, caller: Caller, candidate: Candidate) 
 
 
 def _unusable(candidate: Candidate, mode: str, agents: dict[str, ProjectAgent]) -> list[str]:
-    used = {task.assignee for task in candidate.spec.tasks}
+    used = {name for task in candidate.spec.tasks for name in (task.assignee, task.fixer)}
     faults = []
     for name, spec in candidate.spec.agents.items():
         if name not in used:

@@ -43,6 +43,14 @@ async def find_task(state: State, caller: Caller, plan: str, code: str) -> PlanF
     return fold
 
 
+async def find_execution(state: State, caller: Caller, plan: str, entity: str) -> PlanFold:
+    """The same, also where it is the making of a candidate (`_draft-1`), whatever the plan's state."""
+    fold = await find_plan(state, caller, plan)
+    if not fold.has_execution(entity):
+        raise no_such_task(plan, entity)
+    return fold
+
+
 @asynccontextmanager
 async def reading_plan(
     state: State, caller: Caller, plan: str, min_seq: int

@@ -12,16 +12,32 @@ from nats.errors import MaxPayloadError, NoRespondersError
 from services.gateway.conditions import changed
 from services.gateway.problems import Problem, ProblemError
 from shared.commands import Refused
-from shared.requests import EditReply, EditRequest, ImportReply, ImportRequest, PlanFault
+from shared.events import PlanFault
+from shared.requests import (
+    CompareReply,
+    CompareRequest,
+    EditReply,
+    EditRequest,
+    ImportReply,
+    ImportRequest,
+    PromptReply,
+    PromptRequest,
+    RenderReply,
+    RenderRequest,
+)
 from shared.spec import PLAN_MAX_BYTES
 from shared.store import StoreUnavailable
-from shared.subjects import PLANNER_EDIT, PLANNER_IMPORT
+from shared.subjects import PLANNER_COMPARE, PLANNER_EDIT, PLANNER_IMPORT, PLANNER_PROMPT, PLANNER_RENDER
 
 R = TypeVar("R")
 
 IMPORT_TIMEOUT_S = 40.0
 """A plan of some megabytes takes its time. With the patience below it stays under `idempotency.LOST_AFTER`."""
 EDIT_TIMEOUT_S = 10.0
+PROMPT_TIMEOUT_S = 10.0
+RENDER_TIMEOUT_S = 20.0
+COMPARE_TIMEOUT_S = 30.0
+"""Its estimates may have to look through past runs."""
 PLANNER_PATIENCE_S = 15.0
 """How long nobody may hear a request: the suite counts as ready without a planner, and a killed one comes back."""
 AWAY_PATIENCE_S = 5.0
@@ -62,6 +78,28 @@ async def check_edit(nc: Client, request: EditRequest) -> EditReply:
     return reply
 
 
+async def planning_prompt(nc: Client, plan: str) -> str:
+    """The words with which a person has the plan made. Raises `Refused`, `StoreUnavailable`."""
+    reply = await _ask(nc, PLANNER_PROMPT, PromptRequest(plan=plan), PromptReply, PROMPT_TIMEOUT_S)
+    if reply.refused:
+        raise Refused(reply.refused)
+    return reply.prompt
+
+
+async def compare(nc: Client, plan: str, first: str, second: str) -> CompareReply:
+    """What tells two candidates from one another. Raises `Refused`, `StoreUnavailable`."""
+    asked = CompareRequest(plan=plan, candidates=(first, second))
+    reply = await _ask(nc, PLANNER_COMPARE, asked, CompareReply, COMPARE_TIMEOUT_S)
+    if reply.refused:
+        raise Refused(reply.refused)
+    return reply
+
+
+async def render(nc: Client, request: RenderRequest) -> RenderReply:
+    """A template filled in, or looked at. Raises `ProblemError` 413, `StoreUnavailable`."""
+    return await _ask(nc, PLANNER_RENDER, request, RenderReply, RENDER_TIMEOUT_S)
+
+
 def invalid(faults: tuple[PlanFault, ...], title: str) -> ProblemError:
     """422 `invalid_plan`."""
     lines = [fault.message for fault in faults[:FAULTS_TOLD_MAX]]
@@ -77,7 +115,7 @@ def too_large() -> ProblemError:
     )  # fmt: skip
 
 
-async def _ask(nc: Client, subject: str, request: ImportRequest | EditRequest, reply: type[R], timeout_s: float) -> R:
+async def _ask(nc: Client, subject: str, request: msgspec.Struct, reply: type[R], timeout_s: float) -> R:
     """Waits for a planner that is just being started."""
     body = msgspec.json.encode(request)
     since = monotonic()

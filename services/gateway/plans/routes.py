@@ -11,14 +11,17 @@ from litestar.params import FromPath, JSONBody, QueryParameter
 from services.gateway.accounts.access import Caller
 from services.gateway.conditions import ETAG, etag
 from services.gateway.paging import Asked, Page, asked_page
+from services.gateway.plans.by_hand import by_hand_router
 from services.gateway.plans.candidates import candidates_router
 from services.gateway.plans.commands import REFUSED, Accepted, Note, command_plan, note_of
+from services.gateway.plans.comparison import comparison_router
 from services.gateway.plans.finalize import AGENT_UNUSABLE, PLAN_IN_PROGRESS, Choice, finalize
+from services.gateway.plans.generate import generate_router
 from services.gateway.plans.lookup import find_plan, reading_plan
 from services.gateway.problems import documented
 from services.gateway.projection import reads
+from services.gateway.projection.plan_view import PlanView
 from services.gateway.projection.reads import MinSeq, PlanFilters, fresh, json_answer
-from services.gateway.projection.views import PlanView
 from services.gateway.projects.lookup import BEING_DELETED, find_project
 from shared import commands as c
 from shared.spec import BUDGET_MIN_USD, PLAN_BUDGET_MAX_USD
@@ -73,8 +76,8 @@ async def read_plan(
     plan: FromPath[str], state: State, request: Request[Caller, Any, Any], min_seq: MinSeq = 0
 ) -> Response[PlanView]:
     """One plan."""
-    async with reading_plan(state, request.user, plan, min_seq) as (_, row):
-        return json_answer(row.view, {"ETag": etag(row.seq)})
+    async with reading_plan(state, request.user, plan, min_seq) as (session, row):
+        return json_answer(await reads.plan_json(session, row), {"ETag": etag(row.seq)})
 
 
 @post(
@@ -123,6 +126,6 @@ plans_router = Router(
     tags=["plans"],
     route_handlers=[
         list_plans, list_project_plans, read_plan, finalize_plan, pause_plan, resume_plan, cancel_plan,
-        candidates_router,
+        candidates_router, generate_router, by_hand_router, comparison_router,
     ],
 )  # fmt: skip

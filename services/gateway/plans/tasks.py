@@ -13,19 +13,24 @@ from services.gateway.agents.roster import roster
 from services.gateway.conditions import ETAG, check_if_match, etag, wanted_if_match
 from services.gateway.database.tables import Mode, Project
 from services.gateway.paging import Asked, Page
-from services.gateway.plans.commands import REFUSED, Accepted, Note, command_task, note_of
-from services.gateway.plans.lookup import find_task, promptly, reading_plan
+from services.gateway.plans.commands import NOTE_MAX_CHARS, REFUSED, Accepted, Note, command_task, note_of
+from services.gateway.plans.lookup import find_execution, find_task, promptly, reading_plan
 from services.gateway.plans.planner_client import check_edit
+from services.gateway.plans.watching import place_of, watching_router, with_what_lies_there
 from services.gateway.problems import Problem, ProblemError, documented
 from services.gateway.projection import reads
 from services.gateway.projection.reads import MinSeq, TaskFilters, asked_tasks, fresh, json_answer
-from services.gateway.projection.views import PlanFold, TaskView
+from services.gateway.projection.task_view import TaskView
+from services.gateway.projection.views import PlanFold
 from shared import commands as c
 from shared.clock import utc_now
 from shared.events import TaskApprovalRequested, TaskDispatched, TaskReadied
 from shared.plan import ENDED, Candidate
-from shared.requests import EditRequest, ProjectAgent
-from shared.spec import DELIVER, DESCRIPTION_MAX_BYTES
+from shared.requests import EditRequest
+from shared.spec import DELIVER, DESCRIPTION_MAX_BYTES, ProjectAgent
+from shared.subjects import is_draft
+from shared.task import INITIAL, evolve
+from shared.transact import fold as folded
 from shared.transact import load_task
 
 IfMatch = Annotated[
@@ -58,7 +63,7 @@ class RetryChange(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fiel
 class TaskChanges(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """What is to be different: a field left out stays, null clears it. A plan file's fields, under its rules.
 
-    `code` and `depends_on` stay as they were planned: naming others is answered with a fault that says so.
+    `code`, `depends_on` and `reviews` stay as they were planned: naming others is answered with a fault that says so.
     """
 
     code: str | Unset = UNSET
@@ -74,6 +79,11 @@ class TaskChanges(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fiel
     allow_no_change: bool | Unset | None = UNSET
     retry: RetryChange | Unset | None = UNSET
     budget_usd: float | Unset | None = UNSET
+    reviews: str | Unset | None = UNSET
+    max_review_rounds: int | Unset | None = UNSET
+    fixer: str | Unset | None = UNSET
+    note: Annotated[str, msgspec.Meta(max_length=NOTE_MAX_CHARS)] = ""
+    """Why; kept with the event."""
 
 
 class Prompt(msgspec.Struct, frozen=True, kw_only=True):
@@ -136,7 +146,7 @@ async def read_prompt(
     plan: FromPath[str], code: FromPath[str], state: State, request: Request[Caller, Any, Any]
 ) -> Prompt:
     """What the agent was told at the newest dispatch, or what a manual task's person is to give to their agent."""
-    await find_task(state, request.user, plan, code)
+    await find_execution(state, request.user, plan, code)
     for record in reversed(await promptly(state.store.read(plan, code))):
         event = record.event
         if isinstance(event, TaskDispatched | TaskReadied):
@@ -171,11 +181,12 @@ async def change_task(
     loaded = await promptly(load_task(state.store, plan, code))
     check_if_match(seen, loaded.seq)
     task = loaded.state
-    if code == DELIVER or task.spec is None or task.agent is None:
+    if code == DELIVER or task.spec is None:
         raise c.Refused(f"{code} makes the plan's branch: there is nothing in it to edit")
     chosen = _chosen(fold)
     mode, agents = await _team(state, chosen)
     changes = {name: value for name, value in msgspec.to_builtins(data).items() if value is not UNSET}
+    note = changes.pop("note", "")
     if isinstance(changes.get("retry"), dict) and task.spec.retry is not None:
         changes["retry"] = {**msgspec.to_builtins(task.spec.retry), **changes["retry"]}
     edited = await check_edit(
@@ -184,9 +195,9 @@ async def change_task(
             task=task.spec, agent=task.agent, changes=changes, mode=mode, agents=agents, declared=chosen.spec.agents
         ),
     )
-    if edited.task is None or edited.agent is None:
+    if edited.task is None or (edited.agent is None and not edited.task.is_decision):
         raise c.Refused("the planner gave no task back: it is older than this gateway; update it")
-    command = c.Edit(spec=edited.task, agent=edited.agent)
+    command = c.Edit(spec=edited.task, agent=edited.agent, note=note)
     accepted = await command_task(state, request.user, fold, code, command, known=loaded, only_at=loaded.seq)
     return Response(accepted, status_code=202, headers={"ETag": etag(accepted.seq)})
 
@@ -203,7 +214,10 @@ async def dispatch_task(
     request: Request[Caller, Any, Any],
     data: JSONBody[Note | None] = None,
 ) -> Accepted:
-    """Hands a manual task out that is readied: its person has the prompt, and begins."""
+    """Hands a manual task out that is readied: its person has the prompt, and begins.
+
+    What lies at the result's place now, as far as it can be told, is no result of it.
+    """
     fold = await find_task(state, request.user, plan, code)
     records = await promptly(state.store.read(plan, code))
     readied = next((r.event for r in reversed(records) if isinstance(r.event, TaskReadied)), None)
@@ -213,12 +227,18 @@ async def dispatch_task(
         )
         raise ProblemError(NOT_READIED.status, NOT_READIED.code, NOT_READIED.title, detail)
     chosen = _chosen(fold)
+    task = folded(INITIAL, evolve, records).state
+    place = place_of(plan, code, chosen, fold.board.plan.settings)
+    if task.status == "readied":
+        place = await with_what_lies_there(state, chosen.project, place, task)
     command = c.HandOut(
         phase=fold.board.plan.phase,
         readied=readied,
         project=chosen.project,
         repo_url=chosen.repo_url,
         plan_name=chosen.spec.name,
+        place=place,
+        note=note_of(data),
     )
     return await command_task(state, request.user, fold, code, command)
 
@@ -275,8 +295,12 @@ async def cancel_task(
     request: Request[Caller, Any, Any],
     data: JSONBody[Note | None] = None,
 ) -> Accepted:
-    """Stops the task; it then needs attention."""
-    fold = await find_task(state, request.user, plan, code)
+    """Stops the task; it then needs attention. Of a candidate that is being made (`_draft-1`), the making ends."""
+    fold = await find_execution(state, request.user, plan, code)
+    if is_draft(code):
+        known = await promptly(load_task(state.store, plan, code))
+        command = c.CancelTask(phase="cancelling", reason=note_of(data) or "cancelled by a person")
+        return await command_task(state, request.user, fold, code, command, known=known)
     command = c.CancelTask(phase=fold.board.plan.phase, reason=note_of(data) or "cancelled by a person")
     return await command_task(state, request.user, fold, code, command)
 
@@ -302,6 +326,6 @@ tasks_router = Router(
     tags=["tasks"],
     route_handlers=[
         list_tasks, read_task, read_prompt, change_task, dispatch_task, redispatch_task, abandon_task, complete_task,
-        cancel_task,
+        cancel_task, watching_router,
     ],
 )  # fmt: skip

@@ -15,7 +15,7 @@ from nats.aio.msg import Msg
 
 from services.gateway.accounts.access import Caller
 from services.gateway.direct_get import read_batch
-from services.gateway.plans.lookup import find_task
+from services.gateway.plans.lookup import find_execution
 from services.gateway.plans.sse import ALIVE, Reader, documented_stream, event_stream, message
 from services.gateway.problems import documented
 from services.gateway.projection.live import LivePlans
@@ -56,8 +56,11 @@ async def read_transcript(
     after: Annotated[int, QueryParameter(ge=0, le=SEQUENCE_MAX)] = 0,
     limit: Annotated[int, QueryParameter(ge=1, le=LIMIT_MAX)] = LIMIT,
 ) -> TranscriptPage:
-    """What the task's agents did, over all its leases. It is kept for a time only, and the oldest goes first."""
-    await find_task(state, request.user, plan, code)
+    """What the task's agents did, over all its leases. It is kept for a time only, and the oldest goes first.
+
+    `_draft-1` is the making of candidate 1.
+    """
+    await find_execution(state, request.user, plan, code)
     subjects = transcript_filter(plan, code)
     found, more = await read_batch(state.nc, TRANSCRIPTS, subjects, after=after, limit=limit)
     items = [_entry(one.subject, one.seq, one.time, one.body) for one in found]
@@ -82,7 +85,7 @@ async def follow_transcript(
 
     So a reader knows that it may go: the task is over, and what its agents said before the end has arrived.
     """
-    await find_task(state, request.user, plan, code)
+    await find_execution(state, request.user, plan, code)
     reader = Reader(state, request.user, plan)
     return event_stream(_transcript_messages(state.live, state.nc, reader, plan, code, last_event_id))
 
@@ -108,7 +111,7 @@ async def _transcript_messages(
                     fold = await live.fold(plan)
                     if fold is None:
                         return
-                    yield message("live", msgspec.json.encode({"status": fold.task(code).status}))
+                    yield message("live", msgspec.json.encode({"status": fold.execution(code).status}))
                     continue
                 for entry in map(_stored_entry, arrival.result().messages):
                     yield message("activity", msgspec.json.encode(entry), entry.seq)

@@ -6,7 +6,7 @@ from collections.abc import AsyncIterator, Callable
 from services.gateway.projection.views import PlanFold
 from shared.spec import DELIVER, TASK_CODE
 from shared.store import EventStore, Recorded
-from shared.subjects import PLAN, PLAN_ID
+from shared.subjects import PLAN, PLAN_ID, is_draft
 from shared.transact import patiently
 
 PAGE_EVENTS = 500
@@ -68,8 +68,12 @@ async def plan_events(store: EventStore, plan: str, *, before: int | None = None
         if len(page) < limit:
             return
         after = page[-1].seq
-        if page[-1].type != "drafted":
-            limit = PAGE_EVENTS
+        limit = PAGE_DRAFTS if _may_be_large(page[-1]) else PAGE_EVENTS
+
+
+def _may_be_large(record: Recorded) -> bool:
+    """Whether the plan was still drafted then: candidates, and what was said to make them."""
+    return is_draft(record.entity) or (record.entity == PLAN and record.type in ("requested", "drafted", "failed"))
 
 
 async def read_fold(store: EventStore, plan: str, *, before: int | None = None) -> PlanFold | None:
@@ -87,5 +91,5 @@ def is_ours(record: Recorded) -> bool:
 
     Somebody else may have put anything on the log's subjects; the deciders and the database know no such names.
     """
-    named = record.entity in (PLAN, DELIVER) or TASK_CODE.fullmatch(record.entity)
+    named = record.entity in (PLAN, DELIVER) or is_draft(record.entity) or TASK_CODE.fullmatch(record.entity)
     return bool(named and PLAN_ID.fullmatch(record.plan))

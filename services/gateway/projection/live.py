@@ -20,7 +20,7 @@ from services.gateway.projection.views import PlanFold, event_json
 from shared.requests import ProjectDeleted
 from shared.store import EventStore, Recorded, StoreUnavailable
 from shared.streams import EVENTS
-from shared.subjects import MANY_PROJECT_EVENTS, PLAN_ID
+from shared.subjects import MANY_PROJECT_EVENTS, PLAN, PLAN_ID
 
 LISTENER_ITEMS_MAX = 20_000
 LISTENER_BYTES_MAX = 8 * 1024**2
@@ -108,6 +108,8 @@ class LivePlans:
         """The last log sequence heard; 0 until `ready`."""
         self.ready = asyncio.Event()
         """Set once the tail has begun: everything stored from then on is heard."""
+        self.stirred = asyncio.Event()
+        """Set whenever a plan's own event was heard; whoever looks clears it."""
         self._listeners: dict[str, set[Listener]] = {}
         self._folds = Folds(is_pinned=self._listeners.__contains__)
         self._loading: dict[str, asyncio.Task[PlanFold | None]] = {}
@@ -127,6 +129,8 @@ class LivePlans:
 
     def _hear(self, record: Recorded) -> None:
         self.seq = record.seq
+        if record.entity == PLAN:
+            self.stirred.set()
         if record.plan in self._heard_meanwhile:
             self._heard_meanwhile[record.plan].append(record)
         changed: list[str] = []

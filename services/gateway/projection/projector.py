@@ -1,5 +1,7 @@
 """The projection: the log's events become rows, in order, together with how far they came.
 
+What people are to be told of (`services.gateway.notifications`) is written with them, once for all generations.
+
 Every gateway projects. Each folds the whole log for itself; for each batch it takes the lock on the head row, and
 whoever comes first writes. The others see there that the batch is done. So no event is left out or counted twice,
 whichever of them dies, and whenever.
@@ -12,15 +14,17 @@ from collections.abc import Awaitable, Callable
 from time import monotonic
 from typing import TypeVar
 
-from sqlalchemy import delete, select
+from sqlalchemy import delete, select, update
 from sqlalchemy.dialects import postgresql, sqlite
 from sqlalchemy.exc import DBAPIError
 from sqlalchemy.exc import TimeoutError as PoolTimeoutError
 from sqlalchemy.ext.asyncio import AsyncSession
 
 from services.gateway.database.engine import Database
-from services.gateway.database.tables import PlanRow, ProjectionHead, TaskRow
+from services.gateway.database.tables import PlanRow, ProjectionHead, TaskRow, Webhook
+from services.gateway.notifications.outbox import store_deliveries
 from services.gateway.projection.rows import Changes, Folding, known_plans, write_changes
+from shared.clock import utc_now
 from shared.store import Batch, EventStore
 from shared.transact import patiently
 
@@ -44,10 +48,18 @@ class _WentBack(Exception):
 class Projector:
     """This gateway's share in keeping the projection at the log's end."""
 
-    def __init__(self, store: EventStore, db: Database, find_end: Callable[[], Awaitable[int]]) -> None:
+    def __init__(
+        self,
+        store: EventStore,
+        db: Database,
+        find_end: Callable[[], Awaitable[int]],
+        public_url: str | None = None,
+    ) -> None:
+        """`public_url`: where people outside reach this gateway, for notifications."""
         self._store = store
         self._db = db
         self._find_end = find_end
+        self._public_url = public_url
         self._advanced = asyncio.Condition()
         self._waiting = 0
         self._hurry = asyncio.Event()
@@ -118,7 +130,7 @@ class Projector:
         # Asked for after the position was read, so that a position beyond it is of another log.
         end = await patiently(self._find_end)
         if head.position <= end:
-            return head.position
+            return _done(head)
         log.warning("the projection is at event %d, the log ends at %d: filling it anew", head.position, end)
         async with self._db.write() as session:
             now = await current_head(session, lock=True)
@@ -127,6 +139,9 @@ class Projector:
             for table in (TaskRow, PlanRow):
                 await session.execute(delete(table).where(table.generation == now.generation))
             now.position = 0
+            # Nobody is told again what is filled in again; from here on webhooks hear of that other log.
+            now.told = end
+            await session.execute(update(Webhook).where(Webhook.after > end).values(after=end))
         return 0
 
     async def _project(self, folding: Folding, batch: Batch, before: int) -> int:
@@ -148,13 +163,24 @@ class Projector:
             head = await current_head(session, lock=True)
             if head is None:
                 return False
-            if head.position >= end:
+            if _done(head) >= end:
                 return True
-            if head.position < before:
+            if _done(head) < before:
                 raise _WentBack
-            await write_changes(self._db, session, head.generation, changes)
-            head.position = end
+            if head.position < end:
+                await write_changes(self._db, session, head.generation, changes)
+                head.position = end
+            if head.told < end:
+                news = [happening for happening in changes.happened if happening.seq > head.told]
+                if news:
+                    await store_deliveries(session, news, self._public_url, utc_now())
+                head.told = end
             return True
+
+
+def _done(head: ProjectionHead) -> int:
+    """How far everything has come. A rebuilt generation may be ahead of what people were told."""
+    return min(head.position, head.told)
 
 
 async def current_head(session: AsyncSession, *, lock: bool = False) -> ProjectionHead | None:

@@ -160,9 +160,11 @@ class Rebuilder:
             ours = heads.get(generation)
             if ours is None:
                 raise _Overtaken(f"generation {generation} was removed by another rebuild")
+            ours.told = ours.position
             if current is not None:
                 if ours.position < heads[current].position:
                     return False
+                ours.told = heads[current].told  # people are told by whoever follows the log, of each event once
                 await session.delete(heads[current])
                 await session.flush()
             ours.is_current = True

@@ -12,6 +12,7 @@ from sqlalchemy.ext.asyncio import AsyncSession
 
 from services.gateway.database.engine import Database
 from services.gateway.database.tables import PlanRow, ProjectionHead, Table, TaskRow
+from services.gateway.notifications.happenings import Happening
 from services.gateway.projection.folds import Folds, is_ours, read_fold
 from services.gateway.projection.views import PlanFold
 from shared.plan import ENDED
@@ -30,6 +31,8 @@ class Changes(msgspec.Struct, frozen=True):
 
     plans: list[Row]
     tasks: list[Row]
+    happened: list[Happening] = []
+    """What people may want to be told of the batch's events, in their order. No rows: they are not made anew."""
 
 
 class Folding:
@@ -49,20 +52,22 @@ class Folding:
         known = await are_known(missing) if missing else set()
         changed: dict[str, dict[str, None]] = {}
         folds: dict[str, PlanFold] = {}
+        happened: list[Happening] = []
         for step, record in enumerate(ours):
             if record.plan not in folds:
                 folds[record.plan] = await self._find(record, is_known=record.plan in known)
             changed.setdefault(record.plan, {}).update(dict.fromkeys(folds[record.plan].apply(record)))
+            happened += folds[record.plan].happened
             if step % BREATH_STEPS == 0:
                 await asyncio.sleep(0)
-        changes = Changes([], [])
+        changes = Changes([], [], happened)
         for plan, codes in changed.items():
             await self._describe(folds[plan], list(codes), changes)
         return changes
 
     async def _find(self, record: Recorded, *, is_known: bool) -> PlanFold:
         fold = self._folds.get(record.plan)
-        if fold is None and (is_known or record.type != "drafted"):  # with which every plan begins
+        if fold is None and (is_known or record.type not in ("requested", "drafted")):  # with which every plan begins
             fold = await read_fold(self._store, record.plan, before=record.seq)
         return fold or PlanFold(record.plan, record)
 
@@ -87,6 +92,7 @@ def _plan_row(fold: PlanFold) -> Row:
         "status": view.status,
         "standing": view.standing,
         "is_busy": view.is_busy,
+        "is_due": view.is_due,
         "created_at": view.created_at,
         "updated_at": view.updated_at,
         "seq": view.seq,

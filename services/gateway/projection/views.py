@@ -1,21 +1,29 @@
-"""What the API shows of plans and tasks: plain records made from the fold."""
+"""A plan's fold as the API shows it: plain records made from the board."""
 
 from datetime import datetime
 from hashlib import sha256
 
 import msgspec
 
-from services.gateway.database.tables import Mode
-from services.gateway.projection.approval_view import ApprovalView, approval_view
-from shared.board import Board, Standing
-from shared.events import Conflict, FailureKind, TaskApprovalRequested, Usage
-from shared.plan import Candidate, PlanStatus
+from services.gateway.notifications.happenings import Happening, Looked, Noting
+from services.gateway.projection.approval_view import approval_view
+from services.gateway.projection.draft_view import (
+    GOAL_SHOWN_MAX_CHARS,
+    candidate_view,
+    name_from,
+    request_view,
+)
+from services.gateway.projection.plan_view import PlanView
+from services.gateway.projection.review_view import review_view
+from services.gateway.projection.task_view import WAITING_FOR_SHOWN_MAX, TaskView
+from shared.board import Board
+from shared.events import PlanRequested, TaskApprovalRequested, Usage
+from shared.plan import Candidate
 from shared.spec import DELIVER, PlanSpec, encode_spec
 from shared.store import Recorded
-from shared.subjects import PLAN
-from shared.task import LEASED, TaskState, TaskStatus
+from shared.subjects import PLAN, is_draft
+from shared.task import LEASED, TaskState
 
-WAITING_FOR_SHOWN_MAX = 20
 _LEASE_ENDS = ("completed", "failed", "cancelled", "released", "approval_requested")
 TASK_BYTES = 4096
 """What a task takes in memory beside the texts that its plan gives it."""
@@ -26,92 +34,6 @@ class TaskTimes(msgspec.Struct):
 
     started_at: datetime | None = None
     ended_at: datetime | None = None
-
-
-class TaskView(msgspec.Struct, frozen=True, kw_only=True):
-    """A task as it stands."""
-
-    code: str
-    place: int
-    """In topological order, from 0."""
-    seq: int
-    """Sequence of the task's newest event: its ETag."""
-    name: str
-    status: TaskStatus
-    dispatch_mode: Mode
-    """`manual`: a person does it."""
-    agent: str
-    depends_on: tuple[str, ...]
-    """None for `_deliver`, which waits for all others."""
-    timeout_minutes: float | None
-    budget_usd: float
-    """The most that one attempt may cost."""
-    attempt: int
-    lease: int
-    runner: str
-    started_at: datetime | None
-    ended_at: datetime | None
-    retry_at: datetime | None
-    usage: Usage
-    failure: FailureKind | None
-    message: str
-    summary: str
-    commit: str
-    base_commit: str
-    approval: ApprovalView | None
-    """What the newest attempt asked a person last."""
-    conflict: Conflict | None
-    """Whose work could not be merged, and which files; only of a failure that is shown."""
-    waiting_for: tuple[str, ...]
-    """Predecessors that have not ended, at most `WAITING_FOR_SHOWN_MAX`; only while the task is pending."""
-
-
-class CandidateView(msgspec.Struct, frozen=True, kw_only=True):
-    """A plan that may be chosen."""
-
-    candidate: str
-    name: str
-    digest: str
-    """SHA-256 of it: its ETag, and what a choice may insist on."""
-    tasks: int
-    base_commit: str
-
-
-class PlanView(msgspec.Struct, frozen=True, kw_only=True):
-    """A plan as it stands."""
-
-    plan: str
-    project: str
-    """Empty for a plan that was made before there were projects."""
-    name: str
-    status: PlanStatus
-    standing: Standing
-    reason: str
-    repo_url: str
-    base_commit: str
-    head_commit: str
-    branch: str
-    created_at: datetime
-    updated_at: datetime
-    seq: int
-    """Sequence of the plan's newest event."""
-    tasks: int
-    """Without `_deliver`."""
-    counts: dict[TaskStatus, int]
-    usage: Usage
-    budget_usd: float | None
-    """The most that the whole plan may cost; null: no limit."""
-    max_parallel: int | None
-    candidates: tuple[CandidateView, ...]
-    """Only while none is chosen."""
-    candidate: str
-    """The chosen one's name."""
-    digest: str
-    """The chosen one's."""
-    is_busy: bool
-    """Whether it goes on by itself, without a person."""
-    fault: str
-    """Set where the log holds an event of the plan that can't be read."""
 
 
 class _Text(msgspec.Struct, frozen=True):
@@ -134,6 +56,11 @@ class PlanFold:
         self.created_at = self.updated_at = first.time
         self.seq = 0
         self.usage = Usage()
+        self.planning_usage = Usage()
+        self._goal = self._repo_url = self._base_commit = ""
+        """Of the newest request."""
+        self._finalizes_itself: set[str] = set()
+        """Names of candidates that were asked for so."""
         self._times: dict[str, TaskTimes] = {}
         self._bases: dict[str, str] = {}
         self._asked_bytes: dict[str, int] = {}
@@ -143,15 +70,21 @@ class PlanFold:
         """The visible tasks, in topological order."""
         self._view_json = b""
         self._task_json: dict[str, bytes] = {}
+        self._noting = Noting(plan)
+        self.happened: tuple[Happening, ...] = ()
+        """What people may want to be told of the event that was folded last."""
 
     def apply(self, record: Recorded) -> list[str]:
         """Folds the plan's next event. The tasks that look otherwise than before, all of them once they are visible.
 
         Events that were folded before are passed over, so that two readings of the log may overlap.
         """
+        self.happened = ()
         if record.seq <= self.seq:
             return []
+        before = Looked.at(self.board, record.entity)
         changed = self._fold(record)
+        self.happened = self._noting.note(record, self.board, before)
         self._view_json = b""
         for code in changed:
             self._task_json.pop(code, None)
@@ -165,18 +98,29 @@ class PlanFold:
         before = self.board.tasks.get(record.entity)
         self.board.apply(record.entity, record.event, record.seq)
         if record.entity == PLAN:
+            if isinstance(record.event, PlanRequested):
+                self._keep_request(record.event)
             specs = {name: one.spec for name, one in self._held().items()}
             self._texts = {name: text for name, text in self._texts.items() if text.spec is specs.get(name)}
             return self._laid_out_anew()
         self._keep_times(record)
+        if is_draft(record.entity):  # none of the plan's tasks
+            return []
         if anew := self._laid_out_anew():
             return anew
-        if record.entity not in self._places:
-            return []
+        if record.entity not in self._places:  # added, but not all that was added with it is there yet
+            also_before = self.board.plan.also_before.items()
+            return [code for code, also in also_before if record.entity in also and code in self._places]
         after = self.board.tasks[record.entity]
         if before is not None and (before.satisfied, before.commit) == (after.satisfied, after.commit):
             return [record.entity]
         return [record.entity, *self._waiting_behind(record.entity)]
+
+    def _keep_request(self, request: PlanRequested) -> None:
+        self._goal = request.goal[:GOAL_SHOWN_MAX_CHARS]
+        self._repo_url, self._base_commit = request.repo_url, request.base_commit
+        wished = self._finalizes_itself.update if request.auto_finalize else self._finalizes_itself.difference_update
+        wished(request.candidates)
 
     def _laid_out_anew(self) -> list[str]:
         """All tasks, where some of them were not there before: each may stand at another place, and wait for others."""
@@ -188,12 +132,17 @@ class PlanFold:
 
     def _keep_times(self, record: Recorded) -> None:
         times = self._times.setdefault(record.entity, TaskTimes())
+        usage = Usage()
         if record.type == "started":
             times.started_at, times.ended_at = record.time, None
-            self.usage += getattr(record.event, "charged", Usage())
+            usage = getattr(record.event, "charged", Usage())
         elif record.type in _LEASE_ENDS:
             times.ended_at = record.time
-            self.usage += getattr(record.event, "usage", Usage())
+            usage = getattr(record.event, "usage", Usage())
+        if is_draft(record.entity):
+            self.planning_usage += usage
+        else:
+            self.usage += usage
         if isinstance(record.event, TaskApprovalRequested):
             self._asked_bytes[record.entity] = len(record.event.input)
         if record.type == "completed":
@@ -220,7 +169,10 @@ class PlanFold:
         texts = sum(self._text(name, one.spec).size_bytes for name, one in held.items())
         if self.board.plan.chosen is not None:
             texts *= 2  # the tasks' own events bring it again
-        tasks = len(self.board.tasks) + sum(len(one.spec.tasks) for one in held.values())
+        drafts = self.board.drafts.values()
+        texts += sum(len(draft.answer) for draft in drafts)
+        texts += sum(len(asked.request.goal) for asked in self.board.plan.requests.values())
+        tasks = len(self.board.tasks) + len(drafts) + sum(len(one.spec.tasks) for one in held.values())
         return (1 + tasks) * TASK_BYTES + texts + sum(self._asked_bytes.values())
 
     def _held(self) -> dict[str, Candidate]:
@@ -232,7 +184,26 @@ class PlanFold:
     def is_busy(self) -> bool:
         """Whether the plan can go on by itself, without a person."""
         board = self.board
-        return board.standing() in ("running", "cancelling") or any(board.counts[status] for status in LEASED)
+        if board.standing() in ("running", "cancelling") or any(board.counts[status] for status in LEASED):
+            return True
+        requests = board.plan.requests.values()
+        return any(asked.open and not asked.request.by_hand for asked in requests)
+
+    @property
+    def is_due(self) -> bool:
+        """Whether the plan's only candidate is to be finalized by itself."""
+        state = self.board.plan
+        if state.status != "drafted" or any(asked.open for asked in state.requests.values()):
+            return False
+        return len(state.candidates) == 1 and self._finalizes_itself.issuperset(state.candidates)
+
+    def has_execution(self, entity: str) -> bool:
+        """Whether it is a task of the finalized plan, or the making of a candidate."""
+        return self.has_task(entity) or entity in self.board.drafts
+
+    def execution(self, entity: str) -> TaskState:
+        """How that stands. Raises KeyError."""
+        return self.board.drafts[entity] if is_draft(entity) else self.board.tasks[entity]
 
     def view_json(self) -> bytes:
         """`view` in JSON."""
@@ -254,12 +225,12 @@ class PlanFold:
         return PlanView(
             plan=self.plan,
             project=state.project,
-            name=candidate.spec.name if candidate else "",
+            name=candidate.spec.name if candidate else name_from(self._goal),
             status=state.status,
             standing=self.board.standing(),
             reason=state.reason,
-            repo_url=candidate.repo_url if candidate else "",
-            base_commit=candidate.base_commit if candidate else "",
+            repo_url=candidate.repo_url if candidate else self._repo_url,
+            base_commit=candidate.base_commit if candidate else self._base_commit,
             head_commit=state.head_commit,
             branch=f"treadle/{self.plan}",
             created_at=self.created_at,
@@ -268,12 +239,21 @@ class PlanFold:
             tasks=self._count(candidate),
             counts={status: count for status, count in self.board.counts.items() if count},
             usage=self.usage,
+            planning_usage=self.planning_usage,
             budget_usd=candidate.spec.budget_usd if candidate else None,
             max_parallel=candidate.spec.max_parallel if candidate else None,
-            candidates=tuple(self._candidate(name, one) for name, one in state.candidates.items()),
+            goal=self._goal,
+            requests=tuple(
+                request_view(self.plan, name, one, self.board.drafts) for name, one in state.requests.items()
+            ),
+            candidates=tuple(
+                candidate_view(name, one, self._text(name, one.spec).digest) for name, one in state.candidates.items()
+            ),
             candidate=state.chosen_name,
             digest=state.digest,
             is_busy=self.is_busy,
+            is_due=self.is_due,
+            held_up="",
             fault=self.board.fault,
         )
 
@@ -281,15 +261,6 @@ class PlanFold:
         if self._places:
             return len(self._places) - (DELIVER in self._places)
         return len(candidate.spec.tasks) if candidate else 0
-
-    def _candidate(self, name: str, candidate: Candidate) -> CandidateView:
-        return CandidateView(
-            candidate=name,
-            name=candidate.spec.name,
-            digest=self._text(name, candidate.spec).digest,
-            tasks=len(candidate.spec.tasks),
-            base_commit=candidate.base_commit,
-        )
 
     def _text(self, name: str, spec: PlanSpec) -> _Text:
         known = self._texts.get(name)
@@ -338,6 +309,16 @@ class PlanFold:
             approval=approval_view(state.approval) if state.approval else None,
             conflict=state.conflict if _has_failed(state) else None,
             waiting_for=tuple(waiting),
+            reviews=spec.reviews if spec else "",
+            review=review_view(state.review) if state.review else None,
+            is_decision=state.is_decision,
+            max_review_rounds=spec.max_review_rounds if spec else None,
+            round=spec.round if spec else 1,
+            deadline=state.deadline,
+            result_repo_url=state.place.repo_url if state.place else "",
+            result_path=state.place.path if state.place else "",
+            watch_fault=state.watch_fault,
+            watch_fault_since=state.watch_fault_since,
         )
 
     def _depends_on(self, code: str) -> tuple[str, ...]:

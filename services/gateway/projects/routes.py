@@ -29,15 +29,13 @@ from services.gateway.projects.bodies import (
     ProjectChanges,
     ProjectDetails,
     ProjectView,
-    check_together,
-    checked,
-    cleared,
     details,
     view,
 )
 from services.gateway.projects.deletion import BeingDeleted, begin_deletion
 from services.gateway.projects.lookup import BEING_DELETED, find_open_project, find_project, seen_by
 from services.gateway.projects.repositories import NewGitCredentials
+from services.gateway.projects.values import check_together, checked, cleared
 from shared.clock import utc_now
 from shared.requests import TestReply
 

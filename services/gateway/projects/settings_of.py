@@ -3,7 +3,7 @@
 import msgspec
 
 from services.gateway.database.tables import Project
-from shared.spec import Delivery, OnConflict, Permission, PlanSettings
+from shared.spec import CollabRules, Delivery, OnConflict, Permission, PlanSettings
 
 
 def settings_of(project: Project) -> PlanSettings:
@@ -22,4 +22,14 @@ def settings_of(project: Project) -> PlanSettings:
         delivery=msgspec.convert(project.delivery, Delivery),
         delivery_branch=project.delivery_branch,
         delivery_command=project.delivery_command,
+        collab=collab_of(project),
+    )
+
+
+def collab_of(project: Project) -> CollabRules:
+    """Where its people put what they deliver."""
+    return CollabRules(
+        repo_url=project.collab_repo_url or project.code_repo_url,
+        directory=project.collab_dir,
+        poll_interval_s=project.poll_interval_s,
     )

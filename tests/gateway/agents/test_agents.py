@@ -9,6 +9,8 @@ from typing import Any
 import httpx
 import pytest
 
+from shared.spec import CAPABILITIES_MAX_CHARS
+from tests.gateway.answers import assert_problem
 from tests.gateway.gateway_process import GatewayProcess
 
 
@@ -182,3 +184,15 @@ async def test_a_stale_etag_is_refused(gateway: GatewayProcess) -> None:
         assert (await ann.patch(path, json={"is_active": False}, headers={"If-Match": '"1"'})).status_code == 200
         assert (await ann.patch(path, json={"is_active": True}, headers={"If-Match": '"1"'})).status_code == 412
         assert (await ann.delete(path, headers={"If-Match": '"1"'})).status_code == 412
+
+
+async def test_what_an_agent_is_good_at_is_kept_changed_and_cleared(gateway: GatewayProcess) -> None:
+    async with gateway.as_user("ann") as ann:
+        coder = await made(ann)
+        assert coder["capabilities"] == ""
+        path = f"/api/agents/{coder['id']}"
+        changed = await ann.patch(path, json={"capabilities": " Knows the schema.\nAnd SQL. "})
+        assert changed.json()["capabilities"] == "Knows the schema.\nAnd SQL."
+        for text in ("\x1b[2J", "x" * (CAPABILITIES_MAX_CHARS + 1)):
+            assert_problem(await ann.patch(path, json={"capabilities": text}), 400, "bad_request")
+        assert (await ann.patch(path, json={"capabilities": None})).json()["capabilities"] == ""

@@ -15,8 +15,8 @@ from services.gateway.database.tables import Agent, AgentType, Project, ProjectA
 from shared.board import Board
 from shared.clock import new_id, utc_now
 from shared.events import PlanDrafted
-from shared.requests import ProjectAgent as Listed
 from shared.spec import DEFAULT_MODEL, AgentSpec, PlanSpec, TaskSpec
+from shared.spec import ProjectAgent as Listed
 from shared.subjects import PLAN
 
 NOW = utc_now()

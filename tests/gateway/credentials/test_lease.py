@@ -13,8 +13,9 @@ from nats.aio.client import Client
 from sqlalchemy import delete, update
 
 from services.gateway.credentials import stored
+from services.gateway.credentials.answering import AT_ONCE_MAX
 from services.gateway.credentials.keyring import Keyring
-from services.gateway.credentials.lease import AT_ONCE_MAX, CredentialLeases
+from services.gateway.credentials.lease import CredentialLeases
 from services.gateway.database.engine import Database
 from services.gateway.database.tables import AgentType, Credential, Project, User
 from shared import commands as c

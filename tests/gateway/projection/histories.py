@@ -95,7 +95,8 @@ def expected_rows(log: Log | list[tuple[str, Recorded]]) -> Rows:
     rows: Rows = {}
     for plan, fold in folds.items():
         view = fold.view()
-        rows[plan, ""] = (view.name, view.status, view.standing, view.is_busy, view.seq, msgspec.json.encode(view))
+        shown = (view.name, view.status, view.standing, view.is_busy, view.is_due, view.seq)
+        rows[plan, ""] = (*shown, msgspec.json.encode(view))
         for code in fold.board.codes:
             task = fold.task(code)
             rows[plan, code] = (task.place, task.status, task.agent, task.seq, msgspec.json.encode(task))
@@ -110,7 +111,8 @@ async def found_rows(db: Database) -> tuple[int, Rows]:
             return 0, {}
         rows: Rows = {}
         for plan in await session.scalars(select(PlanRow).where(PlanRow.generation == head.generation)):
-            rows[plan.id, ""] = (plan.name, plan.status, plan.standing, plan.is_busy, plan.seq, plan.view)
+            shown = (plan.name, plan.status, plan.standing, plan.is_busy, plan.is_due, plan.seq)
+            rows[plan.id, ""] = (*shown, plan.view)
         for task in await session.scalars(select(TaskRow).where(TaskRow.generation == head.generation)):
             rows[task.plan_id, task.code] = (task.place, task.status, task.agent, task.seq, task.view)
         return head.position, rows

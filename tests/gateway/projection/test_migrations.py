@@ -15,7 +15,7 @@ from services.gateway.database.engine import database_url as checked_url
 from services.gateway.database.migrate import alembic_config, check_migrated, migrate
 from services.gateway.database.tables import Project, Table
 from services.gateway.projects.settings_of import settings_of
-from shared.spec import PlanSettings
+from shared.spec import CollabRules, PlanSettings
 
 
 @pytest.fixture
@@ -67,7 +67,9 @@ async def test_a_project_of_an_older_schema_keeps_what_it_had_and_gets_the_rest(
     async with database.read() as session:
         project = await session.get_one(Project, "p")
     assert (project.setup, project.version) == (["make"], 3)
-    assert settings_of(project) == PlanSettings(max_parallel=4, setup=("make",))
+    assert (project.auto_finalize, project.prompt_plan_id) == (False, None)
+    collab = CollabRules(repo_url="https://git.example.com/a/b.git")
+    assert settings_of(project) == PlanSettings(max_parallel=4, setup=("make",), collab=collab)
 
 
 async def test_an_unmigrated_database_is_refused_with_the_command_that_migrates_it(database: Database) -> None:

@@ -287,3 +287,33 @@ async def test_git_credentials_are_write_only(gateway: GatewayProcess, tmp_path:
         assert actions.count("project.git_credentials_set") == 2
         assert actions.count("project.git_credentials_cleared") == 1
         assert token not in audit.text
+
+
+async def test_what_planning_and_people_need_is_kept_checked_and_given_to_plans(
+    gateway: GatewayProcess, planner: None
+) -> None:
+    async with gateway.as_user("ann") as ann:
+        bare = await ok(ann.post("/api/projects", json=GOOD), 201)
+        assert (bare["auto_finalize"], bare["poll_interval_s"]) == (False, 30.0)
+        path = f"/api/projects/{bare['id']}"
+        collab = {"collab_repo_url": "https://git.example.com/a/collab.git", "collab_dir": "x/y", "poll_interval_s": 9}
+        kept = await ok(ann.patch(path, json={"auto_finalize": True, **collab}))
+        assert (kept["auto_finalize"], kept["poll_interval_s"]) == (True, 9.0)
+        for field, value, why in (
+            ("poll_interval_s", 4, "out of range: 5 to 3,600 seconds"),
+            ("poll_interval_s", 3601, "out of range"),
+        ):
+            refused = await ann.patch(path, json={field: value})
+            assert why in assert_problem(refused, 400, "bad_request")["detail"]
+        for field in ("auto_finalize", "planning_mode"):
+            assert_problem(await ann.patch(path, json={field: None}), 400, "bad_request")
+        plan = await made.plan(ann, bare["id"])
+        await made.finalized(ann, plan)
+        events = (await ok(ann.get(f"/api/plans/{plan}/events")))["events"]
+        [settings] = [event["settings"] for event in events if event["type"] == "finalizing"]
+        assert settings["collab"] == {
+            "repo_url": collab["collab_repo_url"],
+            "directory": "x/y",
+            "poll_interval_s": 9.0,
+        }
+        assert (await ok(ann.patch(path, json={"poll_interval_s": None})))["poll_interval_s"] == 30.0

@@ -1,0 +1,1 @@
+"""Decides from the log which webhooks are told what, and brings it to them."""
