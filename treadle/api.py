@@ -99,9 +99,15 @@ class Gateway:
                     raise
             time.sleep(REPEAT_AFTER_S)
 
-    def patch(self, path: str, body: object) -> Resource:
-        """Changes a resource. Raises `ApiError` and httpx's errors."""
+    def tag(self, path: str) -> str:
+        """The ETag of a resource as it is now. Raises as `get`."""
+        return str(checked(self.http.get(path)).headers["ETag"])
+
+    def patch(self, path: str, body: object, *, if_match: str | None = None) -> Resource:
+        """Changes a resource, with `if_match` only if it still has that ETag. Raises `ApiError` and httpx's errors."""
         content, headers = msgspec.json.encode(body), {"Content-Type": "application/json"}
+        if if_match is not None:
+            headers["If-Match"] = if_match
         changed: Resource = msgspec.json.decode(
             checked(self.http.patch(path, content=content, headers=headers)).content
         )

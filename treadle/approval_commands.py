@@ -9,9 +9,10 @@ import click
 
 from treadle.asking import APPROVAL_CHARS, asked_at_length
 from treadle.bad_input import BadInput
+from treadle.found import Plan, find_plan, known_task
 from treadle.instance import Instance
 from treadle.plain_text import one_line
-from treadle.plan_commands import Plan, find_plan, known_task, plan_option
+from treadle.plan_commands import plan_option
 from treadle.run import say
 
 APPROVAL_MIN_CHARS = 8

@@ -16,6 +16,7 @@ import msgspec
 from services.runner.caches import cache_of, remove_cache
 from services.runner.deliver import delete_task_refs
 from services.runner.git import GitFailed
+from services.runner.in_use import leases_left, lives
 from services.runner.mirror import Mirror, mirror_of
 from services.runner.workspace import LEFT_OUT, Stored, list_workspaces, remove_tree, remove_workspace, size_bytes
 from treadle.api import Gateway
@@ -59,7 +60,8 @@ def find_items(data_dir: Path, gateway: Gateway, now: datetime) -> list[Item]:
     scratch = sorted((data_dir / "scratch").glob("*"))
     mirrors = sorted((data_dir / "mirrors").glob("*.git"))
     plans = {plan["plan"]: plan for plan in gateway.pages("/plans")}
-    live = _live_leases(gateway, plans)
+    # What makes a candidate is no task of its plan; and a runner of this machine may be ahead of what we were told.
+    live = _live_leases(gateway, plans) | {name for name in leases_left(data_dir) if lives(data_dir, name)}
     found = _workspaces(workspaces, plans, live)
     kept = {item.name for item in found if item.unsaved}
     return [
@@ -83,7 +85,7 @@ def size_words(count: int) -> str:
 
 
 def _live_leases(gateway: Gateway, plans: dict[str, Plan]) -> set[tuple[str, str, int]]:
-    found = set()
+    found: set[tuple[str, str, int]] = set()
     for plan, view in plans.items():
         if view["status"] in ("completed", "cancelled"):
             continue

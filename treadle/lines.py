@@ -8,8 +8,12 @@ from typing import Any
 
 from treadle.asking import answer_with, asks_for
 from treadle.plain_text import one_line
+from treadle.reviewing import verdict
 
 Event = Mapping[str, Any]
+
+GOAL_SHOWN_CHARS = 120
+FAULT_SHOWN_CHARS = 500
 
 
 def event_line(event: Event) -> str | None:
@@ -20,6 +24,41 @@ def event_line(event: Event) -> str | None:
     time = datetime.fromisoformat(event["time"]).astimezone().strftime("%H:%M:%S")
     what = "plan" if event["task"] is None else str(event["task"])
     return f"{time}  {what:<12}  {said(event)}"
+
+
+def _requested(event: Event) -> str:
+    count = len(event["candidates"])
+    made = "a person makes the plan" if event.get("by_hand") else f"{count} plan{'s' if count > 1 else ''} to be made"
+    return f"{made} for: {one_line(event['goal'], GOAL_SHOWN_CHARS)}"
+
+
+def _drafted(event: Event) -> str:
+    return f"candidate {event['candidate']}, “{one_line(event['spec']['name'])}”, is valid: {drafted_words(event)}"
+
+
+def drafted_words(event: Event) -> str:
+    """How large a candidate is, and what the making of it took."""
+    count = len(event["spec"]["tasks"])
+    words = f"{count} task{'s' if count != 1 else ''}"
+    origin = event.get("origin") or {}
+    if model := origin.get("model"):
+        words += f", by {one_line(model, 60)}"
+    if seconds := origin.get("duration_s"):
+        words += f" in {duration(seconds)}"
+    if cost := (origin.get("usage") or {}).get("cost_usd", 0):
+        words += f" for {money(cost)}"
+    return words
+
+
+def _plan_failed(event: Event) -> str:
+    faults = event.get("faults") or ()
+    more = f" ({len(faults)} fault{'s' if len(faults) > 1 else ''})" if faults else ""
+    return f"candidate {event['candidate']} did not come about{more}: {one_line(event['message'], 300)}"
+
+
+def fault_lines(event: Event) -> list[str]:
+    """Everything that was wrong with a plan that did not come about, each fault with its place."""
+    return [one_line(fault["message"], FAULT_SHOWN_CHARS) for fault in event.get("faults") or ()]
 
 
 def _failed(event: Event) -> str:
@@ -37,7 +76,29 @@ def _started(event: Event) -> str:
 def _completed(event: Event) -> str:
     cost = (event.get("usage") or {}).get("cost_usd", 0)
     paid = f" ({money(cost)})" if cost else ""
-    return f"completed{paid}: {one_line(event['result']['summary'])}"
+    result = event["result"]
+    if review := result.get("review"):
+        return f"completed{paid}: {verdict(review)}"
+    return f"completed{paid}: {one_line(result['summary'])}"
+
+
+def _decided(event: Event) -> str:
+    what = "approved" if event["approved"] else "not approved, needs attention"
+    return f"{what} after round {event['round']}: {one_line(event['reason'], 300)}"
+
+
+def _watch_failed(event: Event) -> str:
+    since = datetime.fromisoformat(event["since"]).astimezone()
+    return f"can't be looked for since {since:%H:%M:%S}, so its time stands still: {one_line(event['reason'], 300)}"
+
+
+def _watch_restored(event: Event) -> str:
+    return f"is looked for again, until {datetime.fromisoformat(event['deadline']).astimezone():%Y-%m-%d %H:%M}"
+
+
+def _readied(event: Event) -> str:
+    command = f"treadle task prompt {event['task']} --plan {event['plan']}"
+    return f"is ready for its person, attempt {event['attempt']}: {command}"
 
 
 def _approval_requested(event: Event) -> str:
@@ -49,8 +110,11 @@ def _approval_denied(event: Event) -> str:
 
 
 def _extended(event: Event) -> str:
-    added = ", ".join(one_line(task["code"], 63) for task in event["tasks"][:5])
-    return f"has {len(event['tasks'])} more tasks ({added}): {one_line(event['reason'])}"
+    tasks = event["tasks"]
+    added = ", ".join(one_line(task["code"], 63) for task in tasks[:5])
+    number = max((task.get("round", 1) for task in tasks), default=1)
+    round_ = f", round {number}" if number > 1 else ""
+    return f"has {len(tasks)} more tasks ({added}{round_}): {one_line(event['reason'])}"
 
 
 def _because(words: str, field: str) -> Any:
@@ -58,7 +122,9 @@ def _because(words: str, field: str) -> Any:
 
 
 _SAYINGS: Mapping[tuple[bool, str], Any] = {
-    (True, "drafted"): lambda e: f"“{one_line(e['spec']['name'])}” is valid: {len(e['spec']['tasks'])} tasks",
+    (True, "requested"): _requested,
+    (True, "failed"): _plan_failed,
+    (True, "drafted"): _drafted,
     (True, "finalized"): lambda e: "finalized: tasks start",
     (True, "extended"): _extended,
     (True, "paused"): _because("paused", "reason"),
@@ -66,8 +132,8 @@ _SAYINGS: Mapping[tuple[bool, str], Any] = {
     (True, "cancel_requested"): _because("is being cancelled", "reason"),
     (True, "cancelled"): lambda e: "cancelled",
     (True, "completed"): lambda e: f"completed: branch treadle/{e['plan']} is at {e['head_commit'][:12]}",
-    (False, "readied"): lambda e: f"is ready for its person, attempt {e['attempt']}",
-    (False, "dispatched"): lambda e: f"dispatched, attempt {e['attempt']}",
+    (False, "readied"): _readied,
+    (False, "dispatched"): lambda e: _because(f"dispatched, attempt {e['attempt']}", "note")(e),
     (False, "started"): _started,
     (False, "released"): _because("handed back", "reason"),
     (False, "approval_requested"): _approval_requested,
@@ -76,11 +142,14 @@ _SAYINGS: Mapping[tuple[bool, str], Any] = {
     (False, "approval_used"): lambda e: "does what it was allowed to",
     (False, "completed"): _completed,
     (False, "failed"): _failed,
+    (False, "watch_failed"): _watch_failed,
+    (False, "watch_restored"): _watch_restored,
+    (False, "decided"): _decided,
     (False, "cancel_requested"): _because("is being cancelled", "reason"),
     (False, "cancelled"): lambda e: "cancelled",
     (False, "marked_complete"): _because("marked complete by a person", "note"),
     (False, "abandoned"): _because("abandoned", "note"),
-    (False, "edited"): lambda e: "was changed by a person",
+    (False, "edited"): _because("was changed by a person", "note"),
     (False, "redispatch_requested"): _because("is to run again", "note"),
 }
 
@@ -113,7 +182,8 @@ def standing_line(plan: Mapping[str, Any]) -> str:
     """How a plan stands, in one line."""
     counts = ", ".join(f"{count} {status.replace('_', ' ')}" for status, count in sorted(plan["counts"].items()))
     cost = plan["usage"].get("cost_usd", 0)
-    spent = f", {money(cost)}" if cost else ""
+    planning = (plan.get("planning_usage") or {}).get("cost_usd", 0)
+    spent = (f", {money(cost)}" if cost else "") + (f", its planning {money(planning)}" if planning else "")
     fault = f"; stands still: {one_line(plan['fault'])}" if plan.get("fault") else ""
     standing, name = plan["standing"].replace("_", " "), one_line(plan["name"], 60)
     if plan.get("status") == "paused" and plan["standing"] != "paused":

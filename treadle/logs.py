@@ -14,9 +14,10 @@ from httpx_sse import connect_sse
 
 from treadle.api import CONNECT_TIMEOUT_S, Address, ApiError, Gateway, checked
 from treadle.asking import answer_with
+from treadle.found import Plan, find_plan, known_task
 from treadle.instance import AWAY_MAX_S, Instance
 from treadle.plain_text import one_line, plain
-from treadle.plan_commands import Plan, find_plan, json_option, known_task, plan_option
+from treadle.plan_commands import json_option, plan_option
 from treadle.run import say
 
 OVER = ("completed", "cancelled", "abandoned", "needs_attention")

@@ -4,38 +4,37 @@ from __future__ import annotations
 
 import os
 import sys
-from collections.abc import Callable
-from functools import wraps
 from pathlib import Path
-from typing import Any, TypeVar, cast, get_args
+from typing import Any
 
 import click
 import httpx
 import msgspec
 
 from services.planner.estimate import estimate
-from services.runner.api_address import BadAddress, api_address
 from services.runner.git import GitFailed
-from services.runner.sandbox_mode import SandboxMode
 from shared.memory import hide_memory
 from treadle import repository
 from treadle.api import ApiError
 from treadle.approval_commands import approval_commands
 from treadle.bad_input import BadInput
+from treadle.goal_commands import goal_commands
 from treadle.instance import Instance
 from treadle.logs import logs
 from treadle.operation_commands import operation_commands
-from treadle.plan_commands import plan_commands, task
+from treadle.plan_commands import plan_commands
 from treadle.plan_file import describe, read_plan_file
 from treadle.project_commands import projects
 from treadle.run import ATTENTION, BAD_INPUT, INTERRUPTED, run_plan, say
+from treadle.suite_choice import suite_options
 from treadle.supervision.ensure import stop_suite
 from treadle.supervision.environment import Secrets
 from treadle.supervision.suite_error import SuiteError
 from treadle.supervision.suite_info import SuiteOptions
+from treadle.task_commands import task
+from treadle.template_commands import templates
+from treadle.templates import Filling, run_template
 from treadle.workspaces import workspaces
-
-F = TypeVar("F", bound=Callable[..., Any])
 
 
 class Treadle(click.Group):
@@ -74,41 +73,6 @@ def main(ctx: click.Context, data: Path | None, url: str | None) -> None:
     ctx.obj = Instance.chosen(data, url, os.environ)
 
 
-def suite_options(command: F) -> F:
-    """The options of the commands that may start a suite."""
-
-    @click.option("--runners", type=click.IntRange(0, 64), default=1, show_default=True, help="Runner processes.")
-    @click.option("--slots", type=click.IntRange(1, 64), default=2, show_default=True, help="Tasks at once per runner.")
-    @click.option("--nats", "nats_url", help="Use this NATS server, nats://[user:password@]host:port, not our own.")
-    @click.option(
-        "--sandbox",
-        type=click.Choice(get_args(SandboxMode)),
-        default="preferred",
-        envvar="TREADLE_SANDBOX",
-        show_default=True,
-        show_envvar=True,
-        help="Whether agents are kept in; see `treadle doctor`.",
-    )
-    @wraps(command)
-    def with_options(
-        *args: Any, runners: int, slots: int, nats_url: str | None, sandbox: SandboxMode, **more: Any
-    ) -> Any:
-        instance = click.get_current_context().find_object(Instance)
-        if instance is None:
-            raise TypeError("the group has not chosen an instance")
-        if instance.elsewhere is None and (address := os.environ.get("ANTHROPIC_BASE_URL")):
-            try:
-                api_address(address)
-            except BadAddress as error:
-                raise BadInput(f"ANTHROPIC_BASE_URL: {error}; correct or unset it") from error
-        options = SuiteOptions(
-            data_dir=str(instance.data_dir.path), runners=runners, slots=slots, nats_url=nats_url, sandbox=sandbox
-        )
-        return command(*args, options=options, **more)
-
-    return cast(F, with_options)
-
-
 @main.command()
 @click.option("--port", type=click.IntRange(0, 65535), default=0, help="The gateway's port [any free one].")
 @suite_options
@@ -140,7 +104,10 @@ def down(instance: Instance) -> None:
 
 
 @main.command()
-@click.argument("plan_file", type=click.Path(path_type=Path))
+@click.argument("plan_file", required=False, type=click.Path(path_type=Path))
+@click.option("--template", help="Name or id of a template to make the plan of, instead of a file.")
+@click.option("--role", "roles", multiple=True, metavar="SLOT=AGENT", help="Who fills a role of the template.")
+@click.option("--input", "inputs", multiple=True, metavar="NAME=VALUE", help="What the template asks for.")
 @click.option("--repo", default=".", show_default=True, help="A path in a git repository, or a clone URL.")
 @click.option("--json", "as_json", is_flag=True, help="One JSON object per event.")
 @click.option("--detach", is_flag=True, help="Submit, and don't watch.")
@@ -149,22 +116,34 @@ def down(instance: Instance) -> None:
 @click.pass_obj
 def run(
     instance: Instance,
-    plan_file: Path,
+    plan_file: Path | None,
+    template: str | None,
+    roles: tuple[str, ...],
+    inputs: tuple[str, ...],
     repo: str,
     as_json: bool,
     detach: bool,
     project: str | None,
     options: SuiteOptions,
 ) -> None:
-    """Runs a plan on a repository, to its end.
+    """Runs a plan on a repository, to its end: PLAN_FILE, or a template (see `treadle templates`).
 
     With --project the plan can use the agents of that project.
 
     Exit status: 0 completed, 1 something needs attention, 2 bad input, 130 interrupted.
     """
-    file = read_plan_file(plan_file)
+    if (plan_file is None) == (template is None):
+        raise BadInput("name what to run: a plan file, or a template by --template")
+    if template is None and (roles or inputs):
+        raise BadInput("--role and --input fill a template in: name it by --template")
+    filled = Filling.of(template, roles, inputs) if template is not None else None
+    file = read_plan_file(plan_file) if plan_file is not None else None
     chosen = repository.choose(repo, allow_local=instance.elsewhere is None)
-    sys.exit(run_plan(file, chosen, instance, options, project=project, as_json=as_json, detach=detach))
+    if filled is not None:
+        status = run_template(filled, chosen, instance, options, project=project, as_json=as_json, detach=detach)
+    elif file is not None:
+        status = run_plan(file, chosen, instance, options, project=project, as_json=as_json, detach=detach)
+    sys.exit(status)
 
 
 @main.command()
@@ -206,7 +185,7 @@ def doctor_command(instance: Instance, as_json: bool) -> None:
     sys.exit(doctor.exit_status(found))
 
 
-for _command in (*plan_commands, logs, projects, workspaces, *operation_commands):
+for _command in (*plan_commands, *goal_commands, task, logs, projects, templates, workspaces, *operation_commands):
     main.add_command(_command)
 for _command in approval_commands:
     task.add_command(_command)

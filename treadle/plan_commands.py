@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-import contextlib
 import math
 import re
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Mapping
 from datetime import UTC, datetime
 from functools import wraps
 from typing import Any, TypeVar, cast
@@ -16,20 +15,21 @@ import msgspec
 from rich.console import Console
 
 from shared.spec import BUDGET_MIN_USD, PLAN_BUDGET_MAX_USD
-from shared.subjects import PLAN_ID
 from treadle.api import ApiError, Gateway
 from treadle.asking import asked_shortly, conflict_lines
 from treadle.bad_input import BadInput
 from treadle.clean import find_items, size_words, total
+from treadle.found import Plan, find_plan, known_task
+from treadle.goal import is_being_made, request_lines, see_drafted
 from treadle.instance import Instance
 from treadle.lines import standing_line
 from treadle.plain_text import one_line, plain
-from treadle.run import say, watch_plan
+from treadle.reviewing import finding_lines, verdict
+from treadle.run import REASON_MAX_CHARS, say, watch_plan
 from treadle.standstill import why_queued
-from treadle.table import render
+from treadle.table import render, waits_for_person
 
 F = TypeVar("F", bound=Callable[..., Any])
-Plan = dict[str, Any]
 
 PIPED_WIDTH = 200
 plan_option = click.option("--plan", help="The plan: its id, or the beginning of it [the newest plan].")
@@ -40,20 +40,9 @@ _HELP = {
     "pause": "Start nothing new; what runs goes on.",
     "resume": "Start tasks again, with a larger budget if the old one is spent.",
     "cancel": "End a plan: nothing starts any more, and what runs is stopped.",
-    "task redispatch": "Ask for another attempt of a task.",
-    "task abandon": "Give a task up: the tasks after it go on without its work.",
-    "task complete": "Say that a task is done. No work of its failed attempts comes onto the branch.",
-    "task cancel": "Stop a task; it then needs attention.",
 }
 _WHICH_PLAN = "PLAN is an id or the beginning of one; left out, it is the newest plan."
 _PLAN_STANDS = {"active": "at work", "cancelling": "being cancelled"}
-_TASK_STANDS = {
-    "awaiting_approval": "waits for an answer: `treadle task approve` or `deny` it",
-    "cancelling": "is being cancelled",
-    "needs_attention": "needs attention",
-    "readied": "is ready for its person",
-    "retry_wait": "waits for its next attempt",
-}
 
 
 def plan_argument(command: F) -> F:
@@ -68,33 +57,6 @@ def plan_argument(command: F) -> F:
         return command(*args, plan=named if plan is None else plan, **more)
 
     return cast(F, with_plan)
-
-
-def find_plan(gateway: Gateway, wanted: str | None) -> Plan:
-    """The plan whose id begins so, or the newest. Raises `BadInput` for none and for several."""
-    if wanted is None:
-        newest = next(gateway.pages("/plans", sort="-created_at", limit=1), None)
-        if newest is None:
-            raise BadInput("there is no plan yet: `treadle run plan.yaml --repo PATH` makes one")
-        return newest
-    found = _plans_like(gateway, wanted)
-    if len(found) == 1:
-        return found[0]
-    if not found:
-        raise BadInput(f"there is no plan {one_line(wanted, 40)}: `treadle ls` lists the plans")
-    raise BadInput(f"{len(found)} plans begin with {wanted}: {', '.join(plan['plan'] for plan in found[:5])}")
-
-
-def _plans_like(gateway: Gateway, wanted: str) -> list[Plan]:
-    if not PLAN_ID.fullmatch(wanted):
-        # A gateway that does not know the filter lists all plans.
-        return [plan for plan in gateway.pages("/plans", id_prefix=wanted) if plan["plan"].startswith(wanted)]
-    try:
-        return [gateway.get(f"/plans/{wanted}", Plan)]
-    except ApiError as error:
-        if error.status != 404:
-            raise
-        return []
 
 
 @click.command()
@@ -139,13 +101,33 @@ def status(instance: Instance, plan: str | None, as_json: bool) -> None:
         )
     if hindered:
         click.echo(f"\n{hindered}")
+    for line in request_lines(found):
+        click.echo(line)
+    if held_up := found.get("held_up"):
+        click.echo(f"\nits candidate can't be finalized by itself: {one_line(held_up, REASON_MAX_CHARS)}")
     for task in tasks:
-        if task["status"] == "needs_attention":
-            click.echo(f"\n{task['code']}: {plain(task['message'])}")
-            for line in conflict_lines(task):
-                click.echo(line)
-        elif task["status"] == "awaiting_approval":
-            click.echo("\n" + "\n".join(asked_shortly(found["plan"], task)))
+        for line in about_task(found["plan"], task):
+            click.echo(line)
+
+
+def about_task(plan: str, task: Mapping[str, Any]) -> list[str]:
+    """What a row of the table can't hold: a review's findings, what is asked of a person, why there is attention."""
+    lines: list[str] = []
+    code = task["code"]
+    if review := task.get("review"):
+        lines += ["", f"{code} {verdict(review)}", *finding_lines(review)]
+    match task["status"]:
+        case "needs_attention":
+            lines += ["", f"{code}: {plain(task['message'])}", *conflict_lines(task)]
+        case "awaiting_approval":
+            lines += ["", *asked_shortly(plan, task)]
+        case "readied":
+            lines += ["", f"{code} is ready for its person: treadle task prompt {code} --plan {plan}"]
+            lines.append(f"  then: treadle task dispatch {code} --plan {plan}")
+        case "queued" | "running" if task.get("result_path"):
+            place = f"{one_line(task['result_path'])} in {one_line(task['result_repo_url'])}"
+            lines += ["", f"{code} {waits_for_person(task)}; its result: {place}"]
+    return lines
 
 
 @click.command()
@@ -153,10 +135,15 @@ def status(instance: Instance, plan: str | None, as_json: bool) -> None:
 @json_option
 @click.pass_obj
 def watch(instance: Instance, plan: str | None, as_json: bool) -> None:
-    """Watches a plan to its end; exit status as of `run`."""
+    """Watches a plan to its end; exit status as of `run`.
+
+    One that is made from a goal is watched until it is there.
+    """
     with instance.reach() as reached:
-        found = find_plan(reached.gateway(), plan)
-        sys.exit(watch_plan(found["plan"], reached, instance, instance.usual_options(), as_json=as_json))
+        found, options = find_plan(reached.gateway(), plan), instance.usual_options()
+        if is_being_made(found):
+            sys.exit(see_drafted(found["plan"], reached, instance, options, runs=False, as_json=as_json))
+        sys.exit(watch_plan(found["plan"], reached, instance, options, as_json=as_json))
 
 
 def _say_plan(gateway: Gateway, plan: str, done: Plan, words: str) -> None:
@@ -206,51 +193,6 @@ def resume(instance: Instance, plan: str | None, budget_usd: float | None) -> No
         if budget_usd is not None and not done["changed"]:
             raise BadInput(f"plan {found} is not paused, so its budget stays: `treadle pause {found}` first")
         _say_plan(gateway, found, done, "starts tasks again")
-
-
-@click.group()
-def task() -> None:
-    """A person's word on one task."""
-
-
-@contextlib.contextmanager
-def known_task(plan: str, code: str) -> Iterator[str]:
-    """The task's path. Raises `BadInput` for what is no task of the plan."""
-    # A task code on its way into a URL's path.
-    if not all(ch.isalnum() or ch in "_-" for ch in code) or not code.isascii() or not code:
-        raise BadInput(f"{one_line(code, 40)} is not a task code")
-    try:
-        yield f"/plans/{plan}/tasks/{code}"
-    except ApiError as error:
-        if error.status != 404:
-            raise
-        raise BadInput(f"plan {plan} has no task {code[:80]}: `treadle status {plan}` lists its tasks") from error
-
-
-def _task_command(name: str, words: str) -> click.Command:
-    def callback(instance: Instance, code: str, plan: str | None, note: str) -> None:
-        with instance.reach() as reached:
-            gateway = reached.gateway()
-            found = find_plan(gateway, plan)["plan"]
-            with known_task(found, code) as path:
-                done = gateway.post(f"{path}/{name}", {"note": note})
-                gateway.wait_for(found, done["seq"])
-                stands = words if done["changed"] else _stands_already(gateway.get(path, Plan)["status"])
-        say(f"task {code} of plan {found}: {stands}")
-
-    command: Callable[..., Any] = click.pass_obj(callback)
-    command.__doc__ = _HELP[f"task {name}"]
-    return click.command(name)(click.argument("code", metavar="TASK")(note_option(plan_option(command))))
-
-
-def _stands_already(status: str) -> str:
-    return f"{_TASK_STANDS.get(status, f'is {status}')} already"
-
-
-task.add_command(_task_command("redispatch", "another attempt was asked for"))
-task.add_command(_task_command("abandon", "given up; its successors don't wait for it"))
-task.add_command(_task_command("complete", "marked complete"))
-task.add_command(_task_command("cancel", "asked to stop; it then needs attention"))
 
 
 @click.command()
@@ -314,4 +256,4 @@ def clean(instance: Instance, yes: bool, unsaved: bool, as_json: bool) -> None:
         )
 
 
-plan_commands: tuple[click.Command, ...] = (ls, status, watch, pause, resume, cancel, task, diff, clean)
+plan_commands: tuple[click.Command, ...] = (ls, status, watch, pause, resume, cancel, diff, clean)

@@ -96,7 +96,8 @@ def describe(spec: PlanSpec, told: Estimate) -> str:
         for code in layer[:50]:
             task = names[code]
             after = f"  after {', '.join(task.depends_on[:8])}" if task.depends_on else ""
-            lines.append(f"  {code:<12} {one_line(task.name, 50):<50} {one_line(task.assignee, 20)}{after}")
+            who = f"decides, up to round {task.max_review_rounds}" if task.is_decision else one_line(task.assignee, 20)
+            lines.append(f"  {code:<12} {one_line(task.name, 50):<50} {who}{after}")
         if len(layer) > 50:
             lines.append(f"  … and {len(layer) - 50} more")
     path = " → ".join(told.critical_path[:12]) + (" → …" if len(told.critical_path) > 12 else "")

@@ -67,7 +67,7 @@ def set_(instance: Instance, project: str, settings: tuple[str, ...], as_json: b
 
         treadle projects set demo delivery=merge network_allow='["packages.example.org"]'
     """
-    changes = dict(_setting(text) for text in settings)
+    changes = dict(setting(text) for text in settings)
     with instance.reach() as reached:
         gateway = reached.gateway()
         before = _find(gateway, project)
@@ -88,10 +88,11 @@ def set_(instance: Instance, project: str, settings: tuple[str, ...], as_json: b
     click.echo("\n".join([_line(changed), *(lines or ["  nothing has changed: it is so already"])]))
 
 
-def _setting(text: str) -> tuple[str, Any]:
+def setting(text: str) -> tuple[str, Any]:
+    """NAME=VALUE as a name and JSON's value, or the text where it is no JSON. Raises `BadInput`."""
     name, sign, value = text.partition("=")
     if not sign or not name:
-        raise BadInput(f"{one_line(text, 60)} is no setting: write NAME=VALUE")
+        raise BadInput(f"{one_line(text, 60)} says nothing: write NAME=VALUE")
     try:
         return name, msgspec.json.decode(value)
     except (msgspec.MsgspecError, RecursionError):

@@ -35,6 +35,21 @@ def project_for(gateway: Gateway, repo_url: str, wanted: str | None) -> str:
     return str(gateway.post("/projects", made)["id"])
 
 
+def agent_named(gateway: Gateway, wanted: str) -> str:
+    """The id of the agent with this slug, else name, else id. Raises `BadInput` for none and for several."""
+    agents = list(gateway.pages("/agents"))
+    for field in ("slug", "name", "id"):
+        named = [agent for agent in agents if agent[field] == wanted]
+        if len(named) == 1:
+            return str(named[0]["id"])
+        if named:
+            ids = ", ".join(agent["id"] for agent in named[:5])
+            raise BadInput(f"{len(named)} agents have the {field} {one_line(wanted, 60)}: name one by its id ({ids})")
+    known = ", ".join(one_line(agent["slug"], 60) for agent in agents[:20])
+    hint = f"there are {known}" if known else "there is none yet (POST /api/agents makes one)"
+    raise BadInput(f"there is no agent {one_line(wanted, 60)}: {hint}")
+
+
 def _only(projects: list[Resource], repo_url: str, wanted: str) -> str:
     named = [p for p in projects if wanted == p["id"]] or [p for p in projects if wanted == p["name"]]
     if len(named) == 1:

@@ -6,6 +6,7 @@ import asyncio
 import contextlib
 import os
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 
 from services.planner.estimate import estimate
@@ -21,7 +22,7 @@ from treadle.standstill import said_once_started, tell
 from treadle.supervision.data_dir import DataDir
 from treadle.supervision.environment import Secrets
 from treadle.supervision.suite_info import SuiteOptions, running_suite
-from treadle.watch import Outcome, Watched, choose_view, watch
+from treadle.watch import Outcome, View, Watched, choose_view, watch
 
 COMPLETED, ATTENTION, BAD_INPUT, INTERRUPTED = 0, 1, 2, 130
 EXIT_STATUS: dict[Outcome, int] = {
@@ -30,6 +31,8 @@ EXIT_STATUS: dict[Outcome, int] = {
     "paused": ATTENTION,
     "cancelled": ATTENTION,
     "detached": INTERRUPTED,
+    "drafted": COMPLETED,
+    "failed": ATTENTION,
 }
 REASON_MAX_CHARS = 2_000
 
@@ -54,7 +57,7 @@ def run_plan(
     for note in repo.notes:
         say(f"note: {note}")
     wants_key = instance.elsewhere is None and file.uses_claude(of_declared=project is not None)
-    if wants_key and not Secrets.of(os.environ).anthropic_api_key and not _suite_has_key(options):
+    if wants_key and not Secrets.of(os.environ).anthropic_api_key and not suite_has_key(options):
         raise BadInput(
             "the plan has tasks for Claude, and there is no key: set ANTHROPIC_API_KEY and run this again "
             "(`treadle demo` shows everything without one)"
@@ -67,59 +70,65 @@ def run_plan(
             )
         plan = submit(reached.gateway(), file, repo, project)
         told = f"{len(file.spec.tasks)} tasks, at most {money(estimate(file.spec).most_usd)}; " if file.spec else ""
-        say(f"plan {plan}: {told}branch treadle/{plan}")
-        if detach:
-            if words := said_once_started(reached.gateway()):
-                say(words)
-            say(f"it runs in the background: `treadle watch {plan}` shows it")
-            return COMPLETED
+        return see_run(plan, told, reached, instance, options, as_json=as_json, detach=detach)
+
+
+def see_run(
+    plan: str, told: str, reached: Reached, instance: Instance, options: SuiteOptions, *, as_json: bool, detach: bool
+) -> int:
+    """Watches a plan that was just finalized, or leaves it; returns the exit status. `told` is known of its size."""
+    say(f"plan {plan}: {told}branch treadle/{plan}")
+    if not detach:
         return watch_plan(plan, reached, instance, options, as_json=as_json)
+    if words := said_once_started(reached.gateway()):
+        say(words)
+    say(f"it runs in the background: `treadle watch {plan}` shows it")
+    return COMPLETED
 
 
 def submit(gateway: Gateway, file: PlanFile, repo: Chosen, project: str | None = None) -> str:
     """Makes a plan of the file's text and finalizes it; returns its id. Raises `BadInput` and `ApiError`."""
     body = {"text": file.text, "base_commit": repo.commit}
-    wanted = project_for(gateway, repo.url, project)
-    settings = gateway.get(f"/projects/{wanted}", Resource)
+    wanted = project_to_run_in(gateway, repo, project)
+    with faults_told(f"{file.shown} is not a valid plan"):
+        made = gateway.post(f"/projects/{wanted}/plans", body)
+    finalize(gateway, made["plan"], made["candidate"])
+    return str(made["plan"])
+
+
+def project_to_run_in(gateway: Gateway, repo: Chosen, wanted: str | None) -> str:
+    """The project's id; says what would hinder its delivery. Raises `BadInput` and `ApiError`."""
+    project = project_for(gateway, repo.url, wanted)
+    settings = gateway.get(f"/projects/{project}", Resource)
     for note in merge_notes(repo.url, settings["delivery_branch"]) if settings["delivery"] == "merge" else ():
         say(f"note: {note}")
+    return project
+
+
+@contextlib.contextmanager
+def faults_told(words: str) -> Iterator[None]:
+    """Where the gateway finds faults, each of them is told. Raises `BadInput`."""
     try:
-        made = gateway.post(f"/projects/{wanted}/plans", body)
+        yield
     except ApiError as error:
-        if error.code != "invalid_plan" or not error.faults:
+        if not error.faults:
             raise
-        raise BadInput(f"{file.shown} is not a valid plan:\n" + "\n".join(error.faults)) from error
-    plan: str = made["plan"]
-    done = gateway.post(f"/plans/{plan}/finalize", {"candidate": made["candidate"]})
+        raise BadInput(f"{words}:\n" + "\n".join(error.faults)) from error
+
+
+def finalize(gateway: Gateway, plan: str, candidate: str) -> Resource:
+    """Chooses a candidate, and returns once reads show it. Raises `ApiError`."""
+    done = gateway.post(f"/plans/{plan}/finalize", {"candidate": candidate})
     gateway.wait_for(plan, done["seq"])
-    return plan
+    return done
 
 
-def watch_plan(plan: str, reached: Reached, instance: Instance, options: SuiteOptions, *, as_json: bool) -> int:
-    """Watches a plan to its end; returns the exit status."""
-    current, watched = reached, Watched(plan)
-
-    def reach_again() -> Reached:
-        nonlocal current
-        current.close()
-        current = instance.reach_again(options)
-        return current
-
-    async def ask(interrupted: asyncio.Event) -> Outcome | None:
-        return await _ask_at_interrupt(plan, current, interrupted)
-
-    async def watching() -> Outcome:
-        telling = asyncio.create_task(tell(lambda: current.address, watched.tasks.values, say))
-        try:
-            return await watch(watched, reached, reach_again, choose_view(as_json), ask)
-        finally:
-            telling.cancel()
-
-    outcome = asyncio.run(watching())
-    if outcome != "detached":
-        current.gateway().wait_for(plan, watched.seq)  # whoever reads next sees the end as well
-    if current is not reached:
-        current.close()
+def watch_plan(
+    plan: str, reached: Reached, instance: Instance, options: SuiteOptions, *, as_json: bool, after: int = 0
+) -> int:
+    """Watches a plan to its end; returns the exit status. Events up to the sequence `after` are not told again."""
+    watched = Watched(plan, after)
+    outcome = watched_out(watched, reached, instance, options, choose_view(as_json), "is running")
     if outcome == "needs_attention":
         say(_advice(plan))
     elif outcome == "paused":
@@ -129,11 +138,41 @@ def watch_plan(plan: str, reached: Reached, instance: Instance, options: SuiteOp
     return EXIT_STATUS[outcome]
 
 
-async def _ask_at_interrupt(plan: str, reached: Reached, interrupted: asyncio.Event) -> Outcome | None:
+def watched_out(
+    watched: Watched, reached: Reached, instance: Instance, options: SuiteOptions, view: View, stands: str
+) -> Outcome:
+    """Watches until there is an outcome; `stands` says of the plan what is asked about at a Ctrl-C."""
+    current = reached
+
+    def reach_again() -> Reached:
+        nonlocal current
+        current.close()
+        current = instance.reach_again(options)
+        return current
+
+    async def ask(interrupted: asyncio.Event) -> Outcome | None:
+        return await _ask_at_interrupt(watched.id, stands, current, interrupted)
+
+    async def watching() -> Outcome:
+        telling = asyncio.create_task(tell(lambda: current.address, lambda: watched.at_work, say))
+        try:
+            return await watch(watched, reached, reach_again, view, ask)
+        finally:
+            telling.cancel()
+
+    outcome = asyncio.run(watching())
+    if outcome != "detached":
+        current.gateway().wait_for(watched.id, watched.seq)  # whoever reads next sees the end as well
+    if current is not reached:
+        current.close()
+    return outcome
+
+
+async def _ask_at_interrupt(plan: str, stands: str, reached: Reached, interrupted: asyncio.Event) -> Outcome | None:
     """Detach or cancel? Where nobody can answer, and at a second Ctrl-C, it is detach: nothing is lost by that."""
     if not sys.stdin.isatty():
         return "detached"
-    say(f"\nplan {plan} is running. Let it go on without you (d), cancel it (c), or keep watching (nothing)?")
+    say(f"\nplan {plan} {stands}. Let it go on without you (d), cancel it (c), or keep watching (nothing)?")
     say("d, c or nothing, then Enter: ", end="")
     line = asyncio.create_task(_line())
     second = asyncio.create_task(interrupted.wait())
@@ -167,7 +206,8 @@ async def _line() -> str:
         loop.remove_reader(sys.stdin.fileno())
 
 
-def _suite_has_key(options: SuiteOptions) -> bool:
+def suite_has_key(options: SuiteOptions) -> bool:
+    """Whether a suite runs that was started with a key for Claude."""
     info = running_suite(DataDir(Path(options.data_dir)))
     return info is not None and info.has_claude_key
 

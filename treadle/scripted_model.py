@@ -1,9 +1,9 @@
 """A model that plays scripts: the Messages API on loopback, for the demo without a key and for the tests.
 
 The conversation alone decides what is said: the first user message carries a script in a ```script fence, or a line
-`# Task <CODE>: …` whose code names one of the scripts given here; the turn to play is the number of
-assistant messages so far. So the server may be restarted at any time, and parallel conversations never mix. (The one
-exception is a fault with `times`, which is counted.)
+`# Task <CODE>: …` whose code names one of the scripts given here, or it asks for a plan (`PLANNING` names the script
+for that); the turn to play is the number of assistant messages so far. So the server may be restarted at any time, and
+parallel conversations never mix. (The one exception is a fault with `times`, which is counted.)
 
 A script is a list of turns. A turn is a list of blocks, or an object (see `Turn`):
 
@@ -43,6 +43,10 @@ REQUEST_MAX_BYTES = 64 * 1024 * 1024
 _NO_ANSWER = "No response requested."
 """What the CLI puts in the place of an answer that never came, when it resumes a conversation that was interrupted."""
 
+PLANNING = "_draft"
+"""The script for whoever is asked for a plan."""
+
+_PLANNING_LINE = re.compile(r"^# Plan the work towards a goal$", re.MULTILINE)
 _TASK_LINE = re.compile(r"^# Task ([A-Za-z0-9_][A-Za-z0-9_-]{0,62})\b", re.MULTILINE)
 _FENCE = re.compile(r"^```script\n(.*?)^```", re.MULTILINE | re.DOTALL)
 _WORKING_DIRECTORY = re.compile(r"working directory: (/[^\n]*)", re.IGNORECASE)
@@ -210,6 +214,8 @@ def turn_for(body: dict[str, Any], scripts: Mapping[str, Script]) -> Turn:
 def _script_for(opening: str, scripts: Mapping[str, Script]) -> Script:
     if fence := _FENCE.search(opening):
         return parse_script(fence[1].encode())
+    if _PLANNING_LINE.search(opening):
+        return scripts.get(PLANNING, [])
     if (task := _TASK_LINE.search(opening)) is None:
         return []
     code = task[1]

@@ -13,6 +13,7 @@ from rich.text import Text
 from treadle.asking import answer_with, asks_for
 from treadle.lines import duration, kind_words, money, standing_line, tokens
 from treadle.plain_text import one_line
+from treadle.reviewing import verdict
 
 Task = Mapping[str, Any]
 
@@ -97,13 +98,28 @@ def last_action(task: Task, action: str) -> str:
             return one_line(kind + task["message"])
         case "awaiting_approval" if task.get("approval"):
             return asks_for(task["approval"])
+        case "completed" if task.get("review"):
+            return verdict(task["review"])
         case "completed":
             return one_line(task["summary"])
+        case "readied":
+            return f"its person takes it: treadle task prompt {task['code']}, then dispatch"
+        case "queued" | "running" if task.get("dispatch_mode") == "manual":
+            return waits_for_person(task)
         case "pending" if task["waiting_for"]:
             return f"waits for {', '.join(task['waiting_for'][:5])}"
         case "abandoned" | "pending" | "cancelling":
             return one_line(task["message"])
     return one_line(action)
+
+
+def waits_for_person(task: Task) -> str:
+    """How long a task that was handed out waits for its result, or why nobody can say whether there is one."""
+    if fault := task.get("watch_fault"):
+        return f"its result can't be looked for: {one_line(fault)}"
+    if not task.get("deadline"):
+        return "is with its person"
+    return f"is with its person until {datetime.fromisoformat(task['deadline']).astimezone():%Y-%m-%d %H:%M}"
 
 
 def spent_s(task: Task, now: datetime) -> float:

@@ -9,7 +9,7 @@ import asyncio
 import contextlib
 import signal
 import sys
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Mapping
 from datetime import UTC, datetime
 from typing import Any, Literal, Protocol
 
@@ -34,7 +34,8 @@ ROWS_AROUND = 9
 NOT_SHOWN = ("diff", "thinking")
 """What says little in half a line; `treadle logs` has it."""
 
-Outcome = Literal["completed", "cancelled", "needs_attention", "paused", "detached"]
+Outcome = Literal["completed", "cancelled", "needs_attention", "paused", "detached", "drafted", "failed"]
+"""The last two are of a plan that is made from a goal: see `treadle.drafting`."""
 ENDS: tuple[Outcome, ...] = ("completed", "cancelled", "needs_attention")
 DISPATCHER = "dispatcher"
 """The actor of a pause that no person wished for: the plan's budget is spent, or there was a fault."""
@@ -45,6 +46,9 @@ class View(Protocol):
 
     def event(self, event: dict[str, Any]) -> None:
         """An event of the log."""
+
+    def activity(self, told: dict[str, Any]) -> None:
+        """What an agent does."""
 
     def changed(self, watched: Watched) -> None:
         """Something stands otherwise than before."""
@@ -62,9 +66,9 @@ class View(Protocol):
 class Watched:
     """What is known of the plan right now."""
 
-    def __init__(self, plan: str) -> None:
+    def __init__(self, plan: str, after: int = 0) -> None:
         self.id = plan
-        self.seq = 0
+        self.seq = after
         self.live = False
         self.plan: dict[str, Any] = {}
         self.tasks: dict[str, dict[str, Any]] = {}
@@ -77,8 +81,7 @@ class Watched:
         match message.event:
             case "log":
                 self.seq = body["seq"]
-                if body["task"] is None:
-                    self._paused_by = body["actor"] if body["type"] == "paused" else ""
+                self.learn(body)
                 view.event(body)
             case "plan":
                 self.plan = body
@@ -87,16 +90,28 @@ class Watched:
             case "live":
                 self.live = True
             case "activity":
-                self._act(body)
+                self.act(body)
+                view.activity(body)
         view.changed(self)
 
-    def _act(self, body: dict[str, Any]) -> None:
+    def learn(self, event: dict[str, Any]) -> None:
+        """Takes an event of the log."""
+        if event["task"] is None:
+            self._paused_by = event["actor"] if event["type"] == "paused" else ""
+
+    def act(self, body: dict[str, Any]) -> None:
+        """Takes what an agent does."""
         activity, code = body["activity"], body["task"]
         if usage := activity.get("usage"):
             if code in self.tasks:
                 self.tasks[code] = {**self.tasks[code], "usage": usage}
         elif activity.get("text") and activity.get("kind") not in NOT_SHOWN:
             self.actions[code] = activity["text"][-500:]
+
+    @property
+    def at_work(self) -> Iterable[Mapping[str, Any]]:
+        """What runners are needed for."""
+        return self.tasks.values()
 
     @property
     def outcome(self) -> Outcome | None:
@@ -111,6 +126,9 @@ class Watched:
 
 class _Stream:
     """What needs no care while the person is asked."""
+
+    def activity(self, told: dict[str, Any]) -> None:
+        """Nothing: `treadle logs` has it."""
 
     def pause(self) -> None:
         """Nothing: the question goes to standard error."""
@@ -164,6 +182,9 @@ class TableView:
 
     def event(self, event: dict[str, Any]) -> None:
         """Nothing: the table shows states."""
+
+    def activity(self, told: dict[str, Any]) -> None:
+        """Nothing: its place in the table is drawn with the rest."""
 
     def changed(self, watched: Watched) -> None:
         """Draws, but not more often than an eye can follow."""

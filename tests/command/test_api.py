@@ -27,12 +27,17 @@ class Stub:
     def __init__(self) -> None:
         self.answers: list[Answer] = []
         self.asked: list[tuple[str, str, str | None, bytes]] = []
+        self.if_match: str | None = None
+        """As it was sent last."""
+        self.tags: dict[str, str] = {}
+        """Headers of every answer."""
         stub = self
 
         class Handler(BaseHTTPRequestHandler):
             def do_GET(self) -> None:
                 body = self.rfile.read(int(self.headers.get("Content-Length", 0)))
                 stub.asked.append((self.command, self.path, self.headers["Idempotency-Key"], body))
+                stub.if_match = self.headers["If-Match"] or stub.if_match
                 answer = stub.answers.pop(0)
                 if answer is None:
                     self.close_connection = True
@@ -40,20 +45,26 @@ class Stub:
                 content = json.dumps(answer[1]).encode()
                 self.send_response(answer[0])
                 self.send_header("Content-Length", str(len(content)))
+                for name, value in stub.tags.items():
+                    self.send_header(name, value)
                 self.end_headers()
                 self.wfile.write(content)
 
-            do_POST = do_GET
+            do_POST = do_PATCH = do_GET
 
             def log_message(self, *_: object) -> None:
                 """Says nothing."""
 
         self._server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
-        self._thread = threading.Thread(target=self._server.serve_forever)
+        self._thread = threading.Thread(target=self._server.serve_forever, kwargs={"poll_interval": 0.01})
         self._thread.start()
 
+    @property
+    def port(self) -> int:
+        return self._server.server_port
+
     def gateway(self) -> Gateway:
-        return Gateway(Address(f"http://127.0.0.1:{self._server.server_port}", "token"))
+        return Gateway(Address(f"http://127.0.0.1:{self.port}", "token"))
 
     def close(self) -> None:
         self._server.shutdown()

@@ -11,7 +11,7 @@ import pytest
 
 from services.runner.caches import cache_of
 from services.runner.deliver import push_lease
-from services.runner.in_use import in_use
+from services.runner.in_use import in_use, lease_in_use
 from services.runner.leftovers import commit_leftovers
 from services.runner.mirror import mirror_of
 from services.runner.workspace import Workspace, create_workspace
@@ -67,6 +67,16 @@ def test_unsaved_work_is_told_from_what_was_pushed_and_a_running_task_is_left_al
     assert [(i.name.split()[1], i.unsaved) for i in items] == [("T1", False), ("T2", True)]
     items[0].remove()
     assert not saved.path.exists()
+
+
+def test_what_makes_a_candidate_is_left_alone_while_a_runner_holds_it(tmp_path: Path, repo: git.Repo) -> None:
+    data = tmp_path / "data"
+    workspace(data, repo, "_draft-1", 1)
+    (data / "scratch" / f"{PLAN}-_draft-1-1").mkdir(parents=True)
+    # No task of the plan's that the gateway lists.
+    with lease_in_use(data, PLAN, "_draft-1", 1):
+        assert find_items(data, gateway(repo, "requested"), NOW) == []
+    assert [item.kind for item in find_items(data, gateway(repo, "requested"), NOW)] == ["workspace", "scratch"]
 
 
 def test_a_mirror_may_go_once_no_open_plan_uses_it(tmp_path: Path, repo: git.Repo) -> None:

@@ -20,7 +20,10 @@ from treadle.scripted_model import ScriptedModel
 TOKEN = "ghp-canary-5d0a7be1f3c94e62"
 PASSWORD = "canary password 93b1fe77"
 """Of an account."""
-SECRETS = (KEY, TOKEN, PASSWORD)
+WEBHOOK_SECRET = "webhook-canary-c0ffee7d19"
+WEBHOOK_PATH = "path-canary-5e3b80aa4f"
+"""With some receivers it is all that a sender needs."""
+SECRETS = (KEY, TOKEN, PASSWORD, WEBHOOK_SECRET, WEBHOOK_PATH)
 
 
 def spellings(secret: str) -> Iterator[bytes]:
@@ -121,6 +124,10 @@ def test_secrets_that_were_set_through_the_api_are_found_nowhere_but_where_they_
     # The proxy did use it: a canary that nobody carries proves nothing.
     assert {request.headers.get("x-api-key") for request in model.requests if request.method == "POST"} == {KEY}
 
+    hook = {"name": "x", "url": f"http://127.0.0.1:9/{WEBHOOK_PATH}", "secret": WEBHOOK_SECRET}
+    webhook = plain_suite.post("/webhooks", hook)
+    plain_suite.post(f"/webhooks/{webhook['id']}/test", {})
+    template = plain_suite.post("/templates", {"name": "x", "text": "name: x\ntasks: [{code: T1, name: x}]"})
     known = {
         "agent_type": kind["id"],
         "agent": agent["id"],
@@ -128,6 +135,8 @@ def test_secrets_that_were_set_through_the_api_are_found_nowhere_but_where_they_
         "user_id": user["id"],
         "plan": plan,
         "code": "T1",
+        "template": template["id"],
+        "webhook": webhook["id"],
     }
     with plain_suite.http() as http:
         schema = http.get(str(http.base_url).removesuffix("/api/") + "/schema/openapi.json").json()

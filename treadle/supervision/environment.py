@@ -14,7 +14,8 @@ _TLS = {"GIT_SSL_CAINFO", "GIT_SSL_CAPATH", "SSL_CERT_FILE", "SSL_CERT_DIR", "NO
 _PROXY = {"HTTP_PROXY", "HTTPS_PROXY", "ALL_PROXY", "NO_PROXY"}
 _SANDBOX = {"TREADLE_SANDBOX_READ"}
 _DISK = {"TREADLE_DISK_FLOOR_MB", "TREADLE_CACHE_MB"}
-_RUNNER = _GIT | _SSH | _TLS | _PROXY | _SANDBOX | _DISK | {name.lower() for name in _PROXY}
+_WATCH = {"TREADLE_WATCH"}
+_RUNNER = _GIT | _SSH | _TLS | _PROXY | _SANDBOX | _DISK | _WATCH | {name.lower() for name in _PROXY}
 
 
 def service_environment(environment: Mapping[str, str]) -> dict[str, str]:
