@@ -1,13 +1,45 @@
-"""Real parts that any test may ask for."""
+"""Real parts that any test may ask for, and how several processes share the tests out."""
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
+from hypothesis import settings
 
 from tests.nats_process import NatsServer
+
+LONG = ("tests/compose/test_team.py", "tests/gateway/test_schema.py", "tests/end_to_end/", "tests/gateway/")
+"""What takes minutes begins first, so that no process is left with it in the end."""
+APART = ("tests/gateway/test_schema.py",)
+"""Files of a few long tests that share nothing: each may go to another process."""
+
+# How long an example takes says more of what else the machine does than of the code.
+settings.register_profile("shared machine", parent=settings.default, deadline=None)
+settings.load_profile("shared machine")
+
+
+@pytest.hookimpl(optionalhook=True)
+def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> Any:
+    """With `-n`, a process takes a whole file, so that what its tests share is made once."""
+    # Here: the tests run without it too. It carries no types.
+    from xdist.scheduler import LoadScopeScheduling  # type: ignore[import-untyped]
+
+    class Files(LoadScopeScheduling):  # type: ignore[misc]
+        def _split_scope(self, nodeid: str) -> str:
+            path = nodeid.split("::", 1)[0]
+            return nodeid if path in APART else path
+
+    config.option.loadscopereorder = False  # it knows only how many tests a file has
+    return Files(config, log)
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    if "PYTEST_XDIST_WORKER" in os.environ:
+        items.sort(key=lambda item: next((n for n, path in enumerate(LONG) if item.nodeid.startswith(path)), len(LONG)))
 
 
 @pytest.fixture(scope="session")
