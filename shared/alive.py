@@ -1,11 +1,13 @@
-"""For a container's health check: a file that is touched as long as the service's own connection to NATS answers.
+"""A service's life: what tells a container that it is well, and how what it does in the background ends.
 
-It says that the event loop runs and that NATS is there, and no more: a service whose work has ended ends its process.
+A file is touched as long as the service's own connection to NATS answers. That says that the event loop runs and that
+NATS is there, and no more: a service whose work has ended ends its process.
 """
 
 import asyncio
 import logging
 import os
+from collections.abc import Collection
 from pathlib import Path
 
 import nats.errors
@@ -14,6 +16,8 @@ from faststream.nats import NatsBroker
 from nats.aio.client import Client
 
 EVERY_S = 5
+END_TRIES = 3
+END_TRY_S = 2.0
 
 log = logging.getLogger("treadle.alive")
 
@@ -45,3 +49,17 @@ async def touch_while_answered(nc: Client, file: Path, every_s: int = EVERY_S) -
         except (nats.errors.Error, TimeoutError, OSError) as error:
             log.warning("not shown as healthy: %r", error)
         await asyncio.sleep(every_s)
+
+
+async def end_work(tasks: Collection[asyncio.Task[None]]) -> None:
+    """Cancels what a service does in the background and waits for its end, but not for ever.
+
+    More than once: `wait_for` of Python 3.11 may swallow a cancellation that comes just as its answer does.
+    """
+    for _ in range(END_TRIES if tasks else 0):
+        for task in tasks:
+            task.cancel()
+        if not (await asyncio.wait(tasks, timeout=END_TRY_S))[1]:
+            return
+    if tasks:
+        log.warning("what was at work did not end when it was cancelled: the process ends without it")

@@ -1,7 +1,6 @@
 """The dispatcher's composition root: everything is wired here, nothing at import."""
 
 import asyncio
-import contextlib
 import logging
 
 from faststream import FastStream
@@ -10,7 +9,7 @@ from nats.aio.client import Client
 from services.dispatcher.dispatcher import Dispatcher
 from services.dispatcher.timers import Timers
 from shared import streams, subjects
-from shared.alive import show_life
+from shared.alive import end_work, show_life
 from shared.bus import BusSettings, make_broker
 from shared.clock import utc_now
 from shared.jetstream import JetStreamStore
@@ -41,10 +40,7 @@ def make_app(settings: BusSettings) -> FastStream:
 
     @app.on_shutdown
     async def stop() -> None:
-        for task in at_work:
-            task.cancel()
-            with contextlib.suppress(asyncio.CancelledError):
-                await task
+        await end_work(at_work)
 
     return app
 

@@ -17,7 +17,7 @@ from services.planner.edit import edit_task
 from services.planner.past_runs import PastRuns
 from shared import requests as r
 from shared import streams, subjects
-from shared.alive import show_life
+from shared.alive import end_work, show_life
 from shared.bus import BusSettings, make_broker
 from shared.clock import utc_now
 from shared.events import PlanFault
@@ -76,10 +76,7 @@ def make_app(settings: BusSettings) -> FastStream:
 
     @app.on_shutdown
     async def stop() -> None:
-        for task in at_work:
-            task.cancel()
-            with contextlib.suppress(asyncio.CancelledError):
-                await task
+        await end_work(at_work)
 
     return app
 

@@ -22,6 +22,8 @@ from shared.requests import RenderReply, RenderRequest, TemplateText
 from shared.spec import PLAN_MAX_BYTES, AgentSpec, ProjectAgent
 
 KEY_MAX_CHARS = 200
+SAID_MAX_CHARS = 1_000
+"""Of an input, in the plan's goal."""
 _PLACEHOLDER = re.compile(r"\{\{([A-Za-z0-9][A-Za-z0-9_-]{0,62})\}\}")
 _SPACED = re.compile(r"\{\{[ \t]*+([A-Za-z0-9][A-Za-z0-9_-]{0,62})[ \t]*+\}\}")
 _UNQUOTED = re.compile(r"[:-] +\{\{")
@@ -37,8 +39,10 @@ def render(template: TemplateText, roles: Mapping[str, str], inputs: Mapping[str
     Raises `PlanFaults` with everything that is missing, unknown or of the wrong kind.
     """
     faults = FaultList()
-    tree = _filled(Definition(template, faults), template.text, roles, inputs)
+    known = Definition(template, faults)
+    tree = _filled(known, template.text, roles, inputs)
     faults.raise_if_any()
+    _tell(tree, known, roles, inputs)
     return plan_text(tree)
 
 
@@ -76,6 +80,27 @@ def answer(request: RenderRequest) -> RenderReply:
 def _filled(known: Definition, text: str, roles: Mapping[str, str], inputs: Mapping[str, Given]) -> dict[str, object]:
     """The plan's tree; what is wrong is noted, or raised where nothing else can be looked at."""
     return _Filling(known, known.agents(roles), known.values(inputs)).plan(_parsed(text))
+
+
+def _tell(tree: dict[str, object], known: Definition, roles: Mapping[str, str], inputs: Mapping[str, Given]) -> None:
+    """Adds to the plan's goal, which every prompt has, who has which part and what was said: a prompt stands alone."""
+    goal = tree.get("goal") or ""
+    if not isinstance(goal, str):
+        return
+    parts = [f"- {roles[slot]}: {told}" for slot, told in known.slots.items() if told]
+    said = [f"- {name}: {_in_short(value)}" for name, value in known.values(inputs).items() if value not in (None, "")]
+    sections = [goal.rstrip()] if goal.strip() else []
+    sections += ["Who has which part:\n" + "\n".join(parts)] if parts else []
+    sections += ["What was said for this plan:\n" + "\n".join(said)] if said else []
+    if sections[1:] or not goal:
+        tree["goal"] = "\n\n".join(sections) or None
+
+
+def _in_short(value: Given | None) -> str:
+    """On lines of its own where it has several, and cut: the tasks that need it whole have it whole."""
+    text = written(value) if value is not None else ""
+    cut = text if len(text) <= SAID_MAX_CHARS else f"{text[:SAID_MAX_CHARS]} …"
+    return cut.replace("\n", "\n  ")
 
 
 def _both(faults: FaultList, tree: object, team: Team) -> tuple[Fault, ...]:

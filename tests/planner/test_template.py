@@ -90,7 +90,10 @@ def test_slots_become_agents_and_placeholders_what_is_given() -> None:
     made = plan({**NEEDED, "width": 2.0, "test": "make -k", "may_do_nothing": True, "rounds": 5})
     do, look, decide = made.tasks
     assert (made.name, made.max_parallel) == ("Sort", 2)
-    assert made.goal == "It is not sorted.\n\n(as Sort says)\n"
+    assert made.goal.startswith("It is not sorted.\n\n(as Sort says)\n\nWho has which part:\n- ann: writes\n\n")
+    assert made.goal.endswith(
+        "- issue: It is not sorted.\n- width: 2\n- test: make -k\n- target: check\n- may_do_nothing: true\n- rounds: 5"
+    )
     assert (do.assignee, look.assignee, decide.assignee, decide.fixer) == ("ann", "bob", "", "ann")
     assert (do.name, do.budget_usd, do.allow_no_change) == ("Do Sort", 2.5, True)
     assert do.verify == ("make -k", "make check")
@@ -312,7 +315,7 @@ def test_braces_that_are_no_placeholder_stay_as_they_are() -> None:
     of = small("", 'goal: "${{ github.sha }} {{}} {{a b}} {x} {{i}}"', TemplateInput(name="i"))
     assert check(of) == ()
     made = read_plan(render(of, {"a": "ann"}, {"i": "!"}), team())
-    assert made.goal == "${{ github.sha }} {{}} {{a b}} {x} !"
+    assert made.goal == "${{ github.sha }} {{}} {{a b}} {x} !\n\nWhat was said for this plan:\n- i: !"
 
 
 def test_a_template_may_be_json_or_in_halfs_words() -> None:
