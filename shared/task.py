@@ -175,7 +175,7 @@ def evolve(state: TaskState, event: e.Event) -> TaskState:
                 kind=None,
                 message="",
                 faults=(),
-                place=event.place if isinstance(event, e.TaskDispatched) else None,
+                place=_place(state, event),
                 **_UNWATCHED,
             )
         case e.TaskStarted():
@@ -295,6 +295,13 @@ def evolve(state: TaskState, event: e.Event) -> TaskState:
             return replace(again, tries=0, lost=0, left_by=0, retry_at=None)
         case _:
             raise TypeError(f"{type(event).__name__} is not an event of a task")
+
+
+def _place(state: TaskState, event: e.TaskReadied | e.TaskDispatched) -> ResultPlace | None:
+    """Where its result is looked for. Once readied anew, with what the last handing-out found there."""
+    if isinstance(event, e.TaskDispatched) or event.place is None or state.place is None:
+        return event.place
+    return msgspec.structs.replace(event.place, blob=state.place.blob)
 
 
 def _charged(state: TaskState, usage: e.Usage) -> TaskState:

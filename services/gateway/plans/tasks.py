@@ -16,7 +16,7 @@ from services.gateway.paging import Asked, Page
 from services.gateway.plans.commands import NOTE_MAX_CHARS, REFUSED, Accepted, Note, command_task, note_of
 from services.gateway.plans.lookup import find_execution, find_task, promptly, reading_plan
 from services.gateway.plans.planner_client import check_edit
-from services.gateway.plans.watching import place_of, watching_router, with_what_lies_there
+from services.gateway.plans.watching import watching_router, with_what_lies_there
 from services.gateway.problems import Problem, ProblemError, documented
 from services.gateway.projection import reads
 from services.gateway.projection.reads import MinSeq, TaskFilters, asked_tasks, fresh, json_answer
@@ -228,8 +228,8 @@ async def dispatch_task(
         raise ProblemError(NOT_READIED.status, NOT_READIED.code, NOT_READIED.title, detail)
     chosen = _chosen(fold)
     task = folded(INITIAL, evolve, records).state
-    place = place_of(plan, code, chosen, fold.board.plan.settings)
-    if task.status == "readied":
+    place = task.place
+    if task.status == "readied" and place is not None:
         place = await with_what_lies_there(state, chosen.project, place, task)
     command = c.HandOut(
         phase=fold.board.plan.phase,

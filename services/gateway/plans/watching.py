@@ -13,9 +13,8 @@ from services.gateway.plans.lookup import find_task
 from services.gateway.problems import Problem, ProblemError, documented
 from services.gateway.projects.lookup import BEING_DELETED, find_open_project
 from services.gateway.projects.settings_of import collab_of
-from shared.plan import Candidate
 from shared.requests import LookReply, LookRequest
-from shared.spec import PlanSettings, ResultPlace
+from shared.spec import ResultPlace
 from shared.subjects import WATCH_LOOK
 from shared.task import TaskState
 
@@ -70,24 +69,15 @@ async def refresh_project(project: FromPath[str], state: State, request: Request
 async def refresh_task(
     plan: FromPath[str], code: FromPath[str], state: State, request: Request[Caller, Any, Any]
 ) -> Looked:
-    """Looks for a manual task's result now, whatever the task's state."""
+    """Looks for a manual task's result now, whatever the task's state; before it is readied, into its repository."""
     fold = await find_task(state, request.user, plan, code)
     task, chosen = fold.board.tasks[code], fold.board.plan.chosen
     if not task.is_manual or chosen is None:
         detail = f"task {code} is not done by a person: nothing is looked for"
         raise ProblemError(NOT_MANUAL.status, NOT_MANUAL.code, NOT_MANUAL.title, detail)
-    place = task.place or place_of(plan, code, chosen, fold.board.plan.settings)
+    repo_url = fold.board.plan.settings.collab.repo_url or chosen.repo_url
+    place = task.place or ResultPlace(repo_url=repo_url, path="")
     return await _refreshed(state, LookRequest(project=chosen.project, repo_url=place.repo_url, path=place.path))
-
-
-def place_of(plan: str, code: str, chosen: Candidate, settings: PlanSettings) -> ResultPlace:
-    """Where the result of a manual task is looked for, as the plan's settings say."""
-    collab = settings.collab
-    return ResultPlace(
-        repo_url=collab.repo_url or chosen.repo_url,
-        path=f"{collab.directory}/{plan}/{code}/result.json",
-        poll_interval_s=collab.poll_interval_s,
-    )
 
 
 async def with_what_lies_there(state: State, project: str, place: ResultPlace, task: TaskState) -> ResultPlace:
@@ -101,7 +91,7 @@ async def with_what_lies_there(state: State, project: str, place: ResultPlace, t
         found = await _look(state, asked, DISPATCH_TIMEOUT_S)
         blob = found.blob
     except ProblemError:
-        blob = task.blob or (task.place.blob if task.place is not None else "")
+        blob = task.blob or place.blob
     return msgspec.structs.replace(place, blob=blob)
 
 
