@@ -14,6 +14,8 @@ from heapq import heappop, heappush
 from itertools import islice
 from typing import Literal
 
+from msgspec.structs import replace
+
 from shared import plan, task
 from shared.events import Event, Head, PlanExtended, PlanResumed
 from shared.spec import DELIVER, MAX_PARALLEL, PlanSpec, TaskSpec
@@ -121,7 +123,9 @@ class Board:
                 self._lay_out()
             return
         if is_draft(entity):
-            self.drafts[entity] = task.evolve(self.drafts.get(entity, task.INITIAL), event)
+            # Without its answer: that is in the candidate, and can be megabytes.
+            after = task.evolve(self.drafts.get(entity, task.INITIAL), event)
+            self.drafts[entity] = replace(after, answer="")
             return
         before = self.tasks.get(entity, task.INITIAL)
         after = task.evolve(before, event)

@@ -32,6 +32,8 @@ PlanStatus = Literal[
 """`requested`: a candidate is being made, and none is there yet; `failed`: none came about."""
 
 CANDIDATES_MAX = 20
+MAKINGS_MAX = 5
+"""Candidates of one plan that agents make at once."""
 
 ENDED: frozenset[PlanStatus] = frozenset({"cancelled", "completed"})
 EARLY: frozenset[PlanStatus] = frozenset({"absent", "requested", "failed", "drafted"})

@@ -111,8 +111,12 @@ class TaskState(msgspec.Struct, frozen=True):
     """Object id of the last result that was none."""
     review: e.Review | None = None
     answer: str = ""
+    persons_lease: int = 0
+    """The newest lease that was a person's: one that a runner lost is over, whoever does the task now."""
     rounds_granted: int = 0
     """Of a decision: review rounds beyond its own, each by a person's wish."""
+    is_refused: bool = False
+    """Of a decision: it was weighed, and not approved, since a person last asked."""
     summary: str = ""
     usage: e.Usage = e.Usage()
     """Of all attempts so far."""
@@ -140,7 +144,9 @@ class TaskState(msgspec.Struct, frozen=True):
     @property
     def may_come_late(self) -> bool:
         """Whether its person's result is still welcome, though it needs attention."""
-        return self.is_manual and self.status == "needs_attention" and self.kind != "cancelled" and self.lease > 0
+        if not self.is_manual or self.status != "needs_attention" or self.kind == "cancelled":
+            return False
+        return self.lease == self.persons_lease > 0
 
 
 INITIAL = TaskState()
@@ -187,6 +193,7 @@ def evolve(state: TaskState, event: e.Event) -> TaskState:
                 runner=event.runner,
                 execution=event.execution,
                 left_by=event.lease,
+                persons_lease=event.lease if state.is_manual else state.persons_lease,
                 deadline=event.deadline,
             )
         case e.TaskReleased():
@@ -260,7 +267,8 @@ def evolve(state: TaskState, event: e.Event) -> TaskState:
         case e.TaskDecided():
             if event.approved:
                 return replace(state, status="completed", reopening=False, summary=event.reason, message="")
-            return replace(state, status="needs_attention", reopening=False, kind=None, message=event.reason)
+            refused = replace(state, status="needs_attention", reopening=False, is_refused=True)
+            return replace(refused, kind=None, message=event.reason)
         case e.TaskCancelRequested():
             if state.status == "running" and not state.is_manual:
                 return replace(state, status="cancelling", message=event.reason)
@@ -288,11 +296,11 @@ def evolve(state: TaskState, event: e.Event) -> TaskState:
             # What its person was given no longer holds: the dispatcher writes it anew.
             return replace(edited, status="pending") if state.status == "readied" else edited
         case e.TaskRedispatchRequested():
+            asked = replace(state, tries=0, lost=0, rounds_granted=state.rounds_granted + state.is_refused)
             if state.status == "abandoned":
-                return replace(state, reopening=True, tries=0, lost=0)
-            granted = state.rounds_granted + state.is_decision
-            again = replace(state, status="pending", attempt_open=False, rounds_granted=granted)
-            return replace(again, tries=0, lost=0, left_by=0, retry_at=None)
+                return replace(asked, reopening=True, is_refused=False)
+            again = replace(asked, status="pending", attempt_open=False, is_refused=False)
+            return replace(again, left_by=0, retry_at=None)
         case _:
             raise TypeError(f"{type(event).__name__} is not an event of a task")
 

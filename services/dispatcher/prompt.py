@@ -66,6 +66,11 @@ def _what_to_judge(board: Board, spec: TaskSpec) -> str:
     return f"{told}{again}.{asked}"
 
 
+def _within_the_list(said: str) -> str:
+    """What somebody else wrote: of several lines, none must look like a part of the prompt."""
+    return said if "\n" not in said else "\n" + "\n".join(f"  > {line}" for line in said.splitlines())
+
+
 def _quoted(text: str) -> str:
     return "\n".join(f"> {line}" for line in text.splitlines())
 
@@ -78,7 +83,7 @@ def _earlier(board: Board, code: str) -> str:
         if state.spec is None:
             continue
         said = state.summary[:SUMMARY_MAX_CHARS] if state.status == "completed" else "given up: its work is not there"
-        line = f"- {state.spec.code} ({state.spec.name}): {said or 'nothing'}"
+        line = f"- {state.spec.code} ({state.spec.name}): {_within_the_list(said or 'nothing')}"
         if len(line) > room:
             lines.append(f"- and {len(states) - place} more")
             break

@@ -14,7 +14,18 @@ from shared import events as e
 from shared.spec import DELIVER, AgentSpec, Retry, TaskSpec
 from shared.task import FINAL, INITIAL, LEASED, TaskState, evolve, may_cost_usd
 from shared.task_decisions import NOT_RETRIED, TRANSIENT_ATTEMPTS, UNSPENT_WAIT_MIN_S, decide
-from tests.shared.strategies import NOW, SH, dispatches, fails, fitted, openings, task_events, task_specs, task_wishes
+from tests.shared.strategies import (
+    NOW,
+    PERSON,
+    SH,
+    dispatches,
+    fails,
+    fitted,
+    openings,
+    task_events,
+    task_specs,
+    task_wishes,
+)
 
 STEPS = 25
 
@@ -496,3 +507,42 @@ def test_a_lease_goes_on_with_what_an_unspent_one_left(end: tuple[c.TaskCommand,
     state = fold_on(state, msgspec.structs.replace(DISPATCH, now=state.retry_at or NOW))
     event = decide(state, start(2, execution="x2"))
     assert isinstance(event, e.TaskStarted) and event.resumes == resumes
+
+
+def ran(*commands: c.TaskCommand) -> TaskState:
+    state = INITIAL
+    for command in commands:
+        event = decide(state, command)
+        assert event is not None, command
+        state = evolve(state, event)
+    return state
+
+
+def test_a_runner_whose_lost_task_is_now_a_persons_comes_too_late() -> None:
+    spec = TaskSpec(code="T1", name="T1", assignee="sh", retry=Retry(max_attempts=1))
+    dispatch = c.Dispatch(
+        now=NOW, revision=0, prompt="p", agent=SH, project="", repo_url="u", base_commit="b", heads=(), abandoned=(),
+        plan_name="n", setup=(), env_allow=(),
+    )  # fmt: skip
+    state = ran(
+        c.PlanTask(digest="d", index=0, spec=spec, agent=SH),
+        dispatch,
+        c.Start(phase="open", dispatch=1, runner="r1", execution="x1"),
+        c.Release(lease=1, reason="came back", lost=True),
+        c.Edit(spec=spec, agent=PERSON),
+    )
+    assert state.is_manual and state.status == "needs_attention" and state.kind == "runner_lost"
+    result = e.Result(task_code="T1", summary="s")
+    with pytest.raises(c.StaleLease):
+        decide(state, c.Complete(lease=1, base_commit="b", commit="a", result=result, usage=e.Usage()))
+
+
+def test_a_round_is_granted_for_each_refusal_and_for_nothing_else() -> None:
+    decision = TaskSpec(code="D", name="D", assignee="", max_review_rounds=1)
+    planned = c.PlanTask(digest="d", index=0, spec=decision, agent=None)
+    never_weighed = ran(planned, c.CancelTask(phase="open"), c.Redispatch(), c.CancelTask(phase="open"), c.Redispatch())
+    assert never_weighed.rounds_granted == 0
+    refused = c.Decide(approved=False, round=1, reason="no")
+    assert ran(planned, refused, c.Redispatch()).rounds_granted == 1
+    assert ran(planned, refused, c.Abandon(), c.Redispatch()).rounds_granted == 1
+    assert ran(planned, refused, c.Redispatch(), refused, c.Redispatch()).rounds_granted == 2
