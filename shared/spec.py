@@ -243,6 +243,10 @@ class CollabRules(Spec, frozen=True, kw_only=True):
     """The folder in it."""
     poll_interval_s: float = POLL_INTERVAL_S
 
+    def plan_path(self, plan: str) -> str:
+        """Where a plan that was asked for by hand may be put, from the repository's root."""
+        return f"{self.directory}/plan-{plan}.json".lstrip("/")
+
 
 class ResultPlace(Spec, frozen=True, kw_only=True):
     """Where a manual task's result is looked for."""

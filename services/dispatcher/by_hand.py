@@ -81,7 +81,7 @@ def how_a_person_works(board: Board, plan: str, code: str) -> str:
         example["commit"] = "0" * 40
         fields += (
             " Push your work to the code repository, on a branch of your own, and name its last commit in full as "
-            "`commit`; leave that out where you changed no code."
+            "`commit`: it has to contain what you started from. Leave it out where you changed no code."
         )
     shown = json.dumps(example, indent=2, ensure_ascii=False)
     return (

@@ -3,13 +3,17 @@
 import json
 
 from services.planner.plan_schema import usable_slugs
-from services.planner.wanted import team_of
+from services.planner.wanted import (
+    GRANTS,
+    WANTED_ATTEMPTS_MAX,
+    WANTED_PARALLEL_MAX,
+    WANTED_TASK_BUDGET_MAX_USD,
+    WANTED_TASKS_MAX,
+    team_of,
+)
 from shared.events import PlanRequested
 from shared.spec import (
-    ATTEMPTS_MAX,
-    BUDGET_MAX_USD,
     REVIEW_ROUNDS_MAX,
-    TASKS_MAX,
     TIMEOUT_MAX_MINUTES,
     TIMEOUT_MINUTES,
     PlanningMode,
@@ -72,9 +76,12 @@ _EXAMPLE = {
         },
     ],
 }
+_DEFAULTS = TaskSpec(code="", name="", assignee="")
 _FORMAT = f"""\
-A plan is a JSON object with `name`, `goal` and `tasks`, and if need be `max_parallel`, `budget_usd` (of the whole \
-plan) and `setup` (commands that prepare each fresh worktree, such as the installing of dependencies).
+A plan is a JSON object with `name`, `goal` and `tasks`, and if need be `max_parallel` (tasks that run at once, up to \
+{WANTED_PARALLEL_MAX}) and `budget_usd` (of the whole plan). {", ".join(f"`{name}`" for name in GRANTS[:-1])} and \
+`{GRANTS[-1]}` are the project's to say: leave them out. What prepares a fresh worktree, such as the installing of \
+dependencies, the project has set up.
 
 Each task has
 - `code`: unique also ignoring case; letters, digits, `-` and `_`, at most 63, beginning with a letter or digit;
@@ -86,11 +93,11 @@ tasks before it report, and the repository with their work; not this conversatio
 tasks before it, so two that change the same places must depend on one another;
 - if need be `expected_output` (a repository-relative path that has to be there in the end), `verify` (shell \
 commands that must then succeed), `timeout_minutes` (up to {TIMEOUT_MAX_MINUTES}, {TIMEOUT_MINUTES:g} by default), \
-`budget_usd` of one attempt (up to {BUDGET_MAX_USD}, {TaskSpec(code="", name="", assignee="").budget_usd:g} by \
-default), `retry` ({{"max_attempts": 1 to {ATTEMPTS_MAX}}}), `requires_approval` (a person accepts the result), \
+`budget_usd` of one attempt (up to {WANTED_TASK_BUDGET_MAX_USD:g}, {_DEFAULTS.budget_usd:g} by default), `retry` \
+({{"max_attempts": 1 to {WANTED_ATTEMPTS_MAX}}}), `requires_approval` (a person accepts the result), \
 `allow_no_change` (the task may end without having changed a file).
 
-A task that changes no file counts as failed unless `allow_no_change` is set. At most {TASKS_MAX:,} tasks, and \
+A task that changes no file counts as failed unless `allow_no_change` is set. At most {WANTED_TASKS_MAX} tasks, and \
 usually far fewer.
 
 Reviews: a task with `reviews` (a task's code) judges the work of that task, changes nothing, and waits for it \
@@ -114,11 +121,6 @@ def planning_prompt(request: PlanRequested, plan: str) -> str:
         _how_to_answer(request, plan),
     ]
     return "\n\n".join(parts) + "\n"
-
-
-def plan_path(request: PlanRequested, plan: str) -> str:
-    """Where a plan that is made by hand is looked for, from the root of the collaboration repository."""
-    return f"{request.collab.directory.strip('/')}/plan-{plan}.json".lstrip("/")
 
 
 def _task(request: PlanRequested) -> str:
@@ -168,7 +170,7 @@ def _how_to_answer(request: PlanRequested, plan: str) -> str:
     where = _inline(request.collab.repo_url or request.repo_url)
     return (
         f"{words}\n\nThe person who asked takes the plan back in one of two ways: they paste it where they got this "
-        f"prompt, or it is put into the file {_inline(plan_path(request, plan))} on the default branch of the "
+        f"prompt, or it is put into the file {_inline(request.collab.plan_path(plan))} on the default branch of the "
         f"repository {where}, where it is found by itself. If you can commit and push there, do so."
     )
 

@@ -170,7 +170,7 @@ def make_app(
         desk = CredentialDesk(nc, seal_key, private_dir)
         if settings.watches:
             credentials = WatchCredentials(nc, seal_key, private_dir)
-            watchers.append(Watcher(nc, settings.name, settings.data_dir, credentials, threads))
+            watchers.append(Watcher(nc, settings.name, settings.data_dir, credentials, git_threads()))
         parts["runner"] = Runner(
             nc, settings.name, executors, settings.slots, journal, desk, utc_now, hindrance=floor, has_key=has_key
         )

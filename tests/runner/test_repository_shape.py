@@ -61,3 +61,26 @@ def test_an_empty_commit_has_no_files_and_that_is_said(tmp_path: Path) -> None:
     told = repository_shape(project.repo / ".git", git(project.repo, "rev-parse", "HEAD"))
     assert "0 files" in told
     assert told.count("\n") == 2
+
+
+def test_what_is_called_readme_and_is_no_file_is_not_read(tmp_path: Path) -> None:
+    project = make_project(tmp_path, {"ReadMe/inner.py": "", "readme.md": "The real one\n"})
+    git(project.repo, "update-index", "--add", "--cacheinfo", f"160000,{'1' * 40},README")
+    (project.repo / "README.txt").symlink_to("/etc/hostname")
+    git(project.repo, "add", "README.txt")
+    git(project.repo, "commit", "-qm", "Not files")
+    told = repository_shape(project.repo / ".git", git(project.repo, "rev-parse", "HEAD"))
+    assert told.endswith("`readme.md` begins:\n\n> The real one")
+    assert "3 files" in told
+    assert "Submodules, whose files are not here: `README`" in told
+
+
+def test_what_git_cannot_read_is_left_out_with_a_word(tmp_path: Path) -> None:
+    project = make_project(tmp_path)
+    git(project.repo, "update-index", "--add", "--info-only", "--cacheinfo", f"100644,{'1' * 40},README")
+    tree = git(project.repo, "write-tree", "--missing-ok")
+    commit = git(project.repo, "commit-tree", "-m", "No such file", tree)
+    told = repository_shape(project.repo / ".git", commit)
+    assert "Files at its root: " in told
+    assert "`README` is left out here: reading it: " in told
+    assert "is not told here: listing the repository: " in repository_shape(project.repo / ".git", "1" * 40)

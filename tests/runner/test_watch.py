@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import logging
 from collections.abc import AsyncIterator
 from datetime import timedelta
 from pathlib import Path
@@ -65,6 +66,42 @@ async def test_what_lay_there_when_the_task_was_handed_out_is_no_result_of_it(
         collab.deliver(plan, summary="Of this one")
         await world.event(plan, "completed")
     assert (await world.state(plan)).summary == "Of this one"
+
+
+async def test_what_lay_there_at_the_handing_out_counts_once_any_byte_of_it_differs_and_the_log_says_so(
+    world: World, collab: CollabRepository, caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level(logging.INFO, "treadle.runner.watch")
+    plan = await world.plan()
+    path = collab.write(plan, summary="Still true")
+    collab.push()
+    await world.hand_out(plan, collab.url, blob=git(collab.clone, "hash-object", str(path)))
+    async with world.watching() as watcher:
+        await until_looks(watcher, 3)
+        told = [record.getMessage() for record in caplog.records if "was there when" in record.getMessage()]
+        assert len(told) == 1 and plan in told[0]
+        path.write_bytes(path.read_bytes() + b"\n")
+        collab.push()
+        await world.event(plan, "completed")
+    assert "failed" not in await world.types(plan)
+
+
+async def test_a_file_that_was_no_result_is_none_when_it_is_put_there_again_after_a_redispatch(
+    world: World, collab: CollabRepository
+) -> None:
+    plan = await world.plan()
+    await world.hand_out(plan, collab.url)
+    async with world.watching():
+        bad = collab.deliver(plan, content="[]")
+        await world.event(plan, "failed")
+        collab.place(plan).joinpath("result.json").unlink()
+        collab.push()
+        await world.tell(plan, c.Redispatch())
+        await world.hand_out(plan, collab.url)
+        await world.event(plan, "started", number=2)
+        assert collab.deliver(plan, content="[]") == bad
+        again = (await world.event(plan, "failed", number=2)).event
+    assert isinstance(again, e.TaskFailed) and (again.blob, again.kind) == (bad, "invalid_result")
 
 
 async def test_an_invalid_result_is_told_once_with_all_its_faults_and_a_better_one_completes_the_task(
@@ -147,9 +184,10 @@ async def test_a_result_names_the_commit_of_the_work_which_the_code_repository_m
     world: World, collab: CollabRepository, tmp_path: Path
 ) -> None:
     code = CollabRepository(tmp_path, "code.git")
+    base = git(code.clone, "rev-parse", "HEAD")
     commit = code.push("The work")
     plan = await world.plan()
-    await world.hand_out(plan, collab.url, code_url=code.url)
+    await world.hand_out(plan, collab.url, code_url=code.url, base_commit=base)
     async with world.watching():
         collab.deliver(plan, commit="a" * 40)
         failed = (await world.event(plan, "failed")).event
@@ -162,6 +200,29 @@ async def test_a_result_names_the_commit_of_the_work_which_the_code_repository_m
         collab.deliver(plan, commit=commit.upper())
         done = (await world.event(plan, "completed")).event
     assert isinstance(done, e.TaskCompleted) and done.commit == commit
+
+
+async def test_the_commit_of_the_work_must_contain_what_the_task_was_handed_out_with(
+    world: World, collab: CollabRepository, tmp_path: Path
+) -> None:
+    code = CollabRepository(tmp_path, "code.git")
+    base = git(code.clone, "rev-parse", "HEAD")
+    before = code.push("The work of T1")
+    git(code.clone, "reset", "-q", "--hard", base)
+    forgot = code.push("Forgot it")
+    git(code.clone, "push", "-q", str(code.bare), f"{before}:refs/heads/t1")
+    plan = await world.plan()
+    await world.hand_out(plan, collab.url, code_url=code.url, base_commit=base, heads=[Head("T1", before)])
+    async with world.watching():
+        collab.deliver(plan, commit=forgot)
+        failed = (await world.event(plan, "failed")).event
+        assert isinstance(failed, e.TaskFailed) and failed.kind == "invalid_result"
+        assert f"merge commit {before} (the work of T1) into yours" in failed.message
+        git(code.clone, "merge", "-q", "-m", "With T1", before)
+        merged = code.push("And more")
+        collab.deliver(plan, commit=merged)
+        done = (await world.event(plan, "completed")).event
+    assert isinstance(done, e.TaskCompleted) and done.commit == merged
 
 
 async def test_a_code_repository_that_cannot_be_reached_is_no_fault_of_the_result(

@@ -109,10 +109,11 @@ def test_only_what_is_wanted_is_fetched_and_nothing_is_checked_out(ours: Collab,
     entry = ours.entries(commit, [path, "big.bin", "missing", f"{DIRECTORY}/p", "a\nb"])
     assert set(entry) == {path, "big.bin", f"{DIRECTORY}/p"}
     assert (entry[path].kind, entry[f"{DIRECTORY}/p"].kind) == ("file", "directory")
-    assert ours.read({entry[path].id: 10}, None) == {entry[path].id: b"{}"}
+    assert ours.bring({entry[path].id: 10}, None) == {entry[path].id: 2}
+    assert ours.read([entry[path].id]) == {entry[path].id: b"{}"}
     stored = sum(file.stat().st_size for file in ours.path.rglob("*") if file.is_file())
     assert stored < 100_000
-    too_large = ours.read({entry["big.bin"].id: 1000}, None)[entry["big.bin"].id]
+    too_large = ours.bring({entry["big.bin"].id: 1000}, None)[entry["big.bin"].id]
     assert isinstance(too_large, TooLarge)
     assert not list(ours.path.glob("objects/pack/tmp_*"))
 
@@ -136,7 +137,8 @@ def test_a_server_that_leaves_no_files_out_is_read_all_the_same(
     theirs.deliver("p", content="{}")
     path = f"{DIRECTORY}/p/T1/result.json"
     entry = ours.entries(ours.refresh(None), [path])[path]
-    assert ours.read({entry.id: 10}, None) == {entry.id: b"{}"}
+    assert ours.bring({entry.id: 10}, None) == {entry.id: 2}
+    assert ours.read([entry.id]) == {entry.id: b"{}"}
 
 
 def test_a_commit_that_is_too_large_is_a_failing_fetch_and_leaves_nothing(
@@ -189,6 +191,33 @@ def test_names_that_git_or_a_terminal_reads_otherwise_are_only_names(ours: Colla
         (theirs.clone / path).write_text("{}")
     theirs.push()
     assert set(ours.entries(ours.refresh(None), [*odd, "../x", "/etc/passwd", "a\0b", ""])) == set(odd)
+
+
+def test_folders_that_are_not_there_are_told_from_those_that_are_whatever_their_names(
+    ours: Collab, theirs: CollabRepository
+) -> None:
+    theirs.deliver("p", content="{}")
+    there = f"{DIRECTORY}/p/T1/result.json"
+    readme_tree = git(theirs.clone, "rev-parse", "HEAD^{tree}")
+    odd = [
+        f"{name}/README" for name in ("x tree", "x tree 5", f"x\n{readme_tree} tree 30", "x\n", "missing", "x blob 3")
+    ]
+    assert set(ours.entries(ours.refresh(None), [*odd, there])) == {there}
+
+
+def test_of_many_files_those_that_are_too_large_are_left_out_and_all_others_are_brought(
+    ours: Collab, theirs: CollabRepository
+) -> None:
+    paths = [f"{number}.bin" for number in range(9)]
+    for number, path in enumerate(paths):
+        (theirs.clone / path).write_bytes(os.urandom(8 * 1024 * 1024 if number in (2, 7) else 50))
+    theirs.push()
+    entries = ours.entries(ours.refresh(None), paths)
+    brought = ours.bring({entry.id: 100 for entry in entries.values()}, None)
+    large = [path for path in paths if isinstance(brought[entries[path].id], TooLarge)]
+    assert large == ["2.bin", "7.bin"] and len(brought) == 9
+    with pytest.raises(GitFailed, match="lost"):
+        ours.read([entries["2.bin"].id])
 
 
 def test_a_deleted_projects_copy_goes_and_that_of_another_project_stays(

@@ -84,11 +84,22 @@ def test_what_is_no_json_object_is_told_with_its_place(content: str | bytes, wor
 
 
 @pytest.mark.parametrize(
-    "text", ['\\"' * 500_000, '"' * 999_999, ",]" * 400_000, "```\n" * 250_000, "{" + " ," * 500_000]
+    "text",
+    [
+        *('\\"' * 500_000, '"' * 999_999, ",]" * 400_000, "```\n" * 250_000, "{" + " ," * 500_000),
+        *("~" * 50_000 + "`", "`" * 50_000 + "x`", "   ~~~" * 100_000 + "`", ("~" * 1000 + "`\n") * 500),
+    ],
 )
 def test_a_hostile_text_is_refused_quickly(text: str) -> None:
     began = time.process_time()
     faults_of(text)
+    assert time.process_time() - began < 2
+
+
+def test_a_hostile_usage_is_refused_quickly() -> None:
+    began = time.process_time()
+    with pytest.raises(NotValid):
+        read_usage(b"~" * 50_000 + b"`")
     assert time.process_time() - began < 2
 
 

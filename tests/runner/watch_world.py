@@ -151,12 +151,13 @@ class World:
         blob: str = "",
         interval_s: float = INTERVAL_S,
         code_url: str = "/nowhere",
+        base_commit: str = "",
         heads: Sequence[e.Head] = (),
     ) -> None:
         """What the dispatcher does with a ready manual task, and then its person."""
         state = (await load_task(self.store, plan, task)).state
         ready = c.Ready(
-            now=utc_now(), revision=state.revision, prompt="Do it.", agent=ANN, base_commit="0" * 40,
+            now=utc_now(), revision=state.revision, prompt="Do it.", agent=ANN, base_commit=base_commit,
             heads=tuple(heads), abandoned=(),
         )  # fmt: skip
         decided = await to_task(self.store, plan, task, ready, META)

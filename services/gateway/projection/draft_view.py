@@ -6,7 +6,7 @@ import msgspec
 
 from shared.events import PlanFault, Usage
 from shared.plan import Candidate, DraftRequest
-from shared.spec import NAME_MAX_CHARS, CollabRules, PlanningMode
+from shared.spec import NAME_MAX_CHARS, PlanningMode
 from shared.subjects import draft
 from shared.task import TaskState, TaskStatus
 
@@ -102,13 +102,8 @@ def request_view(plan: str, name: str, asked: DraftRequest, drafts: dict[str, Ta
         model=(request.planner.model or "") if request.planner is not None else "",
         cost_usd=usage.cost_usd,
         budget_usd=request.budget_usd,
-        path=plan_path(plan, request.collab) if request.by_hand else "",
+        path=request.collab.plan_path(plan) if request.by_hand else "",
     )
-
-
-def plan_path(plan: str, collab: CollabRules) -> str:
-    """Where a plan that was asked for by hand may be put, from the collaboration repository's root."""
-    return f"{collab.directory}/plan-{plan}.json"
 
 
 def name_from(goal: str) -> str:

@@ -29,6 +29,8 @@ from shared.repo_url import is_local_path
 TREE_MAX_BYTES = 4 * 1024 * 1024
 """Of one directory's list: a hundred thousand entries. A longer one is taken as empty."""
 TREES_AT_ONCE_BYTES = 32 * 1024 * 1024
+FILES_AT_ONCE_BYTES = 256 * 1024 * 1024
+"""Of what one fetch of files may bring."""
 FETCH_MAX_BYTES = 2 * 1024**3
 """Of what one fetch of a commit may bring, where the server does not leave the files out."""
 PACKS_MAX = 200
@@ -37,6 +39,7 @@ PACKS_MAX = 200
 _REF = "refs/watch/head"
 _REMOTE = "treadle-watch"
 _ID = re.compile(r"[0-9a-f]{40}")
+_TREE = re.compile(rb"([0-9a-f]{40}) tree ([0-9]+)")
 _LOCK_AGAIN_S = 0.02
 _SIDE = "git -c core.hooksPath=/dev/null -c gc.auto=0 -c maintenance.auto=false -c uploadpack.allowFilter=true"
 _LOCAL_UPLOAD = f"--upload-pack={_SIDE} -c uploadpack.allowAnySHA1InWant=true upload-pack"
@@ -98,21 +101,36 @@ class Collab:
                     self._found.update(self._look(commit, missing))
             return {path: entry for path in wanted if (entry := self._found.get(path)) is not None}
 
-    def read(self, wanted: Mapping[str, int], access: Access | None) -> dict[str, bytes | TooLarge]:
-        """The content of files: by object id, each with the most bytes that it may have. Raises `GitFailed`."""
+    def bring(self, wanted: Mapping[str, int], access: Access | None) -> dict[str, int | TooLarge]:
+        """Fetches files to the copy: by object id, each with the most bytes that it may have; returns their sizes.
+
+        Raises `GitFailed`.
+        """
         if not wanted:
             return {}
         with self._locked():
             sizes = self._sizes(wanted)
-            if missing := [blob for blob in wanted if blob not in sizes]:
-                self._fetch_files({blob: wanted[blob] for blob in missing}, access)
+            if missing := {blob: most for blob, most in wanted.items() if blob not in sizes}:
+                for batch in _batches(missing, FILES_AT_ONCE_BYTES):
+                    self._fetch_files({blob: missing[blob] for blob in batch}, access)
                 sizes |= self._sizes(missing)
-            small = [blob for blob, size in sizes.items() if size <= wanted[blob]]
-            read: dict[str, bytes | TooLarge] = dict(zip(small, self._contents(small), strict=True))
+        brought: dict[str, int | TooLarge] = {}
         for blob, most in wanted.items():
-            has = sizes.get(blob, "more than that")
-            read.setdefault(blob, TooLarge(f"it may have {most} bytes, and has {has}"))
-        return read
+            size = sizes.get(blob)
+            if size is not None and size <= most:
+                brought[blob] = size
+            else:
+                brought[blob] = TooLarge(f"it may have {most} bytes, and has {size or 'more than that'}")
+        return brought
+
+    def read(self, ids: Iterable[str]) -> dict[str, bytes]:
+        """The content of files that were brought; whoever asks sees to it that they are not too many at once.
+
+        Raises `GitFailed`.
+        """
+        wanted = list(dict.fromkeys(ids))
+        with self._locked():
+            return dict(zip(wanted, self._contents(wanted), strict=True))
 
     def remove(self) -> None:
         """Takes the copy away. Waits for whoever looks into it."""
@@ -154,12 +172,14 @@ class Collab:
         )
 
     def _fetch_files(self, wanted: Mapping[str, int], access: Access | None) -> None:
-        """All at once; where one of them is too large, each by itself, without that one."""
+        """All at once; where one of them is too large, either half by itself, and so on, without that one."""
         room = 1024 * 1024
-        if self._brought(list(wanted), access, sum(wanted.values()) + room):
+        blobs = list(wanted)
+        if self._brought(blobs, access, sum(wanted.values()) + room) or len(blobs) == 1:
             return
-        for blob, most in wanted.items():
-            self._brought([blob], access, most + room)
+        half = len(blobs) // 2
+        for some in (blobs[:half], blobs[half:]):
+            self._fetch_files({blob: wanted[blob] for blob in some}, access)
 
     def _brought(self, blobs: Sequence[str], access: Access | None, max_bytes: int) -> bool:
         """False: it would have been more than that."""
@@ -211,17 +231,17 @@ class Collab:
         directories = [d for d in by_directory if "\0" not in d]
         trees: dict[str, list[str]] = {}
         sizes: dict[str, int] = {}
-        listed = self._cat("--batch-check", [commit, *(f"{commit}:{directory}" for directory in directories)])
-        here, *lines = listed.out.split(b"\n")
+        names = [f"{commit}:{directory}" for directory in directories]
+        listed = self._cat("--batch-check", [commit, *names]).out
+        here, _, rest = listed.partition(b"\n")
         if here.split(b" ")[1:2] != [b"commit"]:
             raise GitFailed(f"the copy of {self.shown} is broken: it is made anew")
-        for directory, line in zip(directories, lines, strict=False):
-            words = line.split(b" ")
-            if len(words) == 3 and words[1] == b"tree" and int(words[2]) <= TREE_MAX_BYTES:
-                trees.setdefault(words[0].decode(), []).append(directory)
-                sizes[words[0].decode()] = int(words[2])
+        for directory, line in zip(directories, _lines(rest, names), strict=True):
+            if (told := _TREE.fullmatch(line)) and int(told[2]) <= TREE_MAX_BYTES:
+                trees.setdefault(told[1].decode(), []).append(directory)
+                sizes[told[1].decode()] = int(told[2])
         found: dict[str, Entry | None] = dict.fromkeys(paths)
-        for batch in _batches(sizes):
+        for batch in _batches(sizes, TREES_AT_ONCE_BYTES):
             for tree, content in zip(batch, self._contents(batch), strict=True):
                 wanted = {path.rpartition("/")[2].encode(): path for d in trees[tree] for path in by_directory[d]}
                 if len(trees[tree]) == 1:
@@ -238,11 +258,14 @@ class Collab:
         return {found[0].decode(): int(found[2]) for found in words if len(found) == 3}
 
     def _contents(self, ids: Sequence[str]) -> list[bytes]:
-        """Of objects that are here, in that order."""
+        """Of objects that are here, in that order. Raises `GitFailed` where one is not any more."""
         out, at, contents = self._cat("--batch", ids).out if ids else b"", 0, []
-        for _ in ids:
-            head_end = out.index(b"\n", at)
-            size = int(out[at:head_end].rpartition(b" ")[2])
+        for id_ in ids:
+            head_end = out.find(b"\n", at)
+            name, _, size_told = out[at:head_end].rpartition(b" ")
+            if not (name.startswith(id_.encode()) and size_told.isdigit()):
+                raise GitFailed(f"the copy of {self.shown} lost {id_}: it is fetched again")
+            size = int(size_told)
             contents.append(out[head_end + 1 : head_end + 1 + size])
             at = head_end + 1 + size + 1
         return contents
@@ -297,14 +320,24 @@ def collab_of(data_dir: Path, project: str, repo_url: str) -> Collab:
     return Collab(data_dir.resolve() / "collab" / f"{name}.git", repo_url)
 
 
-def _batches(sizes: Mapping[str, int]) -> Iterator[list[str]]:
+def _lines(out: bytes, names: Iterable[str]) -> Iterator[bytes]:
+    """What `--batch-check` says of each name. It repeats those of which it finds nothing, whatever is in them."""
+    at = 0
+    for name in names:
+        missing = f"{name} missing\n".encode(errors="surrogateescape")
+        end = at + len(missing) - 1 if out.startswith(missing, at) else out.find(b"\n", at)
+        yield out[at:end]
+        at = end + 1
+
+
+def _batches(sizes: Mapping[str, int], most_bytes: int) -> Iterator[list[str]]:
     batch: list[str] = []
     total = 0
-    for tree, size in sizes.items():
-        if batch and total + size > TREES_AT_ONCE_BYTES:
+    for object_, size in sizes.items():
+        if batch and total + size > most_bytes:
             yield batch
             batch, total = [], 0
-        batch.append(tree)
+        batch.append(object_)
         total += size
     if batch:
         yield batch

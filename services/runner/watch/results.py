@@ -22,7 +22,8 @@ PATH_MAX_CHARS = 4096
 TOKENS_MAX = 10**12
 COST_MAX_USD = 1e6
 
-_FENCE = re.compile(r"^[ ]{0,3}(`{3,}|~{3,})[^\n`]*$", re.MULTILINE)
+# Possessive (`+` behind a quantifier): a long row of its signs that is no fence is walked once, not for each sign.
+_FENCE = re.compile(r"^ {0,3}+(`{3,}+|~{3,}+)[^\n`]*+$", re.MULTILINE)
 _STRING_OR_COMMA = re.compile(r'"(?:[^"\\]|\\.)*"?|,(?=[ \t\r\n]*[}\]])', re.DOTALL)
 _COMMIT = re.compile(r"[0-9a-f]{40}")
 _FAULTS_SHOWN_MAX = 20

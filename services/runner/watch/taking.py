@@ -4,23 +4,24 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import Mapping
+from collections.abc import AsyncIterator, Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from datetime import timedelta
 from functools import partial
 from pathlib import Path
+from typing import TypeVar
 
 import msgspec
 from nats.aio.client import Client
 from nats.errors import Error as NatsError
 
-from services.runner.git import GitFailed, run_git
+from services.runner.git import GitFailed
 from services.runner.git_threads import in_thread
-from services.runner.in_use import in_use
-from services.runner.mirror import Mirror, mirror_of
+from services.runner.mirror import mirror_of
 from services.runner.redaction import Redactor
 from services.runner.reviews import review_summary
 from services.runner.watch.collab import Collab, Entry, TooLarge
+from services.runner.watch.commits import why_no_work
 from services.runner.watch.credentials import CannotLook, WatchCredentials
 from services.runner.watch.results import (
     RESULT_MAX_BYTES,
@@ -47,6 +48,11 @@ log = logging.getLogger("treadle.runner.watch")
 
 RUNNER = "watch"
 """As `started` names who holds a manual task: whoever watches, all of them together."""
+FETCHED_WITHIN_S = 120.0
+"""A repository that takes longer counts as one that does not answer."""
+TAKEN_WITHIN_S = 600.0
+"""All that is new in one look; what is left then comes first in the next one."""
+READ_AT_ONCE_BYTES = 8 * 1024 * 1024
 OFFER_ANSWERED_WITHIN_S = 60.0
 CODE_FETCHED_WITHIN_S = 300.0
 _NO_FILE = {
@@ -54,6 +60,12 @@ _NO_FILE = {
     "directory": "is a directory: put a file there",
     "submodule": "is a submodule, which is not looked into: put the file into this repository",
 }
+
+T = TypeVar("T")
+Key = tuple[str, str]
+"""A plan and what of it: a task, or the plan itself."""
+Entries = Mapping[str, Entry]
+Contents = Mapping[str, bytes | TooLarge]
 
 
 class Taking:
@@ -80,6 +92,10 @@ class Taking:
         self._clock = clock
         self._offered: dict[str, str] = {}
         """By plan, the file that a planner has answered for: it may have refused it without a word in the log."""
+        self._slow: dict[Repository, frozenset[Key]] = {}
+        """What could not be told of in the last look, though it was tried."""
+        self._told: dict[Repository, dict[Key, int]] = {}
+        """By task, the dispatch of which it was said that its place holds what was there before."""
 
     # Beginning ----------------------------------------------------------------------------------------------------
 
@@ -116,53 +132,113 @@ class Taking:
 
     # Results ------------------------------------------------------------------------------------------------------
 
-    async def take(self, repository: Repository, collab: Collab, commit: str) -> dict[tuple[str, str], str]:
+    async def take(self, repository: Repository, collab: Collab, commit: str) -> dict[Key, str]:
         """Takes everything that is new in the commit. Returns the tasks for which that can't be told, each with why.
 
-        Raises `GitFailed`, `CannotLook`.
+        Raises `GitFailed`, `CannotLook`, and `TimeoutError` where the repository takes too long to give the files.
         """
+        deadline = asyncio.get_running_loop().time() + TAKEN_WITHIN_S
         tasks, files = self._watched.tasks(repository), self._watched.plan_files(repository)
         paths = [path for one in tasks for path in (one.place.path, one.usage_path)] + [file.path for file in files]
-        entries = await in_thread(lambda: collab.entries(commit, paths), self._threads)
-        new = [one for one in tasks if (entry := entries.get(one.place.path)) and one.is_new(entry.id)]
-        new_files = [file for file in files if (entry := entries.get(file.path)) and self._is_new(file, entry)]
-        if not new and not new_files:
-            return {}
-        contents = await self._read(repository, collab, entries, new, new_files)
-        faults: dict[tuple[str, str], str] = {}
-        for waiting in new:
-            try:
-                await self._take_result(waiting, entries, contents, collab.shown)
-            except CannotLook as error:
-                faults[waiting.plan, waiting.task] = str(error)
-            except c.Refused as error:  # its history can't be read: the others' can
-                log.error("plan %s task %s is passed over: %s", waiting.plan, waiting.task, error)
-        for file in new_files:
-            await self._offer(file, entries[file.path], contents)
+        entries = await self._in_time(lambda: collab.entries(commit, paths))
+        new: list[Waiting | PlanFile] = [
+            one for one in tasks if (entry := entries.get(one.place.path)) and one.is_new(entry.id)
+        ]
+        new += [file for file in files if (entry := entries.get(file.path)) and self._is_new(file, entry)]
+        self._tell_of_old(repository, tasks, entries)
+        # Those that held up the last look, such as a commit that does not come, come last: the others' turn is first.
+        before = self._slow.pop(repository, frozenset())
+        new.sort(key=lambda one: _key(one) in before)
+        faults: dict[Key, str] = {}
+        tried: set[Key] = set()
+        async for some, contents in self._read(repository, collab, entries, new):
+            for one in some:
+                if asyncio.get_running_loop().time() < deadline:
+                    tried.add(_key(one))
+                    fault = await self._take_within(deadline, one, entries, contents, collab.shown)
+                else:
+                    fault = f"what comes from {collab.shown} took longer than {TAKEN_WITHIN_S:g} seconds altogether"
+                if fault:
+                    faults[_key(one)] = fault
+        if slow := (before | tried) & faults.keys():
+            self._slow[repository] = slow
         return faults
 
-    async def _read(
-        self,
-        repository: Repository,
-        collab: Collab,
-        entries: Mapping[str, Entry],
-        new: list[Waiting],
-        new_files: list[PlanFile],
-    ) -> dict[str, bytes | TooLarge]:
-        wanted: dict[str, int] = {}
-        limits = [(one.place.path, RESULT_MAX_BYTES) for one in new]
-        limits += [(one.usage_path, USAGE_MAX_BYTES) for one in new]
-        limits += [(file.path, PLAN_MAX_BYTES) for file in new_files]
-        for path, most in limits:
-            entry = entries.get(path)
-            if entry is not None and entry.kind == "file":
-                wanted[entry.id] = max(most, wanted.get(entry.id, 0))
-        access = await self._credentials.of(repository)
-        return await in_thread(lambda: collab.read(wanted, access), self._threads)
+    async def _take_within(
+        self, deadline: float, one: Waiting | PlanFile, entries: Entries, contents: Contents, where: str
+    ) -> str:
+        """Why it can't be told whether there is anything; empty: it was."""
+        try:
+            async with asyncio.timeout_at(deadline):
+                if isinstance(one, PlanFile):
+                    await self._offer(one, entries[one.path], contents)
+                else:
+                    await self._take_result(one, entries, contents, where)
+        except CannotLook as error:
+            return str(error)
+        except TimeoutError:
+            return f"what comes from {where} was not looked through within {TAKEN_WITHIN_S:g} seconds"
+        except c.Refused as error:  # its history can't be read: the others' can
+            log.error("plan %s task %s is passed over: %s", *_key(one), error)
+        except Exception as error:  # nobody has foreseen it: the others' results are not to wait for that
+            log.error("plan %s task %s: looking at what lies there ended in a fault", *_key(one), exc_info=error)
+            return f"looking at what lies there ended in a fault ({type(error).__name__}): the runner's log has it"
+        return ""
 
-    async def _take_result(
-        self, waiting: Waiting, entries: Mapping[str, Entry], contents: Mapping[str, bytes | TooLarge], where: str
-    ) -> None:
+    def _tell_of_old(self, repository: Repository, tasks: Sequence[Waiting], entries: Entries) -> None:
+        """Says once of a file that it is no result since it was there when the task was handed out."""
+        old = {
+            _key(one): one.seq
+            for one in tasks
+            if (entry := entries.get(one.place.path)) is not None and entry.id == one.place.blob
+        }
+        told = self._told.pop(repository, {})
+        for key, seq in old.items():
+            if told.get(key) != seq:
+                words = "plan %s task %s: its result.json was there when the task was handed out, so it is none of it"
+                log.info(f"{words}; one that differs in any byte counts", *key)
+        if old:
+            self._told[repository] = old
+
+    async def _read(
+        self, repository: Repository, collab: Collab, entries: Entries, new: Sequence[Waiting | PlanFile]
+    ) -> AsyncIterator[tuple[list[Waiting | PlanFile], Contents]]:
+        """What is new with the content of its files, so much at once as may be held."""
+        if not new:
+            return
+        wanted: dict[str, int] = {}
+        for one in new:
+            for path, most in _files(one).items():
+                if (entry := entries.get(path)) is not None and entry.kind == "file":
+                    wanted[entry.id] = max(most, wanted.get(entry.id, 0))
+        access = await self._credentials.of(repository)
+        brought = await self._in_time(lambda: collab.bring(wanted, access))
+        some: list[Waiting | PlanFile] = []
+        ids: dict[str, int] = {}
+        total = 0
+
+        async def read() -> Contents:
+            held = [id_ for id_ in ids if not isinstance(brought[id_], TooLarge)]
+            contents = await self._in_time(lambda: collab.read(held))
+            return {**contents, **{id_: size for id_ in ids if isinstance(size := brought[id_], TooLarge)}}
+
+        for one in new:
+            found = [entries[path].id for path in _files(one) if path in entries]
+            more = {id_: size if isinstance(size := brought[id_], int) else 0 for id_ in found if id_ in brought}
+            if some and total + sum(more.values()) > READ_AT_ONCE_BYTES:
+                yield some, await read()
+                some, ids, total = [], {}, 0
+            some.append(one)
+            ids |= more
+            total += sum(more.values())
+        yield some, await read()
+
+    async def _in_time(self, work: Callable[[], T]) -> T:
+        """What has to do with the copy: with the network, or with whoever of this machine fetches into it now."""
+        async with asyncio.timeout(FETCHED_WITHIN_S):
+            return await in_thread(work, self._threads)
+
+    async def _take_result(self, waiting: Waiting, entries: Entries, contents: Contents, where: str) -> None:
         entry = entries[waiting.place.path]
         state = (await patiently(lambda: load_task(self._store, waiting.plan, waiting.task))).state
         if state.dispatch == waiting.dispatch.dispatch and state.status == "queued":
@@ -171,7 +247,8 @@ class Taking:
         if state.dispatch != waiting.dispatch.dispatch or not (state.status == "running" or late):
             return  # it went on meanwhile, and the fold will say so
         try:
-            given = read_result(_content(entry, contents, RESULT_MAX_BYTES), _asked(waiting, state))
+            content = _content(entry, contents, RESULT_MAX_BYTES)
+            given = await asyncio.to_thread(read_result, content, _asked(waiting, state))
             if given.commit:
                 await self._check_commit(waiting, given.commit)
         except NotValid as error:
@@ -188,37 +265,42 @@ class Taking:
             )
             await self._tell(waiting, fail)
             return
-        usage = self._usage(waiting, entries, contents)
+        usage = await self._usage(waiting, entries, contents)
         if await self._tell(waiting, _completion(state.lease, given, usage)) is not None:
             log.info("plan %s task %s: its result is there", waiting.plan, waiting.task)
 
-    def _usage(self, waiting: Waiting, entries: Mapping[str, Entry], contents: Mapping[str, bytes | TooLarge]) -> Usage:
+    async def _usage(self, waiting: Waiting, entries: Entries, contents: Contents) -> Usage:
         entry = entries.get(waiting.usage_path)
         if entry is None:
             return Usage()
         try:
-            return read_usage(_content(entry, contents, USAGE_MAX_BYTES))
+            return await asyncio.to_thread(read_usage, _content(entry, contents, USAGE_MAX_BYTES))
         except NotValid as error:
             words = "plan %s task %s: its usage.json is passed over: %s"
             log.warning(words, waiting.plan, waiting.task, Redactor()(str(error)))
             return Usage()
 
     async def _check_commit(self, waiting: Waiting, commit: str) -> None:
-        """Raises `NotValid` where the code repository has no such commit, `CannotLook` where it can't be asked."""
+        """Raises `NotValid` where it can't be the task's work, `CannotLook` where nobody can tell."""
         dispatch = waiting.dispatch
         code = Repository(dispatch.project, dispatch.repo_url)
         access = await self._credentials.of(code)
         try:
             mirror = mirror_of(self._data_dir, code.repo_url, code.project, access)
             async with asyncio.timeout(CODE_FETCHED_WITHIN_S):
-                missing = await in_thread(lambda: _why_missing(mirror, waiting.plan, commit), self._threads)
+                why = await in_thread(lambda: why_no_work(mirror, waiting.plan, dispatch, commit), self._threads)
         except (GitFailed, ValueError, OSError) as error:
-            raise CannotLook(f"the code repository can't be asked for commit {commit}: {error}") from error
-        except TimeoutError:
-            why = f"the code repository did not give commit {commit} within {CODE_FETCHED_WITHIN_S:g} seconds"
-            raise CannotLook(why) from None
-        if missing:
-            raise NotValid([missing])
+            if isinstance(error, TimeoutError):
+                within = f"within {CODE_FETCHED_WITHIN_S:g} seconds"
+                raise CannotLook(f"the code repository did not give commit {commit} {within}") from None
+            raise CannotLook(f"the code repository can't be asked about commit {commit}: {error}") from error
+        if why:
+            raise NotValid([why])
+
+    def forget(self, repository: Repository) -> None:
+        """Nothing is waited for there any more."""
+        self._slow.pop(repository, None)
+        self._told.pop(repository, None)
 
     # Faults -------------------------------------------------------------------------------------------------------
 
@@ -251,7 +333,7 @@ class Taking:
     def _is_new(self, file: PlanFile, entry: Entry) -> bool:
         return entry.id not in (file.blob, self._offered.get(file.plan))
 
-    async def _offer(self, file: PlanFile, entry: Entry, contents: Mapping[str, bytes | TooLarge]) -> None:
+    async def _offer(self, file: PlanFile, entry: Entry, contents: Contents) -> None:
         text, fault = "", ""
         try:
             text = _content(entry, contents, PLAN_MAX_BYTES).decode("utf-8-sig")
@@ -272,7 +354,7 @@ class Taking:
         self._offered[file.plan] = entry.id
 
 
-def _content(entry: Entry, contents: Mapping[str, bytes | TooLarge], most: int) -> bytes:
+def _content(entry: Entry, contents: Contents, most: int) -> bytes:
     """Raises `NotValid` for what is no file, or too large."""
     if entry.kind != "file":
         raise NotValid([f"it {_NO_FILE[entry.kind]}"])
@@ -308,13 +390,12 @@ def _completion(lease: int, given: Given, usage: Usage) -> c.Complete:
     return c.Complete(lease=lease, base_commit="", commit=given.commit, result=clean, answer=answer, usage=usage)
 
 
-def _why_missing(mirror: Mirror, plan: str, commit: str) -> str:
-    """Empty: the commit is there with all that belongs to it. Raises `GitFailed` where that can't be told."""
-    with in_use(mirror.path):
-        try:
-            mirror.ensure(plan, [commit])
-        except GitFailed:
-            mirror.default_branch()  # raises where it is the repository that can't be reached
-            return f"`commit` is {commit}, which {mirror.shown} does not have: push it there first"
-        kind = run_git("cat-file", "-t", commit, doing=f"looking at {commit}", git_dir=mirror.path).out.strip()
-    return "" if kind == b"commit" else f"`commit` is {commit}, which is no commit but a {kind.decode()}"
+def _key(one: Waiting | PlanFile) -> Key:
+    return (one.plan, one.task if isinstance(one, Waiting) else PLAN)
+
+
+def _files(one: Waiting | PlanFile) -> dict[str, int]:
+    """The paths that belong to it, each with the most bytes that it may have."""
+    if isinstance(one, PlanFile):
+        return {one.path: PLAN_MAX_BYTES}
+    return {one.place.path: RESULT_MAX_BYTES, one.usage_path: USAGE_MAX_BYTES}

@@ -198,7 +198,7 @@ def _plan_after(file: PlanFile | None, plan: str, event: e.Event, seq: int) -> P
                 candidate=event.candidates[0],
                 seq=seq,
                 repository=repository,
-                path=f"{event.collab.directory}/plan-{plan}.json",
+                path=event.collab.plan_path(plan),
                 poll_interval_s=event.collab.poll_interval_s,
             )
         case e.PlanFailed() if file is not None and event.candidate == file.candidate:

@@ -18,13 +18,14 @@ from pathlib import Path
 from nats.aio.client import Client
 from nats.aio.msg import Msg
 
-from services.runner.git import GitFailed, printable
+from services.runner.git import GitFailed, masked, printable
 from services.runner.git_threads import in_thread
 from services.runner.redaction import Redactor
 from services.runner.watch.claims import Claims, ClaimsUnavailable, Turn, pause_s
 from services.runner.watch.collab import Collab, collab_of
 from services.runner.watch.credentials import CannotLook, WatchCredentials
-from services.runner.watch.taking import Taking
+from services.runner.watch.shares import Shares
+from services.runner.watch.taking import FETCHED_WITHIN_S, Taking
 from services.runner.watch.watched import FILTERS, Repository, Waiting, Watched
 from shared import commands as c
 from shared.clock import Clock, new_id, utc_now
@@ -40,8 +41,8 @@ log = logging.getLogger("treadle.runner.watch")
 QUEUE = "watchers"
 """Of several watchers one answers."""
 LOOKS_AT_ONCE = 16
-FETCHED_WITHIN_S = 120.0
-"""A repository that takes longer counts as one that does not answer."""
+LOOKS_OF_A_PROJECT = 2
+"""Of those: one whose repositories hang holds up its own looks, and nobody else's."""
 ANSWERS_WITHIN_S = 50.0
 AGAIN_S = 1.0
 NOTICES_WITHIN_S = 5.0
@@ -119,7 +120,7 @@ class Watcher:
         self._looks: dict[Repository, SharedLook] = {}
         self._kept: set[Repository] = set()
         self._starting: set[tuple[str, str, int]] = set()
-        self._free = asyncio.Semaphore(LOOKS_AT_ONCE)
+        self._shares = Shares(LOOKS_AT_ONCE, LOOKS_OF_A_PROJECT)
         self._free_starts = asyncio.Semaphore(STARTS_AT_ONCE)
         self._code_faults: dict[tuple[str, str], datetime] = {}
         """Tasks whose commit could not be looked for, each with the first time."""
@@ -151,6 +152,8 @@ class Watcher:
             return LookReply(fault=str(error))
         except TimeoutError:
             return LookReply(fault=f"it was not done within {ANSWERS_WITHIN_S:g} seconds: try again")
+        except Exception as error:  # noqa: BLE001 - who asks hears of it, and the runner goes on
+            return LookReply(fault=_unforeseen(repository, error))
         finally:
             self._tidy(repository)
         try:
@@ -163,7 +166,7 @@ class Watcher:
         collab = self._collab(repository)
         try:
             found = await in_thread(lambda: collab.entries(commit, [path]), self._threads)
-        except (GitFailed, OSError) as error:
+        except (GitFailed, ValueError, OSError) as error:
             raise CannotLook(_clean(str(error))) from error
         return found[path].id if path in found else ""
 
@@ -209,11 +212,23 @@ class Watcher:
 
     async def _start(self, waiting: Waiting, key: tuple[str, str, int]) -> None:
         await asyncio.sleep(random.uniform(0, SPREAD_MAX_S))  # noqa: S311 - spreads load, guards nothing
+        failures = 0
+        while await self._fails_to_start(waiting):
+            failures += 1
+            await asyncio.sleep(pause_s(NOTICES_WITHIN_S, failures))
+        self._starting.discard(key)
+
+    async def _fails_to_start(self, waiting: Waiting) -> bool:
+        """Begins the task, unless that has been done; whether a fault that nobody has reckoned with came between."""
         async with self._free_starts:
             now = self._watched.task(waiting.plan, waiting.task)
             if now is not None and now.status == "handed_out" and now.seq == waiting.seq:
-                await self._taking.start(waiting)
-        self._starting.discard(key)
+                try:
+                    await self._taking.start(waiting)
+                except Exception as error:
+                    log.error("plan %s task %s could not begin", waiting.plan, waiting.task, exc_info=error)
+                    return True
+        return False
 
     # Looking ------------------------------------------------------------------------------------------------------
 
@@ -221,28 +236,37 @@ class Watcher:
         """Looks regularly, as long as anything is waited for there."""
         interval_s = self._watched.poll_interval_s(repository)
         await asyncio.sleep(random.uniform(0, min(SPREAD_MAX_S, interval_s / 4)))  # noqa: S311 - as above
+        unforeseen = 0
         while repository in self._watched.repositories:
-            interval_s = self._watched.poll_interval_s(repository)
             try:
-                claim = await self._claims.take(repository, interval_s)
-                if isinstance(claim, float):
-                    await self._pause(repository, claim)
-                    continue
-                async with self._claims.held(claim):
-                    fault = await self._tried(repository)
-                turn = await self._claims.settle(claim, failed=bool(fault))
+                wait_s = await self._take_turn(repository)
+                unforeseen = 0
             except ClaimsUnavailable as error:
                 log.debug("%s", error)
-                await asyncio.sleep(AGAIN_S)
-                continue
+                wait_s = AGAIN_S
+            except Exception as error:  # noqa: BLE001 - a fault of one repository's is not to end the whole runner
+                _unforeseen(repository, error)
+                unforeseen += 1
+                wait_s = pause_s(self._watched.poll_interval_s(repository), unforeseen)
             finally:
                 _end_if_cancelled()
-            if fault:
-                log.warning("%s (try %d in a row)", fault, turn.failures)
-                await self._report(repository, fault, turn)
-            await self._pause(repository, pause_s(interval_s, turn.failures) * turn.jitter)
+            await self._pause(repository, wait_s)
         self._kept.discard(repository)
         self._tidy(repository)
+
+    async def _take_turn(self, repository: Repository) -> float:
+        """Looks if it is our turn; returns for how many seconds there is nothing to do. Raises `ClaimsUnavailable`."""
+        interval_s = self._watched.poll_interval_s(repository)
+        claim = await self._claims.take(repository, interval_s)
+        if isinstance(claim, float):
+            return claim
+        async with self._claims.held(claim):
+            fault = await self._tried(repository)
+        turn = await self._claims.settle(claim, failed=bool(fault))
+        if fault:
+            log.warning("%s (try %d in a row)", fault, turn.failures)
+            await self._report(repository, fault, turn)
+        return pause_s(interval_s, turn.failures) * turn.jitter
 
     async def _pause(self, repository: Repository, seconds: float) -> None:
         """Shorter where somebody comes who wants to be looked for more often."""
@@ -261,6 +285,8 @@ class Watcher:
             await self._look(repository)
         except CannotLook as error:
             return str(error)
+        except Exception as error:  # noqa: BLE001 - it is told as any other fault is, and tried again ever less often
+            return _unforeseen(repository, error)
         return ""
 
     async def _look(self, repository: Repository) -> str:
@@ -272,13 +298,14 @@ class Watcher:
         await self._taking.bring_up_to_date(repository)
         try:
             collab = self._collab(repository)
-            async with self._free, asyncio.timeout(FETCHED_WITHIN_S):
-                access = await self._credentials.of(repository)
-                self.looks += 1
-                commit = await in_thread(lambda: collab.refresh(access), self._threads)
-            faults = await self._taking.take(repository, collab, commit)
+            async with self._shares.room(repository.project):
+                async with asyncio.timeout(FETCHED_WITHIN_S):
+                    access = await self._credentials.of(repository)
+                    self.looks += 1
+                    commit = await in_thread(lambda: collab.refresh(access), self._threads)
+                faults = await self._taking.take(repository, collab, commit)
         except TimeoutError:
-            shown = printable(repository.repo_url)
+            shown = printable(masked(repository.repo_url))
             raise CannotLook(f"{shown} did not answer within {FETCHED_WITHIN_S:g} seconds") from None
         except (GitFailed, ValueError, OSError) as error:
             raise CannotLook(_clean(str(error))) from error
@@ -297,6 +324,7 @@ class Watcher:
         if repository not in self._watched.repositories and (look is None or look.idle):
             self._looks.pop(repository, None)
             self._collabs.pop(repository, None)
+            self._taking.forget(repository)
 
     # Reporting ----------------------------------------------------------------------------------------------------
 
@@ -328,6 +356,13 @@ class Watcher:
 
 def _clean(text: str) -> str:
     return printable(Redactor()(text))
+
+
+def _unforeseen(repository: Repository, error: Exception) -> str:
+    """Puts a fault that nobody has reckoned with into the runner's log; what to say of it elsewhere."""
+    shown = printable(masked(repository.repo_url))
+    log.error("looking into %s ended in a fault that nobody has reckoned with", shown, exc_info=error)
+    return f"looking into {shown} ended in a fault ({type(error).__name__}): the runner's log has it"
 
 
 def _end_if_cancelled() -> None:
