@@ -94,6 +94,7 @@ def make_app(settings: Settings) -> Litestar:
                     "sender": sender,
                     "deletions": deletions,
                     "drafting": Counter[str](),
+                    "making": Counter[str](),
                 }
             )
             held.push_async_callback(rebuilder.stop)

@@ -2,9 +2,12 @@
 
 absent → planned → dispatched → running → completed → drafted, or failed with every fault
             └── released, retry ──┘        └→ needs attention → failed
+
+Only so many are made at a time; the others wait for their turn, in the order in which they were asked for.
 """
 
 from datetime import datetime
+from itertools import islice
 from typing import Literal
 
 import msgspec
@@ -15,6 +18,7 @@ from services.planner.wanted import team_of
 from shared import commands as c
 from shared import events as e
 from shared import task
+from shared.plan import MAKINGS_MAX
 from shared.spec import TaskSpec, WorkRules
 from shared.store import Recorded
 from shared.subjects import PLAN, draft
@@ -118,7 +122,7 @@ class AskedPlan:
             return self._failed(name, f"the record of its making can't be read ({making.fault}): ask for another one")
         match state.status:
             case "absent":
-                return self._begin(name, request)
+                return self._begin(name, request) if self._has_turn(name) else None
             case "pending":
                 return _dispatch(self.plan, request, state, now) if looking or not making.handed_back else None
             case "retry_wait":
@@ -134,6 +138,10 @@ class AskedPlan:
                 return self._failed(name, _why_it_ended(state), state.faults)
             case _:
                 return None
+
+    def _has_turn(self, name: str) -> bool:
+        """Whether it is one of the first that are asked for and not there: the log alone says so, to every planner."""
+        return name in islice(self.wanted, MAKINGS_MAX)
 
     def _begin(self, name: str, request: e.PlanRequested) -> c.PlanTask | c.FailDraft:
         if request.planner is None or not request.planner.is_auto:

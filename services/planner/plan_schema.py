@@ -1,18 +1,16 @@
 """The JSON schema of a plan, for a model that has to answer with one.
 
-It is narrower than a plan file: a model names agents by their slugs, and what opens doors (agents, variables, hosts) is
-for people to write. Only keywords that every model's interface takes: bounds are in words, the validator has them in
-numbers.
+It is narrower than a plan file: a model names agents by their slugs, and what opens doors (`wanted.GRANTS`) is for
+people to write. Only keywords that every model's interface takes: bounds are in words, `wanted.py` has them in numbers.
 """
 
 import json
 from typing import Any
 
 from services.planner.agents import Team
-from shared.spec import ATTEMPTS_MAX, REVIEW_ROUNDS_MAX, VERIFY_ROUNDS_MAX
+from services.planner.wanted import WANTED_ATTEMPTS_MAX, WANTED_PARALLEL_MAX, WANTED_TASK_BUDGET_MAX_USD
+from shared.spec import REVIEW_ROUNDS_MAX, VERIFY_ROUNDS_MAX
 
-GRANTS = ("agents", "env_allow", "network_allow")
-"""Fields of a plan file that let its agents do more than the project does."""
 _TEXT = {"type": "string"}
 _FLAG = {"type": "boolean"}
 
@@ -39,13 +37,15 @@ def plan_schema(team: Team) -> dict[str, Any]:
         "verify_rounds": _whole(f"How often what verify finds goes back to the agent, 0 to {VERIFY_ROUNDS_MAX}."),
         "retry": _object(
             {
-                "max_attempts": _whole(f"1 to {ATTEMPTS_MAX}."),
+                "max_attempts": _whole(f"1 to {WANTED_ATTEMPTS_MAX}."),
                 "backoff_s": _number("Seconds before the second attempt; it doubles."),
             }
         ),
         "requires_approval": {**_FLAG, "description": "A person accepts the result before the task counts as done."},
         "allow_no_change": {**_FLAG, "description": "The task may end without having changed a file."},
-        "budget_usd": _number("The most that one attempt may cost, in US dollars."),
+        "budget_usd": _number(
+            f"The most that one attempt may cost, in US dollars; up to {WANTED_TASK_BUDGET_MAX_USD:g}."
+        ),
         "reviews": _text("Makes the task a review: the code of the task whose work it judges, and all it waits for."),
         "max_review_rounds": _whole(
             f"Makes the task a decision, which nobody does: it waits for the reviews of one task. 1 to "
@@ -57,9 +57,8 @@ def plan_schema(team: Team) -> dict[str, Any]:
         {
             "name": _text("One line."),
             "goal": _text("What is there once the plan is done."),
-            "max_parallel": _whole("How many tasks may run at once."),
+            "max_parallel": _whole(f"How many tasks may run at once, 1 to {WANTED_PARALLEL_MAX}."),
             "budget_usd": _number("The most that the whole plan may cost, in US dollars."),
-            "setup": _list("Shell commands that prepare each fresh worktree, such as the installing of dependencies."),
             "tasks": {"type": "array", "items": _object(task, required=("code", "name"))},
         },
         required=("name", "tasks"),

@@ -139,14 +139,18 @@ async def test_a_file_that_nobody_could_read_is_noted_with_the_reason(service: S
     assert (told.message, told.origin.blob) == ("it is larger than 32 MiB", "b")
 
 
-async def test_a_person_may_declare_agents_and_hosts_where_an_agent_may_not(service: Studio) -> None:
+async def test_a_person_may_declare_agents_and_hosts_where_neither_an_agent_nor_a_file_may(service: Studio) -> None:
     text = json.dumps({
         "name": "x", "network_allow": ["a.example"], "agents": {"sh": {"sdk_type": "command", "command": ["make"]}},
         "tasks": [{"code": "T1", "name": "x", "assignee": "sh"}],
     })  # fmt: skip
     by_agent, by_hand = await service.ask(), await service.ask(BY_HAND)
     assert [fault.field for fault in (await check(service, by_agent, text)).faults] == ["agents", "network_allow"]
-    assert (await offer(service, by_hand, text, "b")).seq
+    offered = await offer(service, by_hand, text, "b")
+    assert [fault.field for fault in offered.faults] == ["agents", "network_allow"]
+    assert "`treadle add`" in offered.faults[0].message
+    assert await service.types(by_hand, PLAN) == ["requested", "failed"]
+    assert (await import_(service, by_hand, "1", text)).seq
 
 
 async def test_a_file_for_a_plan_without_a_start_is_refused_until_there_is_one(service: Studio) -> None:

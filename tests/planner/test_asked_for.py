@@ -113,6 +113,25 @@ def test_what_is_being_done_is_not_begun_twice() -> None:
     assert not asked.done
 
 
+def test_of_many_candidates_the_first_are_made_and_the_others_wait_for_their_turn() -> None:
+    names = tuple(str(number) for number in range(1, 13))
+    first = record(1, PLAN, msgspec.structs.replace(REQUESTED, candidates=names[:2]))
+    asked = AskedPlan("p", first)
+    asked.apply(first)
+    asked.apply(record(2, PLAN, msgspec.structs.replace(REQUESTED, candidates=names[2:])))
+
+    def begun() -> list[str]:
+        return [name for name in names if isinstance(asked.next_step(name, NOW, looking=True), c.PlanTask)]
+
+    assert begun() == ["1", "2", "3", "4", "5"]
+    asked.apply(record(3, "_draft-1", PLANNED))
+    asked.apply(record(4, "_draft-1", DISPATCHED))
+    assert begun() == ["2", "3", "4", "5"]
+    asked.apply(record(5, PLAN, e.PlanFailed(candidate="3", message="x")))
+    assert begun() == ["2", "4", "5", "6"]
+    assert not asked.done
+
+
 def test_a_request_with_limits_hands_them_on() -> None:
     step = asked_plan().next_step("1", NOW, looking=False)
     assert isinstance(step, c.PlanTask)

@@ -1,5 +1,7 @@
 """Finalizes plans whose only candidate was asked for so, in the background of every gateway.
 
+Nobody looks at such a plan, so an agent made it under the planner's bounds, and its project has a budget.
+
     a candidate is there → the projection shows the plan as due → finalized as whoever asked for it, under every check
 
 Each step may be done again, by another gateway too: a choice is made once (`services.gateway.plans.finalize`). What
@@ -101,10 +103,10 @@ class AutoFinalize:
             ),
             None,
         )
-        if asked is None or not asked[0].auto_finalize:
-            return
+        if asked is None or not asked[0].auto_finalize or asked[0].by_hand:
+            return  # by hand anybody may have written it who can push to the repository
         caller = await self._caller(asked[1])
-        accepted = await finalize(self._state, caller, plan, Choice(candidate=names[0]))
+        accepted = await finalize(self._state, caller, plan, Choice(candidate=names[0]), by_itself=True)
         if accepted.changed:
             log.info("plan %s is finalized by itself, as %s asked", plan, caller.actor)
 

@@ -17,7 +17,7 @@ from sqlalchemy import CursorResult, update
 from services.gateway.accounts.access import Caller
 from services.gateway.database.tables import Mode, Project
 from services.gateway.idempotency import ids_of
-from services.gateway.plans.candidates import BAD_COMMIT
+from services.gateway.plans.candidates import BAD_COMMIT, asked_by_hand
 from services.gateway.plans.commands import REFUSED
 from services.gateway.plans.draft_limit import TOO_MANY_DRAFTS, room_for_draft
 from services.gateway.plans.finalize import AGENT_UNUSABLE
@@ -26,7 +26,6 @@ from services.gateway.plans.lookup import find_plan, promptly
 from services.gateway.plans.planner_client import planning_prompt
 from services.gateway.plans.requesting import NO_AGENTS, Wishes, agents_of, goal_of, send_request
 from services.gateway.problems import ProblemError, documented
-from services.gateway.projection.draft_view import plan_path
 from services.gateway.projects.lookup import BEING_DELETED, find_open_project
 from services.gateway.projects.settings_of import collab_of
 from shared import commands as c
@@ -64,6 +63,8 @@ async def ask_for_prompt(
 ) -> PlanPrompt:
     """Asks for a plan by hand. Again, before a candidate is there, it is the same plan and path, with what is said now.
 
+    A person finalizes it, whatever the project says.
+
     Where no `base_commit` is named and no runner can tell the head of the repository, it is left open until the plan
     comes.
     """
@@ -76,7 +77,7 @@ async def ask_for_prompt(
             agents = await agents_of(session, row, wishes)
         seen = row.prompt_plan_id
         known = (await promptly(load_plan(state.store, seen))).state if seen is not None else PlanState()
-        before = _asked_by_hand(known)
+        before = asked_by_hand(known)
         plan = seen if seen is not None and _is_unused(known, before) else new_plan
         if plan != seen and not await _replace(state, row.id, seen, plan):
             continue  # somebody else asks for one just now
@@ -92,7 +93,6 @@ async def ask_for_prompt(
             agents=agents,
             repo_url=row.code_repo_url,
             base_commit=wishes_commit or await _head_if_known(state, row, before),
-            auto_finalize=row.auto_finalize,
             collab=collab_of(row),
         )
         room = room_for_draft(state, request.user, row.owner_id) if before is None else nullcontext()
@@ -111,17 +111,13 @@ async def show_prompt(plan: FromPath[str], state: State, request: Request[Caller
 
 async def _prompt(state: State, plan: str) -> PlanPrompt:
     loaded = await promptly(load_plan(state.store, plan))
-    asked = _asked_by_hand(loaded.state)
+    asked = asked_by_hand(loaded.state)
     if asked is None:
         raise c.Refused(
             f"plan {plan} is {loaded.state.status} and not asked for by hand: POST /api/projects/…/plans/prompt asks"
         )
     prompt = await planning_prompt(state.nc, plan)
-    return PlanPrompt(plan, plan_path(plan, asked.collab), asked.collab.repo_url, prompt, loaded.seq)
-
-
-def _asked_by_hand(known: PlanState) -> PlanRequested | None:
-    return next((asked.request for asked in known.requests.values() if asked.request.by_hand), None)
+    return PlanPrompt(plan, asked.collab.plan_path(plan), asked.collab.repo_url, prompt, loaded.seq)
 
 
 def _is_unused(known: PlanState, asked: PlanRequested | None) -> bool:

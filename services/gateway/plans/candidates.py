@@ -24,10 +24,10 @@ from services.gateway.projection.draft_view import CandidateView, candidate_view
 from services.gateway.projects.lookup import BEING_DELETED, find_open_project
 from shared.clock import utc_now
 from shared.commands import CancelPlan, Refused
-from shared.events import PlanDrafted
+from shared.events import PlanDrafted, PlanRequested
 from shared.plan import EARLY, INITIAL, Candidate, PlanState, evolve
 from shared.requests import ImportRequest
-from shared.spec import PlanSpec, digest
+from shared.spec import PlanSpec, ProjectAgent, digest
 from shared.store import Meta, Recorded, StoreUnavailable
 from shared.subjects import PLAN
 from shared.transact import Loaded, fold, load_plan, to_plan
@@ -131,13 +131,15 @@ async def add_candidate(
             return before
         known = fold(INITIAL, evolve, records).state
         name, repo_url, base_commit = _next(known)
+        by_hand = asked_by_hand(known)
         if not (data.base_commit or base_commit):  # nobody could tell it when the plan was asked for
             base_commit = await head_of(state, known.project, repo_url)
         base_commit = checked_commit(data.base_commit or base_commit)
         try:
             seq = await import_candidate(
-                state, request.user, known.project, plan, name, data.text, base_commit, correlation, url=repo_url
-            )
+                state, request.user, known.project, plan, name, data.text, base_commit, correlation, url=repo_url,
+                among=by_hand.agents if by_hand is not None else None,
+            )  # fmt: skip
         except Refused:
             now = (await promptly(load_plan(state.store, plan))).state
             if name in now.candidates or name in now.requests.keys() - known.requests.keys():
@@ -149,9 +151,10 @@ async def add_candidate(
 
 @get("/plans/{plan:str}/candidates", responses=documented(401, 404))
 async def list_candidates(plan: FromPath[str], state: State, request: Request[Caller, Any, Any]) -> CandidatesPage:
-    """The plan's candidates in the order in which they were added."""
+    """The plan's candidates by their numbers: 2 comes before 10."""
     known = (await find_plan(state, request.user, plan)).board.plan
-    items = [candidate_view(name, one, digest(one.spec)) for name, one in known.candidates.items()]
+    ordered = sorted(known.candidates.items(), key=lambda named: _by_number(named[0]))
+    items = [candidate_view(name, one, digest(one.spec)) for name, one in ordered]
     if known.chosen is not None:
         items = [candidate_view(known.chosen_name, known.chosen, known.digest)]
     return CandidatesPage(items, known.chosen_name or None)
@@ -235,11 +238,18 @@ async def import_candidate(
     url: str = "",
     replaces: str = "",
     template: str = "",
+    among: tuple[ProjectAgent, ...] | None = None,
 ) -> int:
-    """Has the planner store a candidate; the sequence of its event."""
+    """Has the planner store a candidate; the sequence of its event.
+
+    `among` are those of the project's agents that its tasks may be given to; None: all.
+    """
     async with state.db.read() as session:
         project = await find_open_project(session, caller, project_id)
         agents = await roster(session, project, utc_now())
+    if among is not None:
+        wanted = {agent.spec.agent_id for agent in among}
+        agents = tuple(agent for agent in agents if agent.spec.agent_id in wanted)
     request = ImportRequest(
         plan=plan,
         candidate=candidate,
@@ -283,18 +293,28 @@ def _check_early(plan: PlanState) -> None:
         raise Refused(f"the plan is {plan.status}: its candidates can't be changed any more, and none added")
 
 
+def asked_by_hand(plan: PlanState) -> PlanRequested | None:
+    """What a person is asked to make."""
+    return next((asked.request for asked in plan.requests.values() if asked.request.by_hand), None)
+
+
 def _next(plan: PlanState) -> tuple[str, str, str]:
     """Name, repository and commit of the next candidate; the commit is empty where none is known. Raises `Refused`."""
     _check_early(plan)
-    by_hand = next(((name, asked.request) for name, asked in plan.requests.items() if asked.request.by_hand), None)
-    if by_hand is not None:
-        return by_hand[0], by_hand[1].repo_url, by_hand[1].base_commit
+    if by_hand := asked_by_hand(plan):
+        return by_hand.candidates[0], by_hand.repo_url, by_hand.base_commit
     numbers = (int(name) for name in (*plan.candidates, *plan.requests) if name.isdecimal())
     name = str(max(numbers, default=0) + 1)
     if first := next(iter(plan.candidates.values()), None):
         return name, first.repo_url, first.base_commit
     asked_for = next(reversed(plan.requests.values())).request
     return name, asked_for.repo_url, asked_for.base_commit
+
+
+def _by_number(name: str) -> tuple[bool, int, str]:
+    """Names that are no numbers come last."""
+    number = int(name) if name.isdecimal() else 0
+    return not name.isdecimal(), number, name
 
 
 def _named(plan: str, state: PlanState, name: str | None) -> tuple[str, Candidate]:

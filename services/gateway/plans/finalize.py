@@ -46,6 +46,13 @@ AGENT_UNUSABLE = Problem(
     title="An agent can't be used",
     detail="agent coder is inactive; activate it, or give its tasks to another one: PUT /api/plans/…/spec",
 )
+NO_BUDGET = Problem(
+    status=409,
+    code="no_budget",
+    title="Nothing bounds its cost",
+    detail="a plan is finalized by itself only in a project with a budget_usd, as nobody looks at what it may cost: "
+    "set one (PATCH /api/projects/…), or ask with auto_finalize false and finalize it yourself",
+)
 
 
 class Choice(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
@@ -56,14 +63,19 @@ class Choice(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """Its ETag as it was read: answers 412 where it is another plan by now. null: whatever it is."""
 
 
-async def finalize(state: State, caller: Caller, plan: str, choice: Choice) -> Accepted:
-    """Raises `ProblemError` 409 and 412, `Refused`, `StoreUnavailable`. The caller was found to see the plan."""
+async def finalize(state: State, caller: Caller, plan: str, choice: Choice, *, by_itself: bool = False) -> Accepted:
+    """Raises `ProblemError` 409 and 412, `Refused`, `StoreUnavailable`. The caller was found to see the plan.
+
+    `by_itself`: nobody has looked at it, so the project has to bound what it may cost.
+    """
     loaded = (await promptly(load_plan(state.store, plan))).state
     command = Finalize(candidate=choice.candidate, digest=(choice.digest or "").strip('"'))
     candidate = loaded.candidates.get(choice.candidate)
     if decide(loaded, command) is None or candidate is None or not candidate.project:
         return await command_plan(state, caller, plan, command)
     settings = await _checked_settings(state, caller, candidate)
+    if by_itself and settings.budget_usd is None:
+        raise ProblemError(NO_BUDGET.status, NO_BUDGET.code, NO_BUDGET.title, NO_BUDGET.detail)
     command = msgspec.structs.replace(command, settings=settings)
     return await promptly(_claim_and_command(state, caller, candidate.project, plan, command), WITHIN_S)
 

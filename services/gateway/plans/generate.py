@@ -13,8 +13,8 @@ from services.gateway.database.tables import Mode, Project
 from services.gateway.idempotency import ids_of
 from services.gateway.plans.candidates import BAD_COMMIT
 from services.gateway.plans.commands import REFUSED
-from services.gateway.plans.draft_limit import TOO_MANY_DRAFTS, room_for_draft
-from services.gateway.plans.finalize import AGENT_UNUSABLE
+from services.gateway.plans.draft_limit import TOO_MANY_DRAFTS, room_for_draft, room_for_makings
+from services.gateway.plans.finalize import AGENT_UNUSABLE, NO_BUDGET
 from services.gateway.plans.head import NO_HEAD, head_of
 from services.gateway.plans.lookup import find_plan, promptly
 from services.gateway.plans.requesting import (
@@ -27,12 +27,12 @@ from services.gateway.plans.requesting import (
     requested_before,
     send_request,
 )
-from services.gateway.problems import bad_request, documented
+from services.gateway.problems import ProblemError, bad_request, documented
 from services.gateway.projects.lookup import BEING_DELETED, find_open_project
 from services.gateway.projects.settings_of import collab_of
 from shared import commands as c
 from shared.events import PlanRequested
-from shared.plan import EARLY, INITIAL, PlanState, evolve
+from shared.plan import EARLY, INITIAL, MAKINGS_MAX, PlanState, evolve
 from shared.spec import (
     BUDGET_MAX_USD,
     BUDGET_MIN_USD,
@@ -44,14 +44,13 @@ from shared.spec import (
 from shared.subjects import PLAN
 from shared.transact import fold
 
-CANDIDATES_AT_ONCE_MAX = 5
 BUDGET_USD = 5.0
 
 
 class NewDrafts(Wishes, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """What candidates an agent is to make."""
 
-    candidates: Annotated[int, msgspec.Meta(ge=1, le=CANDIDATES_AT_ONCE_MAX)] = 1
+    candidates: Annotated[int, msgspec.Meta(ge=1, le=MAKINGS_MAX)] = 1
     """How many, each by itself."""
     agent_id: str | None = None
     """Who makes them: an automatic agent that the project's owner may use. null: the project's first one of Claude,
@@ -61,7 +60,7 @@ class NewDrafts(Wishes, frozen=True, kw_only=True, forbid_unknown_fields=True):
     timeout_minutes: Annotated[float, msgspec.Meta(ge=TIMEOUT_MIN_MINUTES, le=TIMEOUT_MAX_MINUTES)] = TIMEOUT_MINUTES
     auto_finalize: bool | None = None
     """Whether the only candidate is finalized as soon as it is there; null: the project's choice, and never where
-    there are several."""
+    there are several. Only in a project with a `budget_usd`: nobody looks at what the plan asks for."""
 
 
 class Requested(msgspec.Struct, frozen=True):
@@ -74,7 +73,8 @@ class Requested(msgspec.Struct, frozen=True):
 
 
 _PROBLEMS = documented(
-    400, 401, 404, REFUSED, BEING_DELETED, AGENT_UNUSABLE, NO_AGENTS, NO_HEAD, TOO_MANY_DRAFTS, BAD_COMMIT, NO_RUNNER
+    400, 401, 404, REFUSED, BEING_DELETED, AGENT_UNUSABLE, NO_AGENTS, NO_BUDGET, NO_HEAD, TOO_MANY_DRAFTS, BAD_COMMIT,
+    NO_RUNNER,
 )  # fmt: skip
 
 
@@ -91,7 +91,10 @@ async def generate_plan(
     if before := requested_before(await promptly(state.store.read(plan, PLAN)), correlation):
         return _answer(plan, *before)
     command, owner_id = await _command(state, request.user, project, wishes, INITIAL, None)
-    async with room_for_draft(state, request.user, owner_id):
+    async with (
+        room_for_draft(state, request.user, owner_id),
+        room_for_makings(state, request.user, owner_id, INITIAL, wishes.candidates),
+    ):
         return await _send(state, request.user, plan, command, correlation)
 
 
@@ -101,7 +104,7 @@ async def generate_more(
 ) -> Requested:
     """Has an agent make more candidates, for the same goal and commit unless others are named, while none is chosen."""
     await find_plan(state, request.user, plan)
-    correlation = ids_of(request).new_id()
+    correlation, wishes = ids_of(request).new_id(), data or NewDrafts()
     records = await promptly(state.store.read(plan, PLAN))
     if before := requested_before(records, correlation):
         return _answer(plan, *before)
@@ -109,8 +112,9 @@ async def generate_more(
     if known.status not in EARLY:
         raise c.Refused(f"the plan is {known.status}: no candidate can be added")
     newest = newest_request(records)
-    command, _ = await _command(state, request.user, known.project, data or NewDrafts(), known, newest)
-    return await _send(state, request.user, plan, command, correlation)
+    command, owner_id = await _command(state, request.user, known.project, wishes, known, newest)
+    async with room_for_makings(state, request.user, owner_id, known, wishes.candidates):
+        return await _send(state, request.user, plan, command, correlation)
 
 
 async def _command(
@@ -130,8 +134,9 @@ async def _command(
     first = next(iter(known.candidates.values()), None)
     goal = goal_of(wishes, newest.goal if newest is not None else "", project)
     auto_finalize = _finalizes_itself(wishes, project, known)
-    repo_url = first.repo_url if first is not None else newest.repo_url if newest is not None else project.code_repo_url
-    base_commit = base_commit or (first.base_commit if first is not None else "")
+    before = first or newest
+    repo_url = before.repo_url if before is not None else project.code_repo_url
+    base_commit = base_commit or (before.base_commit if before is not None else "")
     command = c.Request(
         count=wishes.candidates,
         goal=goal,
@@ -151,12 +156,15 @@ async def _command(
 
 
 def _finalizes_itself(wishes: NewDrafts, project: Project, known: PlanState) -> bool:
-    """Raises `ProblemError` 400 where that is wanted of one of several."""
+    """Raises `ProblemError` 400 where that is wanted of one of several, 409 where nothing would bound its cost."""
     others = len(known.candidates) + sum(asked.open for asked in known.requests.values())
     is_only_one = wishes.candidates == 1 and not others
     if wishes.auto_finalize and not is_only_one:
         raise bad_request("auto_finalize", "only a plan's one candidate is finalized by itself: of several, choose one")
-    return is_only_one and (project.auto_finalize if wishes.auto_finalize is None else wishes.auto_finalize)
+    wanted = is_only_one and (project.auto_finalize if wishes.auto_finalize is None else wishes.auto_finalize)
+    if wanted and project.budget_usd is None:
+        raise ProblemError(NO_BUDGET.status, NO_BUDGET.code, NO_BUDGET.title, NO_BUDGET.detail)
+    return wanted
 
 
 async def _send(state: State, caller: Caller, plan: str, command: c.Request, correlation: str) -> Requested:

@@ -8,6 +8,7 @@ from shared.jetstream import JetStreamStore
 from tests.gateway.answers import assert_problem
 from tests.gateway.gateway_process import GatewayProcess
 from tests.gateway.plans import made
+from tests.gateway.plans.drafting import drafted
 from tests.gateway.plans.made import COMMIT, ok
 
 GOAL = "Add a login to the shop."
@@ -83,15 +84,42 @@ async def test_a_commit_that_nobody_could_tell_is_wanted_with_the_plan(gateway: 
 async def test_a_paste_takes_a_number_of_its_own_beside_what_an_agent_makes(
     gateway: GatewayProcess, log: JetStreamStore, planner: None
 ) -> None:
-    async with gateway.as_user("ann") as ann:
-        project = await made.project(ann, goal=GOAL)
+    async with gateway.as_user("pat") as pat:
+        project = await made.project(pat, goal=GOAL)
         body = {"base_commit": COMMIT}
-        plan = (await ok(ann.post(f"/api/projects/{project}/plans/generate", json=body), 202))["plan"]
+        plan = (await ok(pat.post(f"/api/projects/{project}/plans/generate", json=body), 202))["plan"]
         text = {"text": made.TWO.replace("WHO", "claude")}
-        pasted = await ok(ann.post(f"/api/plans/{plan}/candidates", json=text), 201)
+        pasted = await ok(pat.post(f"/api/plans/{plan}/candidates", json=text), 201)
         assert pasted["candidate"] == "2"
-        view = await ok(ann.get(f"/api/plans/{plan}", params={"min_seq": pasted["seq"]}))
+        view = await ok(pat.get(f"/api/plans/{plan}", params={"min_seq": pasted["seq"]}))
         assert ([one["candidate"] for one in view["requests"]], view["status"]) == (["1"], "drafted")
+        seq = await drafted(log, plan, "1")
+        await ok(pat.get(f"/api/plans/{plan}", params={"min_seq": seq}))
+        # By their numbers, whatever came first.
+        listed = (await ok(pat.get(f"/api/plans/{plan}/candidates")))["items"]
+        assert [one["candidate"] for one in listed] == ["1", "2"]
+
+
+async def test_a_paste_gives_its_tasks_to_those_that_were_asked_for(gateway: GatewayProcess, planner: None) -> None:
+    async with gateway.as_user("pat") as pat:
+        coder, other = await made.agent(pat, slug="pat-coder"), await made.agent(pat, slug="pat-other")
+        project = await made.project(pat, coder, other, goal=GOAL)
+        wanted = {"agent_ids": [coder["id"]], "base_commit": COMMIT}
+        plan = (await ok(pat.post(f"/api/projects/{project}/plans/prompt", json=wanted), 200))["plan"]
+        path = f"/api/plans/{plan}/candidates"
+        refused = await pat.post(path, json={"text": made.TWO.replace("WHO", "pat-other")})
+        assert "pat-other" in assert_problem(refused, 422, "invalid_plan")["detail"]
+        await ok(pat.post(path, json={"text": made.TWO.replace("WHO", "pat-coder")}), 201)
+        # The next one answers no request: it may be for all of the project's.
+        await ok(pat.post(path, json={"text": made.TWO.replace("WHO", "pat-other")}), 201)
+
+
+async def test_what_a_person_sends_may_open_doors(gateway: GatewayProcess, planner: None) -> None:
+    async with gateway.as_user("pat") as pat:
+        project = await made.project(pat, goal=GOAL)
+        asked = await ok(pat.post(f"/api/projects/{project}/plans/prompt", json={"base_commit": COMMIT}), 200)
+        text = made.TWO.replace("WHO", "claude") + "setup: [make deps]\nnetwork_allow: [pypi.example]\n"
+        await ok(pat.post(f"/api/plans/{asked['plan']}/candidates", json={"text": text}), 201)
 
 
 async def test_two_candidates_are_compared(gateway: GatewayProcess, planner: None) -> None:

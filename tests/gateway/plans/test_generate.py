@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import asyncio
+
 import msgspec
 
-from services.gateway.plans.draft_limit import DRAFTS_MAX
+from services.gateway.plans.draft_limit import DRAFTS_MAX, MAKINGS_OF_OWNER_MAX
 from shared.jetstream import JetStreamStore
 from shared.spec import DEFAULT_MODEL
 from shared.subjects import transcript
@@ -19,10 +21,10 @@ GOAL = "Add a login.\n\nWith sessions."
 
 
 async def test_candidates_are_asked_for_with_all_that_making_them_needs(gateway: GatewayProcess) -> None:
-    async with gateway.as_user("ann") as ann:
-        coder = await made.agent(ann, slug="coder", model="claude-opus-5", capabilities="Knows the schema.")
-        other = await made.agent(ann, slug="other")
-        project = await made.project(ann, coder, other, collab_dir="plans", poll_interval_s=7)
+    async with gateway.as_user("ada") as ada:
+        coder = await made.agent(ada, slug="coder", model="claude-opus-5", capabilities="Knows the schema.")
+        other = await made.agent(ada, slug="other")
+        project = await made.project(ada, coder, other, collab_dir="plans", poll_interval_s=7)
         wanted = {
             "goal": GOAL,
             "planning_mode": "speed",
@@ -33,11 +35,11 @@ async def test_candidates_are_asked_for_with_all_that_making_them_needs(gateway:
             "budget_usd": 2,
             "timeout_minutes": 9,
         }
-        asked = await ok(ann.post(f"/api/projects/{project}/plans/generate", json=wanted), 202)
+        asked = await ok(ada.post(f"/api/projects/{project}/plans/generate", json=wanted), 202)
         assert asked["candidates"] == ["1", "2"]
         plan = asked["plan"]
-        [event] = (await ok(ann.get(f"/api/plans/{plan}/events")))["events"]
-        assert (event["type"], event["seq"], event["actor"]) == ("requested", asked["seq"], "user:ann")
+        [event] = (await ok(ada.get(f"/api/plans/{plan}/events")))["events"]
+        assert (event["type"], event["seq"], event["actor"]) == ("requested", asked["seq"], "user:ada")
         assert (event["goal"], event["planning_mode"], event["project"]) == (GOAL, "speed", project)
         assert (event["budget_usd"], event["timeout_s"], event["base_commit"]) == (2, 540, COMMIT)
         assert event["planner"]["agent_id"] == other["id"]
@@ -46,30 +48,30 @@ async def test_candidates_are_asked_for_with_all_that_making_them_needs(gateway:
         assert agent["spec"]["model"] == "claude-opus-5"
         assert (event["collab"]["directory"], event["collab"]["poll_interval_s"]) == ("plans", 7)
 
-        view = await ok(ann.get(f"/api/plans/{plan}", params={"min_seq": asked["seq"]}))
+        view = await ok(ada.get(f"/api/plans/{plan}", params={"min_seq": asked["seq"]}))
         assert (view["status"], view["standing"], view["is_busy"]) == ("requested", "drafting", True)
         assert (view["name"], view["goal"], view["base_commit"]) == ("Add a login.", GOAL, COMMIT)
         assert [(one["candidate"], one["state"], one["draft"]) for one in view["requests"]] == [
             ("1", "open", "_draft-1"),
             ("2", "open", "_draft-2"),
         ]
-        listed = await ok(ann.get(f"/api/projects/{project}/plans", params={"standing": "drafting"}))
+        listed = await ok(ada.get(f"/api/projects/{project}/plans", params={"standing": "drafting"}))
         assert [one["plan"] for one in listed["items"]] == [plan]
-        assert_problem(await ann.delete(f"/api/agents/{other['id']}"), 409, "in_use")
+        assert_problem(await ada.delete(f"/api/agents/{other['id']}"), 409, "in_use")
 
 
 async def test_what_is_left_out_is_the_projects(gateway: GatewayProcess) -> None:
-    async with gateway.as_user("ann") as ann:
-        project = await made.project(ann, goal=GOAL, planning_mode="quality")
-        asked = await ok(ann.post(f"/api/projects/{project}/plans/generate", json={"base_commit": COMMIT}), 202)
-        [event] = (await ok(ann.get(f"/api/plans/{asked['plan']}/events")))["events"]
+    async with gateway.as_user("lea") as lea:
+        project = await made.project(lea, goal=GOAL, planning_mode="quality")
+        asked = await ok(lea.post(f"/api/projects/{project}/plans/generate", json={"base_commit": COMMIT}), 202)
+        [event] = (await ok(lea.get(f"/api/plans/{asked['plan']}/events")))["events"]
         assert (event["goal"], event["planning_mode"], event["budget_usd"]) == (GOAL, "quality", 5)
         assert event["planner"] == {"sdk_type": "claude", "model": DEFAULT_MODEL}
         assert event.get("agents", []) == []
-        away, coder = await made.agent(ann, is_active=False), await made.agent(ann)
-        project = await made.project(ann, away, coder, goal=GOAL)
-        asked = await ok(ann.post(f"/api/projects/{project}/plans/generate", json={"base_commit": COMMIT}), 202)
-        [event] = (await ok(ann.get(f"/api/plans/{asked['plan']}/events")))["events"]
+        away, coder = await made.agent(lea, is_active=False), await made.agent(lea)
+        project = await made.project(lea, away, coder, goal=GOAL)
+        asked = await ok(lea.post(f"/api/projects/{project}/plans/generate", json={"base_commit": COMMIT}), 202)
+        [event] = (await ok(lea.get(f"/api/plans/{asked['plan']}/events")))["events"]
         assert event["planner"]["agent_id"] == coder["id"]
         assert len(event["agents"]) == 2
 
@@ -88,6 +90,9 @@ async def test_what_cannot_be_asked_for_is_refused_with_the_reason(gateway: Gate
         assert "what is to be achieved" in await refused({"goal": None}, 400, "bad_request")
         assert "U+001B" in await refused({"goal": "\x1b[2J"}, 400, "bad_request")
         assert "choose one" in await refused({"candidates": 2, "auto_finalize": True}, 400, "bad_request")
+        assert "budget_usd" in await refused({"auto_finalize": True}, 409, "no_budget")
+        unbounded = await made.project(ann, auto_finalize=True)
+        assert "auto_finalize false" in await refused({}, 409, "no_budget", unbounded)
         assert "is a person's" in await refused({"agent_id": person["id"]}, 400, "bad_request")
         assert "no such agent" in await refused({"agent_id": foreign["id"]}, 400, "bad_request")
         assert "no such agent" in await refused({"agent_ids": [person["id"]]}, 400, "bad_request")
@@ -104,14 +109,14 @@ async def test_what_cannot_be_asked_for_is_refused_with_the_reason(gateway: Gate
 
 
 async def test_what_failed_is_shown_and_asked_for_again(gateway: GatewayProcess, log: JetStreamStore) -> None:
-    async with gateway.as_user("ann") as ann:
-        project = await made.project(ann)
+    async with gateway.as_user("fay") as fay:
+        project = await made.project(fay, budget_usd=50)
         body = {"goal": GOAL, "base_commit": COMMIT, "candidates": 2}
-        plan = (await ok(ann.post(f"/api/projects/{project}/plans/generate", json=body), 202))["plan"]
+        plan = (await ok(fay.post(f"/api/projects/{project}/plans/generate", json=body), 202))["plan"]
         path = f"/api/plans/{plan}"
         await failed(log, plan, "1")
         seq = await failed(log, plan, "2")
-        view = await ok(ann.get(path, params={"min_seq": seq}))
+        view = await ok(fay.get(path, params={"min_seq": seq}))
         assert (view["status"], view["standing"], view["is_busy"]) == ("failed", "needs_attention", False)
         [first, _] = view["requests"]
         assert (first["state"], first["message"]) == ("failed", "the plan is not valid after 3 rounds")
@@ -119,28 +124,29 @@ async def test_what_failed_is_shown_and_asked_for_again(gateway: GatewayProcess,
             {"message": "task T2 depends on T9, which does not exist", "task": "T2", "field": "depends_on"}
         ]
         assert first["cost_usd"] == 0.5
-        assert_problem(await ann.post(f"{path}/finalize", json={"candidate": "1"}), 409, "refused")
+        assert_problem(await fay.post(f"{path}/finalize", json={"candidate": "1"}), 409, "refused")
 
-        more = await ok(ann.post(f"{path}/generate", json={"base_commit": COMMIT, "auto_finalize": True}), 202)
+        more = await ok(fay.post(f"{path}/generate", json={"auto_finalize": True}), 202)  # from the commit of before
         assert more["candidates"] == ["3"]
         seq = await drafted(log, plan, "3")
-        events = (await ok(ann.get(f"{path}/events")))["events"]
-        assert [event["goal"] for event in events if event["type"] == "requested"] == [GOAL, GOAL]
+        events = (await ok(fay.get(f"{path}/events")))["events"]
+        asked = [(event["goal"], event["base_commit"]) for event in events if event["type"] == "requested"]
+        assert asked == [(GOAL, COMMIT), (GOAL, COMMIT)]
 
         async def is_final() -> bool:
-            return bool((await ok(ann.get(path)))["candidate"] == "3")
+            return bool((await ok(fay.get(path)))["candidate"] == "3")
 
         await made.until(is_final, "the finalizing of the only candidate")
-        assert_problem(await ann.post(f"{path}/generate", json={}), 409, "refused")
+        assert_problem(await fay.post(f"{path}/generate", json={}), 409, "refused")
 
 
 async def test_a_candidate_shows_how_it_came_about(gateway: GatewayProcess, log: JetStreamStore) -> None:
-    async with gateway.as_user("ann") as ann:
-        project = await made.project(ann)
+    async with gateway.as_user("cai") as cai:
+        project = await made.project(cai)
         body = {"goal": GOAL, "base_commit": COMMIT, "candidates": 2}
-        plan = (await ok(ann.post(f"/api/projects/{project}/plans/generate", json=body), 202))["plan"]
+        plan = (await ok(cai.post(f"/api/projects/{project}/plans/generate", json=body), 202))["plan"]
         seq = await drafted(log, plan, "1")
-        view = await ok(ann.get(f"/api/plans/{plan}", params={"min_seq": seq}))
+        view = await ok(cai.get(f"/api/plans/{plan}", params={"min_seq": seq}))
         # One is there, and the plan still goes on by itself.
         assert (view["status"], view["standing"], view["is_busy"], view["is_due"]) == (
             "drafted",
@@ -148,46 +154,46 @@ async def test_a_candidate_shows_how_it_came_about(gateway: GatewayProcess, log:
             True,
             False,
         )
-        [candidate] = (await ok(ann.get(f"/api/plans/{plan}/candidates")))["items"]
+        [candidate] = (await ok(cai.get(f"/api/plans/{plan}/candidates")))["items"]
         told = {name: candidate[name] for name in ("draft", "model", "cost_usd", "duration_s", "template")}
         assert told == {
             "draft": "_draft-1", "model": "claude-sonnet-5-5", "cost_usd": 0.5, "duration_s": 12.0, "template": ""
         }  # fmt: skip
-        refused = await ann.post(f"/api/plans/{plan}/generate", json={"auto_finalize": True})
+        refused = await cai.post(f"/api/plans/{plan}/generate", json={"auto_finalize": True})
         assert_problem(refused, 400, "bad_request")
-        more = await ok(ann.post(f"/api/plans/{plan}/generate", json={}), 202)  # from the candidate's commit
+        more = await ok(cai.post(f"/api/plans/{plan}/generate", json={}), 202)  # from the candidate's commit
         assert more["candidates"] == ["3"]
 
 
 async def test_the_making_of_a_candidate_is_told_and_can_be_stopped(
     gateway: GatewayProcess, log: JetStreamStore
 ) -> None:
-    async with gateway.as_user("ann") as ann, gateway.as_user("bob") as bob:
-        project = await made.project(ann)
+    async with gateway.as_user("mae") as mae, gateway.as_user("bob") as bob:
+        project = await made.project(mae)
         body = {"goal": GOAL, "base_commit": COMMIT}
-        plan = (await ok(ann.post(f"/api/projects/{project}/plans/generate", json=body), 202))["plan"]
+        plan = (await ok(mae.post(f"/api/projects/{project}/plans/generate", json=body), 202))["plan"]
         path = f"/api/plans/{plan}/tasks/_draft-1"
-        assert_problem(await ann.get(f"{path}/transcript"), 404, "not_found")
+        assert_problem(await mae.get(f"{path}/transcript"), 404, "not_found")
         lease = await making(log, plan)
         said = msgspec.json.encode({"kind": "text", "text": "I look around."})
         await log._js.publish(transcript(plan, "_draft-1", lease), said)
 
         async def heard() -> list[dict[str, object]]:
-            answer = await ann.get(f"{path}/transcript")
+            answer = await mae.get(f"{path}/transcript")
             return list(answer.json()["items"]) if answer.is_success else []
 
         [entry] = await made.until(heard, "what the agent said")
         assert (entry["task"], entry["activity"]["text"]) == ("_draft-1", "I look around.")
-        assert (await ok(ann.get(f"{path}/prompt")))["prompt"] == "Make a plan of it."
+        assert (await ok(mae.get(f"{path}/prompt")))["prompt"] == "Make a plan of it."
         seen = {"min_seq": await log.last_seq(plan, "_draft-1")}
-        [asked] = (await ok(ann.get(f"/api/plans/{plan}", params=seen)))["requests"]
+        [asked] = (await ok(mae.get(f"/api/plans/{plan}", params=seen)))["requests"]
         assert (asked["status"], asked["runner"]) == ("running", "r1")
-        assert (await ok(ann.get(f"/api/plans/{plan}/tasks")))["items"] == []
+        assert (await ok(mae.get(f"/api/plans/{plan}/tasks")))["items"] == []
         for act in ("complete", "abandon", "redispatch"):
-            assert_problem(await ann.post(f"{path}/{act}", json={}), 404, "not_found")
+            assert_problem(await mae.post(f"{path}/{act}", json={}), 404, "not_found")
         assert_problem(await bob.post(f"{path}/cancel", json={}), 404, "not_found")
-        stopped = await ok(ann.post(f"{path}/cancel", json={"note": "too slow"}), 202)
-        [asked] = (await ok(ann.get(f"/api/plans/{plan}", params={"min_seq": stopped["seq"]})))["requests"]
+        stopped = await ok(mae.post(f"{path}/cancel", json={"note": "too slow"}), 202)
+        [asked] = (await ok(mae.get(f"/api/plans/{plan}", params={"min_seq": stopped["seq"]})))["requests"]
         assert asked["status"] == "cancelling"
 
 
@@ -210,11 +216,40 @@ async def test_plans_that_are_asked_for_count_as_undecided_ones(gateway: Gateway
     async with gateway.as_user("wisher") as user:
         path = f"/api/projects/{await made.project(user)}/plans/generate"
         body = {"goal": GOAL, "base_commit": COMMIT}
-        plans = [(await ok(user.post(path, json=body), 202))["plan"] for _ in range(DRAFTS_MAX)]
-        await failed(log, plans[0], "1")
+        plans = []
+        for _ in range(DRAFTS_MAX):
+            plans.append((await ok(user.post(path, json=body), 202))["plan"])
+            await failed(log, plans[-1], "1")
         assert_problem(await user.post(path, json=body), 409, "too_many_drafts")
         await ok(user.post(f"/api/plans/{plans[0]}/cancel", json={}), 202)
         await ok(user.post(path, json=body), 202)
+
+
+async def test_of_one_plan_and_of_one_owner_so_many_candidates_are_made_at_once(
+    gateway: GatewayProcess, log: JetStreamStore
+) -> None:
+    async with gateway.as_user("hasty") as user, gateway.as_user("calm") as other, gateway.as_admin() as admin:
+        path = f"/api/projects/{await made.project(user)}/plans/generate"
+        body = {"goal": GOAL, "base_commit": COMMIT}
+        first = (await ok(user.post(path, json={**body, "candidates": 3}), 202))["plan"]
+        more = f"/api/plans/{first}/generate"
+        for client in (user, admin):
+            refused = assert_problem(await client.post(more, json={"candidates": 3}), 409, "too_many_drafts")
+            assert "3 candidates of this plan" in refused["detail"] and "at most 5" in refused["detail"]
+        await ok(user.post(more, json={"candidates": 2}), 202)
+        at_once = await asyncio.gather(*(user.post(path, json=body) for _ in range(12)))
+        made_at_once = [answer.json()["plan"] for answer in at_once if answer.status_code == 202]
+        assert len(made_at_once) <= MAKINGS_OF_OWNER_MAX - 5
+        for _ in range(MAKINGS_OF_OWNER_MAX - 5 - len(made_at_once)):
+            await ok(user.post(path, json=body), 202)
+        refused = assert_problem(await user.post(path, json=body), 409, "too_many_drafts")
+        assert "making 10 candidates for the owner" in refused["detail"]
+        await ok(other.post(f"/api/projects/{await made.project(other)}/plans/generate", json=body), 202)
+        await ok(admin.post(path, json=body), 202)
+        for candidate in ("1", "2"):  # one for the admin's
+            await failed(log, first, candidate)
+        await ok(user.post(more, json={}), 202)
+        assert_problem(await user.post(more, json={}), 409, "too_many_drafts")
 
 
 async def test_a_plan_that_is_cancelled_before_anything_came_stays_its_owners(gateway: GatewayProcess) -> None:
