@@ -38,6 +38,7 @@ expected-statuses = ["2xx", "400", "401", "403", "404", "409", "412", "413", "42
 # No runner is there, which these say with 503 `no_runner`; tests/gateway/agents/test_connection.py has one.
 include-name = [
     "POST /api/agent-types/{agent_type}/test",
+    "POST /api/plans/{plan}/candidates",
     "POST /api/plans/{plan}/generate",
     "POST /api/plans/{plan}/tasks/{code}/refresh",
     "POST /api/projects/{project}/plans/from-template",

@@ -7,8 +7,9 @@
 A claim is one statement, so of several gateways one has it. Whoever dies between the receiver's answer and its being
 noted leaves a delivery that is tried again: a receiver may hear the same id twice, never of an event not at all.
 
-Of each webhook one delivery is at work at a time, and of each account a few: whose receivers are slow or dead waits for
-itself.
+Of each webhook a gateway has one delivery at work at a time, and of each account a few: whose receivers are slow or
+dead waits for itself. For one another gateways do not wait, or a webhook would stand still until a dead one's claim
+ends: so a receiver may hear as many deliveries at once as there are gateways, and not in their order.
 """
 
 import asyncio

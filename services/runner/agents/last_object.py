@@ -2,14 +2,23 @@
 
 from __future__ import annotations
 
-import json
 import re
 
 _BEGINS = re.compile(r"^[ \t]*(?=\{)", re.MULTILINE)
 _FENCE = re.compile(r"^[ \t]*```[ \t]*$", re.MULTILINE)
-_READ_MAX_CHARS = 64 * 1024 * 1024
-"""Of all tries together: lines that look like the beginning of an object must not make this take for ever."""
-_TOO_DEEP_CHARS = 64 * 1024
+_TOKEN = re.compile(
+    r"""([ \t\n\r]*+)
+    (?: [{}\[\],:]
+      | "(?: [^"\\\x00-\x1f]++ | \\(?: ["\\/bfnrt] | u[0-9a-fA-F]{4} ) )*+"
+      | -?(?: 0 | [1-9][0-9]*+ )(?: \.[0-9]++ )?+(?: [eE][-+]?[0-9]++ )?+
+      | true | false | null | NaN | -?Infinity
+    )""",
+    re.VERBOSE,
+)
+_SIGNS = '{}[],:"'
+_KEY, _KEY_OR_END = '"', '"}'
+_VALUE = '{["0'
+"""0 stands for numbers and words."""
 
 
 def last_object(output: str) -> str:
@@ -18,19 +27,50 @@ def last_object(output: str) -> str:
     Where something begins like one and none can be read, it is that beginning and what follows, so that whoever reads
     it can say where the fault is. Empty: nothing looks like an object.
     """
-    decoder, found, at, read, first_broken = json.JSONDecoder(), "", 0, 0, -1
-    while read < _READ_MAX_CHARS and (begin := _BEGINS.search(output, at)) is not None:
-        start = begin.end()
-        try:
-            _, end = decoder.raw_decode(output, start)
-        except (json.JSONDecodeError, RecursionError) as fault:
-            read += fault.pos - start if isinstance(fault, json.JSONDecodeError) else _TOO_DEEP_CHARS
-            first_broken = start if first_broken < 0 else first_broken
-            at = start + 1
-        else:
-            read += end - start
-            found, at = output[start:end], end
-    if found or first_broken < 0:
+    found, at, first = "", 0, -1
+    while (begin := _BEGINS.search(output, at)) is not None:
+        first = begin.end() if first < 0 else first
+        span, at = _read(output, begin.end())
+        found = output[slice(*span)] if span else found
+    if found or first < 0:
         return found
-    fence = _FENCE.search(output, first_broken)
-    return output[first_broken : fence.start() if fence else len(output)].rstrip()
+    fence = _FENCE.search(output, first)
+    return output[first : fence.start() if fence else len(output)].rstrip()
+
+
+def _read(output: str, start: int) -> tuple[tuple[int, int] | None, int]:
+    """Of the object there, or of what is whole within it, the one that ends last; and where the reading ended.
+
+    Not by `json`, which would have to begin again at each line within one that is broken and counts the lines from the
+    text's beginning for each fault. Where a fault is, all that is open is broken: nothing is read twice.
+    """
+    ended: tuple[int, int] | None = None
+    opened: list[tuple[str, int]] = []
+    """Each bracket, and where it is if it is an object that begins a line; else -1."""
+    at, may = start, "{"
+    while token := _TOKEN.match(output, at):
+        sign = output[token.end(1)]
+        kind = sign if sign in _SIGNS else "0"
+        if kind not in may:
+            break
+        at = token.end()
+        if kind in "{[":
+            begins_line = kind == "{" and (not opened or "\n" in token[1])
+            opened.append((kind, token.end(1) if begins_line else -1))
+            may = _KEY_OR_END if kind == "{" else _VALUE + "]"
+            continue
+        if kind in "}]":
+            _, begin = opened.pop()
+            ended = (begin, at) if begin >= 0 else ended
+            if not opened:
+                break
+        is_in_object = opened[-1][0] == "{"
+        if kind == ":":
+            may = _VALUE
+        elif kind == ",":
+            may = _KEY if is_in_object else _VALUE
+        elif kind == '"' and may in (_KEY, _KEY_OR_END):
+            may = ":"
+        else:
+            may = ",}" if is_in_object else ",]"
+    return ended, at
