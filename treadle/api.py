@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import re
 import time
 from collections.abc import Iterator
 from typing import Any, TypeVar
@@ -11,6 +12,7 @@ from uuid import uuid4
 import httpx
 import msgspec
 
+from treadle.bad_input import not_utf8
 from treadle.plain_text import plain
 
 T = TypeVar("T")
@@ -27,16 +29,28 @@ PAGE_ITEMS = 200
 
 Resource = dict[str, Any]
 
+_EXPECTED = re.compile(r"Expected `([^`]+)`, got `([^`]+)`")
+"""How the gateway says that a value is of the wrong type: in the words of its decoder."""
+_TYPES = {
+    "array": "a list", "object": "an object", "str": "a text", "int": "a whole number", "float": "a number",
+    "bool": "true or false", "null": "null",
+}  # fmt: skip
+
 
 class ApiError(Exception):
     """The gateway refused; the text is its own, for people."""
 
     def __init__(self, status: int, code: str, detail: str, faults: tuple[str, ...] = ()) -> None:
-        super().__init__(plain(detail))
+        super().__init__(plain(_EXPECTED.sub(_wanted, detail)))
         self.status = status
         self.code = code
         self.faults = faults
         """Everything that is wrong with a plan, each with its place; only with `invalid_plan`."""
+
+
+def _wanted(found: re.Match[str]) -> str:
+    wanted, got = (" or ".join(_TYPES.get(one, one) for one in types.split(" | ")) for types in found.groups())
+    return f"has to be {wanted}, not {got}"
 
 
 class Address(msgspec.Struct, frozen=True):
@@ -68,8 +82,12 @@ class Gateway:
         self.http = httpx.Client(**address.http(), timeout=httpx.Timeout(TIMEOUT_S, connect=CONNECT_TIMEOUT_S))
 
     def get(self, path: str, type_: type[T], **params: Any) -> T:
-        """Reads a resource. Raises `ApiError` and httpx's errors."""
-        return msgspec.json.decode(checked(self.http.get(path, params=params)).content, type=type_)
+        """Reads a resource. Raises `ApiError`, `BadInput` for what is not UTF-8, and httpx's errors."""
+        try:
+            answer = self.http.get(path, params=params)
+        except UnicodeEncodeError as error:
+            raise not_utf8(error) from None
+        return msgspec.json.decode(checked(answer).content, type=type_)
 
     def pages(self, path: str, **params: Any) -> Iterator[Resource]:
         """Every item of a list, page by page. Raises as `get`."""
@@ -84,9 +102,9 @@ class Gateway:
     def post(self, path: str, body: object = None) -> Resource:
         """Gives a command. One whose answer was lost is repeated: by its key the gateway knows it as the same.
 
-        Raises `ApiError` and httpx's errors.
+        Raises as `get`.
         """
-        content = msgspec.json.encode({} if body is None else body)
+        content = _json({} if body is None else body)
         headers = {"Content-Type": "application/json", "Idempotency-Key": uuid4().hex}
         began_s = time.monotonic()
         while True:
@@ -104,8 +122,8 @@ class Gateway:
         return str(checked(self.http.get(path)).headers["ETag"])
 
     def patch(self, path: str, body: object, *, if_match: str | None = None) -> Resource:
-        """Changes a resource, with `if_match` only if it still has that ETag. Raises `ApiError` and httpx's errors."""
-        content, headers = msgspec.json.encode(body), {"Content-Type": "application/json"}
+        """Changes a resource, with `if_match` only if it still has that ETag. Raises as `get`."""
+        content, headers = _json(body), {"Content-Type": "application/json"}
         if if_match is not None:
             headers["If-Match"] = if_match
         changed: Resource = msgspec.json.decode(
@@ -117,6 +135,13 @@ class Gateway:
         """Returns once reads show the plan with its event `seq`; at the latest when the gateway has waited enough."""
         with contextlib.suppress(ApiError, httpx.HTTPError):
             self.get(f"/plans/{plan}", Resource, min_seq=seq)
+
+
+def _json(body: object) -> bytes:
+    try:
+        return msgspec.json.encode(body)
+    except UnicodeEncodeError as error:  # arguments keep the bytes that are no UTF-8 as halves of surrogates
+        raise not_utf8(error) from None
 
 
 def _repeat_within_s(error: httpx.TransportError | ApiError) -> float:

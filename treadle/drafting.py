@@ -13,7 +13,7 @@ from rich.live import Live
 from rich.text import Text
 
 from shared.subjects import draft, is_draft
-from treadle.lines import duration, event_line, money, tokens
+from treadle.lines import duration, event_line, money, tasks_words, tokens
 from treadle.plain_text import one_line, plain
 from treadle.watch import DRAWS_PER_S, Outcome, Watched
 
@@ -223,8 +223,7 @@ def making_line(making: Making, now: datetime) -> str:
     """How far a candidate has come, on one line."""
     head = f"candidate {making.candidate:<2} "
     if making.drafted is not None:
-        count = len(making.drafted["spec"]["tasks"])
-        return f"{head} is there: {count} task{'s' if count != 1 else ''}"
+        return f"{head} is there: {tasks_words(len(making.drafted['spec']['tasks']))}"
     if making.failed is not None:
         return f"{head} did not come about"
     time = f" {duration((now - making.began).total_seconds())}" if making.began else ""

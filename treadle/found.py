@@ -21,6 +21,8 @@ def find_plan(gateway: Gateway, wanted: str | None) -> Plan:
         if newest is None:
             raise BadInput("there is no plan yet: `treadle run plan.yaml --repo PATH` makes one")
         return newest
+    if not wanted:
+        raise BadInput("a plan's id is empty: `treadle ls` lists the plans")
     found = _plans_like(gateway, wanted)
     if len(found) == 1:
         return found[0]

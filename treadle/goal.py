@@ -17,7 +17,7 @@ from treadle.bad_input import BadInput
 from treadle.drafting import Drafting, DraftLines, DraftTable
 from treadle.found import find_plan
 from treadle.instance import Instance, Reached
-from treadle.lines import drafted_words, fault_lines, money
+from treadle.lines import drafted_words, duration, fault_lines, money, tasks_words
 from treadle.plain_text import one_line, plain
 from treadle.plan_file import describe
 from treadle.projects import agent_named, project_for
@@ -57,8 +57,6 @@ class Wanted(msgspec.Struct, frozen=True, kw_only=True):
             body["agent_id"] = agent_named(gateway, self.agent)
         if self.budget_usd is not None:
             body["budget_usd"] = self.budget_usd
-        if self.runs:
-            body["auto_finalize"] = True  # so that it goes on where nobody watches any longer
         return body
 
 
@@ -75,7 +73,11 @@ def plan_goal(wanted: Wanted, repo: Chosen, instance: Instance, options: SuiteOp
     with instance.reach(options) as reached:
         gateway = reached.gateway()
         project = project_for(gateway, repo.url, wanted.project)
-        made = gateway.post(f"/projects/{project}/plans/generate", wanted.of_agent(gateway, repo.commit))
+        body = wanted.of_agent(gateway, repo.commit)
+        if wanted.runs:
+            # So that it goes on where nobody watches any longer; without a budget nobody but whoever looks may choose.
+            body["auto_finalize"] = gateway.get(f"/projects/{project}", Resource)["budget_usd"] is not None
+        made = gateway.post(f"/projects/{project}/plans/generate", body)
         return _see_asked(made, wanted, reached, instance, options, as_json=as_json)
 
 
@@ -114,7 +116,7 @@ def see_drafted(
     watched = Drafting(plan, after)
     outcome = watched_out(watched, reached, instance, options, _view(watched, as_json), "is being made")
     if outcome == "detached":
-        then = "is finalized and runs once it is there" if runs or watched.finalizes_itself else "is being made"
+        then = "is finalized and runs once it is there" if watched.finalizes_itself else "is being made"
         say(f"detached: plan {plan} {then}; `treadle watch {plan}` takes it up again")
         return EXIT_STATUS[outcome]
     if outcome == "cancelled":
@@ -127,7 +129,7 @@ def see_drafted(
         say(failed_text(plan, event))
     if outcome == "failed":
         return ATTENTION
-    goes_on = runs or watched.finalizes_itself
+    goes_on = runs or (watched.finalizes_itself and len(watched.drafted) == 1)
     if not goes_on:
         done = watched.chosen and f"candidate {watched.chosen} was finalized; `treadle watch {plan}` shows its tasks"
         say(done or what_next(plan, [event["candidate"] for event in watched.drafted]))
@@ -177,10 +179,35 @@ def failed_text(plan: str, event: Resource) -> str:
 
 
 def is_being_made(plan: Mapping[str, Any]) -> bool:
-    """Whether what a plan is waited for now is a candidate."""
-    if plan["status"] in ("requested", "failed"):
-        return True
-    return plan["status"] == "drafted" and any(one["state"] == "open" for one in plan.get("requests") or ())
+    """Whether what a plan is waited for now is a candidate, or the choice of one: it has no tasks yet."""
+    return plan["status"] in ("requested", "failed", "drafted")
+
+
+def by_number(one: Mapping[str, Any]) -> tuple[int, str]:
+    """Candidates come in any order, and are called 1, 2, 3."""
+    return len(one["candidate"]), one["candidate"]
+
+
+def candidate_line(one: Mapping[str, Any]) -> str:
+    """A candidate: its size, and what its making took."""
+    told = [tasks_words(one["tasks"])]
+    if one.get("model"):
+        told.append(one_line(one["model"], 60))
+    if one.get("cost_usd"):
+        told.append(money(one["cost_usd"]))
+    if one.get("duration_s"):
+        told.append(duration(one["duration_s"]))
+    if one.get("template"):
+        told.append("from a template")
+    return f"{one_line(one['candidate'], 60):<4} {one_line(one['name'], 60)}  ({', '.join(told)})"
+
+
+def candidate_lines(plan: Mapping[str, Any]) -> list[str]:
+    """The candidates among which a person may choose, and how; none where there is nothing to choose."""
+    found = sorted(plan.get("candidates") or (), key=by_number)
+    if not found:
+        return []
+    return [*map(candidate_line, found), what_next(plan["plan"], [one["candidate"] for one in found])]
 
 
 def request_lines(plan: Mapping[str, Any]) -> list[str]:

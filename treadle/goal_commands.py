@@ -14,11 +14,11 @@ import msgspec
 from shared.spec import BUDGET_MIN_USD, DESCRIPTION_MAX_BYTES, PLAN_BUDGET_MAX_USD, PlanningMode
 from treadle import repository
 from treadle.api import Resource
-from treadle.bad_input import BadInput
+from treadle.bad_input import BadInput, not_utf8
 from treadle.found import find_plan
-from treadle.goal import Wanted, plan_by_hand, plan_goal, plan_more, request_lines
+from treadle.goal import Wanted, by_number, candidate_line, plan_by_hand, plan_goal, plan_more, request_lines
 from treadle.instance import Instance
-from treadle.lines import duration, money
+from treadle.lines import money, tasks_words
 from treadle.plain_text import one_line
 from treadle.plan_commands import json_option
 from treadle.plan_file import check_size, read_plan_file
@@ -102,13 +102,17 @@ def _goal(text: str | None, more_of: str | None) -> str | None:
     """None: as before. Raises `BadInput`."""
     if text is None and more_of is not None:
         return None
-    goal = sys.stdin.read(DESCRIPTION_MAX_BYTES + 1) if text == "-" else text or ""
+    try:
+        content = sys.stdin.buffer.read(DESCRIPTION_MAX_BYTES + 1) if text == "-" else (text or "").encode()
+        if len(content) > DESCRIPTION_MAX_BYTES:
+            raise BadInput(
+                f"a goal has at most {DESCRIPTION_MAX_BYTES:,} bytes: put the rest into a file of the repository"
+            )
+        goal = content.decode()
+    except UnicodeError as error:
+        raise not_utf8(error, "the goal") from None
     if not goal.strip():
         raise BadInput('say what the plan is for: treadle plan "…"')
-    if len(goal.encode(errors="replace")) > DESCRIPTION_MAX_BYTES:
-        raise BadInput(
-            f"a goal has at most {DESCRIPTION_MAX_BYTES:,} bytes: put the rest into a file of the repository"
-        )
     return goal
 
 
@@ -118,7 +122,7 @@ def _goal(text: str | None, more_of: str | None) -> str | None:
 @json_option
 @click.pass_obj
 def candidates(instance: Instance, plan: str | None, named: str | None, as_json: bool) -> None:
-    """Lists the candidates of a plan, and those that are still being made.
+    """Lists the candidates of a plan, and those that are still being made. Once one is chosen, only that one is kept.
 
     PLAN is an id or the beginning of one; left out, it is the newest plan.
     """
@@ -126,6 +130,7 @@ def candidates(instance: Instance, plan: str | None, named: str | None, as_json:
         gateway = reached.gateway()
         found = find_plan(gateway, plan)
         if named is not None:
+            _check_named(found, named)
             spec = gateway.get(f"/plans/{found['plan']}/spec", Resource, candidate=named)
             click.echo(msgspec.json.format(msgspec.json.encode(spec), indent=2).decode())
             return
@@ -133,7 +138,7 @@ def candidates(instance: Instance, plan: str | None, named: str | None, as_json:
     if as_json:
         click.echo(msgspec.json.encode({**listed, "requests": found.get("requests", [])}).decode())
         return
-    for one in sorted(listed["items"], key=_by_number):
+    for one in sorted(listed["items"], key=by_number):
         chosen = "  (chosen)" if one["candidate"] == listed["chosen"] else ""
         click.echo(candidate_line(one) + chosen)
     open_ = request_lines(found)
@@ -141,25 +146,6 @@ def candidates(instance: Instance, plan: str | None, named: str | None, as_json:
         click.echo(line)
     if not listed["items"] and not open_:
         say(f"plan {found['plan']} has no candidates")
-
-
-def _by_number(one: Mapping[str, Any]) -> tuple[int, str]:
-    """Candidates come in any order, and are called 1, 2, 3."""
-    return len(one["candidate"]), one["candidate"]
-
-
-def candidate_line(one: Mapping[str, Any]) -> str:
-    """A candidate: its size, and what its making took."""
-    told = [f"{one['tasks']} task{'s' if one['tasks'] != 1 else ''}"]
-    if one.get("model"):
-        told.append(one_line(one["model"], 60))
-    if one.get("cost_usd"):
-        told.append(money(one["cost_usd"]))
-    if one.get("duration_s"):
-        told.append(duration(one["duration_s"]))
-    if one.get("template"):
-        told.append("from a template")
-    return f"{one_line(one['candidate'], 60):<4} {one_line(one['name'], 60)}  ({', '.join(told)})"
 
 
 @click.command()
@@ -172,8 +158,10 @@ def compare(instance: Instance, plan: str, a: str, b: str, as_json: bool) -> Non
     """Tells what differs from candidate A to candidate B, and what is to be expected of each."""
     with instance.reach() as reached:
         gateway = reached.gateway()
-        found = find_plan(gateway, plan)["plan"]
-        told = gateway.get(f"/plans/{found}/compare", Resource, a=a, b=b)
+        found = find_plan(gateway, plan)
+        for name in (a, b):
+            _check_named(found, name)
+        told = gateway.get(f"/plans/{found['plan']}/compare", Resource, a=a, b=b)
     click.echo(msgspec.json.encode(told).decode() if as_json else "\n".join(compared_lines(told)))
 
 
@@ -185,8 +173,8 @@ def compared_lines(told: Mapping[str, Any]) -> list[str]:
         known = one["from_past_runs"]
         basis = f"{known} of them by past runs, the others at most" if known else "at most"
         lines.append(
-            f"candidate {one_line(one['candidate'], 60)}: {one['tasks']} tasks, {basis} {money(one['cost_usd'])} and "
-            f"{one['minutes']:g} minutes along {path}"
+            f"candidate {one_line(one['candidate'], 60)}: {tasks_words(one['tasks'])}, {basis} "
+            f"{money(one['cost_usd'])} and {one['minutes']:g} minutes along {path}"
         )
     for sign, codes in (("+", told.get("added") or ()), ("-", told.get("removed") or ())):
         lines += [f"{sign} {one_line(code, 63)}" for code in codes[:_COMPARED_MAX]]
@@ -203,7 +191,7 @@ def compared_lines(told: Mapping[str, Any]) -> list[str]:
 @click.argument("plan")
 @click.argument("candidate", required=False)
 @click.option("--run", "runs", is_flag=True, help="Watch it to its end.")
-@click.option("--json", "as_json", is_flag=True, help="With --run: one JSON object per event.")
+@click.option("--json", "as_json", is_flag=True, help="JSON instead of words; with --run, one object per event.")
 @click.pass_obj
 def choose(instance: Instance, plan: str, candidate: str | None, runs: bool, as_json: bool) -> None:
     """Finalizes a candidate: its tasks start. Where there is only one, it need not be named.
@@ -214,13 +202,26 @@ def choose(instance: Instance, plan: str, candidate: str | None, runs: bool, as_
         gateway = reached.gateway()
         found = find_plan(gateway, plan)
         done = finalize(gateway, found["plan"], candidate or _only_candidate(found))
+        if as_json and not runs:
+            click.echo(msgspec.json.encode(done).decode())
         say(f"plan {found['plan']}: {'its tasks start' if done['changed'] else 'that was chosen already'}")
         if runs:
             sys.exit(watch_plan(found["plan"], reached, instance, instance.usual_options(), as_json=as_json))
 
 
+def _check_named(plan: Mapping[str, Any], name: str) -> None:
+    """Raises `BadInput` for a candidate that the plan does not have, or has no longer."""
+    chosen = plan.get("candidate")
+    if chosen and name != chosen:
+        raise BadInput(f"of the candidates of plan {plan['plan']} only the chosen one, {one_line(chosen, 60)}, is kept")
+    names = [one["candidate"] for one in sorted(plan.get("candidates") or (), key=by_number)]
+    if names and name not in names:
+        known = ", ".join(one_line(one, 60) for one in names)
+        raise BadInput(f"plan {plan['plan']} has no candidate {one_line(name, 60)}: it has {known}")
+
+
 def _only_candidate(plan: Resource) -> str:
-    names = [one["candidate"] for one in sorted(plan["candidates"], key=_by_number)] or [plan["candidate"]] * bool(
+    names = [one["candidate"] for one in sorted(plan["candidates"], key=by_number)] or [plan["candidate"]] * bool(
         plan["candidate"]
     )
     if len(names) == 1:

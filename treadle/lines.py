@@ -38,8 +38,7 @@ def _drafted(event: Event) -> str:
 
 def drafted_words(event: Event) -> str:
     """How large a candidate is, and what the making of it took."""
-    count = len(event["spec"]["tasks"])
-    words = f"{count} task{'s' if count != 1 else ''}"
+    words = tasks_words(len(event["spec"]["tasks"]))
     origin = event.get("origin") or {}
     if model := origin.get("model"):
         words += f", by {one_line(model, 60)}"
@@ -170,6 +169,11 @@ def tokens(usage: Mapping[str, Any]) -> str:
     return f"{count / 1000:.1f}k" if count >= 1000 else str(count)
 
 
+def tasks_words(count: int) -> str:
+    """So many tasks."""
+    return f"{count} task{'s' if count != 1 else ''}"
+
+
 def duration(seconds: float) -> str:
     """A time span, short."""
     whole = max(0, int(seconds))
@@ -188,4 +192,6 @@ def standing_line(plan: Mapping[str, Any]) -> str:
     standing, name = plan["standing"].replace("_", " "), one_line(plan["name"], 60)
     if plan.get("status") == "paused" and plan["standing"] != "paused":
         standing = f"paused, {standing}"
+    if not counts and (candidates := len(plan.get("candidates") or ())):
+        counts = f"{candidates} candidate{'s' if candidates != 1 else ''}"
     return f"{plan['plan']}  {standing}  {name}  ({counts or 'no task yet'}{spent}){fault}"

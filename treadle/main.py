@@ -133,7 +133,7 @@ def run(
     Exit status: 0 completed, 1 something needs attention, 2 bad input, 130 interrupted.
     """
     if (plan_file is None) == (template is None):
-        raise BadInput("name what to run: a plan file, or a template by --template")
+        raise click.UsageError("name what to run: a plan file, or a template by --template")
     if template is None and (roles or inputs):
         raise BadInput("--role and --input fill a template in: name it by --template")
     filled = Filling.of(template, roles, inputs) if template is not None else None

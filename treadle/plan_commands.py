@@ -20,11 +20,11 @@ from treadle.asking import asked_shortly, conflict_lines
 from treadle.bad_input import BadInput
 from treadle.clean import find_items, size_words, total
 from treadle.found import Plan, find_plan, known_task
-from treadle.goal import is_being_made, request_lines, see_drafted
+from treadle.goal import candidate_lines, is_being_made, request_lines, see_drafted
 from treadle.instance import Instance
 from treadle.lines import standing_line
 from treadle.plain_text import one_line, plain
-from treadle.reviewing import finding_lines, verdict
+from treadle.reviewing import NO_VERDICT, finding_lines, verdict
 from treadle.run import REASON_MAX_CHARS, say, watch_plan
 from treadle.standstill import why_queued
 from treadle.table import render, waits_for_person
@@ -90,24 +90,28 @@ def status(instance: Instance, plan: str | None, as_json: bool) -> None:
     if as_json:
         click.echo(msgspec.json.encode({**found, "tasks": tasks}).decode())
         return
-    table = render(found, {task["code"]: task for task in tasks}, {}, datetime.now(UTC), len(tasks))
-    console = Console() if sys.stdout.isatty() else Console(width=PIPED_WIDTH, no_color=True)
-    with console.capture() as captured:
-        console.print(table)
-    click.echo("\n".join(line.rstrip() for line in captured.get().splitlines()))
+    click.echo(_table(found, tasks) if tasks else standing_line(found))
     if found["reason"] and found["status"] in ("paused", "cancelling", "cancelled"):
         click.echo(
             f"\nplan {found['plan']} is {_PLAN_STANDS.get(found['status'], found['status'])}: {plain(found['reason'])}"
         )
     if hindered:
         click.echo(f"\n{hindered}")
-    for line in request_lines(found):
+    for line in [*candidate_lines(found), *request_lines(found)]:
         click.echo(line)
     if held_up := found.get("held_up"):
         click.echo(f"\nits candidate can't be finalized by itself: {one_line(held_up, REASON_MAX_CHARS)}")
     for task in tasks:
         for line in about_task(found["plan"], task):
             click.echo(line)
+
+
+def _table(plan: Plan, tasks: list[Plan]) -> str:
+    table = render(plan, {task["code"]: task for task in tasks}, {}, datetime.now(UTC), len(tasks))
+    console = Console() if sys.stdout.isatty() else Console(width=PIPED_WIDTH, no_color=True)
+    with console.capture() as captured:
+        console.print(table)
+    return "\n".join(line.rstrip() for line in captured.get().splitlines())
 
 
 def about_task(plan: str, task: Mapping[str, Any]) -> list[str]:
@@ -119,6 +123,8 @@ def about_task(plan: str, task: Mapping[str, Any]) -> list[str]:
     match task["status"]:
         case "needs_attention":
             lines += ["", f"{code}: {plain(task['message'])}", *conflict_lines(task)]
+            if task.get("reviews") and not task.get("review"):
+                lines.append(f"  {NO_VERDICT}")
         case "awaiting_approval":
             lines += ["", *asked_shortly(plan, task)]
         case "readied":
@@ -137,7 +143,7 @@ def about_task(plan: str, task: Mapping[str, Any]) -> list[str]:
 def watch(instance: Instance, plan: str | None, as_json: bool) -> None:
     """Watches a plan to its end; exit status as of `run`.
 
-    One that is made from a goal is watched until it is there.
+    One that has no tasks yet is watched until a plan is there that can be chosen.
     """
     with instance.reach() as reached:
         found, options = find_plan(reached.gateway(), plan), instance.usual_options()

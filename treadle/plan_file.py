@@ -12,7 +12,7 @@ from services.planner.parse import TEXT_MAX_BYTES, parse_text
 from services.planner.validate import validate
 from shared.spec import MAX_PARALLEL, PLAN_MAX_BYTES, PlanSpec
 from treadle.bad_input import BadInput
-from treadle.lines import money
+from treadle.lines import money, tasks_words
 from treadle.plain_text import one_line
 
 
@@ -89,7 +89,7 @@ def _content(path: Path) -> bytes:
 def describe(spec: PlanSpec, told: Estimate) -> str:
     """The order of work and the most it can cost, for people."""
     parallel = spec.max_parallel or MAX_PARALLEL
-    lines = [f"“{one_line(spec.name)}”: {len(spec.tasks)} tasks, at most {parallel} at once", ""]
+    lines = [f"“{one_line(spec.name)}”: {tasks_words(len(spec.tasks))}, at most {parallel} at once", ""]
     names = {task.code: task for task in spec.tasks}
     for number, layer in enumerate(told.layers, 1):
         lines.append(f"step {number}:")

@@ -10,9 +10,10 @@ import msgspec
 
 from shared.spec import Delivery, OnConflict
 from treadle.api import Gateway, Resource
-from treadle.bad_input import BadInput
+from treadle.bad_input import BadInput, not_utf8
 from treadle.instance import Instance
 from treadle.plain_text import one_line, plain
+from treadle.projects import agent_named
 from treadle.run import say
 
 json_option = click.option("--json", "as_json", is_flag=True, help="JSON instead of words.")
@@ -66,6 +67,9 @@ def set_(instance: Instance, project: str, settings: tuple[str, ...], as_json: b
     have. For example:
 
         treadle projects set demo delivery=merge network_allow='["packages.example.org"]'
+        treadle projects set demo agent_ids='["ann", "ben"]'
+
+    Agents are named by slug, name or id.
     """
     changes = dict(setting(text) for text in settings)
     with instance.reach() as reached:
@@ -75,9 +79,14 @@ def set_(instance: Instance, project: str, settings: tuple[str, ...], as_json: b
         if unknown := [name for name in changes if name not in {*known_ones, _ONLY_SET}]:
             known = ", ".join(sorted(known_ones))
             raise BadInput(f"{one_line(unknown[0], 60)} is no setting of a project: there are {known}")
+        for name, value in changes.items():
+            if isinstance(before.get(name), bool) and not isinstance(value, bool):
+                raise BadInput(f"{name} is true or false, not {one_line(str(value), 60)}")
         for name, allowed in _CHOICES.items():
             if name in changes and changes[name] not in allowed:
                 raise BadInput(f"{name} is one of {', '.join(allowed)}, not {one_line(str(changes[name]), 60)}")
+        if changes.get("agent_ids") is not None:
+            changes["agent_ids"] = _agents(gateway, changes["agent_ids"])
         changed = gateway.patch(f"/projects/{before['id']}", changes)
     if as_json:
         _show(changed, as_json=True)
@@ -88,6 +97,13 @@ def set_(instance: Instance, project: str, settings: tuple[str, ...], as_json: b
     click.echo("\n".join([_line(changed), *(lines or ["  nothing has changed: it is so already"])]))
 
 
+def _agents(gateway: Gateway, wanted: Any) -> list[str]:
+    """Their ids: people know them by their slugs. Raises `BadInput`."""
+    if not isinstance(wanted, list) or not all(isinstance(one, str) for one in wanted):
+        raise BadInput('agent_ids is a list of agents, each by its slug, name or id: agent_ids=\'["ann", "ben"]\'')
+    return [agent_named(gateway, one) for one in wanted]
+
+
 def setting(text: str) -> tuple[str, Any]:
     """NAME=VALUE as a name and JSON's value, or the text where it is no JSON. Raises `BadInput`."""
     name, sign, value = text.partition("=")
@@ -95,6 +111,8 @@ def setting(text: str) -> tuple[str, Any]:
         raise BadInput(f"{one_line(text, 60)} says nothing: write NAME=VALUE")
     try:
         return name, msgspec.json.decode(value)
+    except UnicodeEncodeError as error:
+        raise not_utf8(error) from None
     except (msgspec.MsgspecError, RecursionError):
         return name, value
 

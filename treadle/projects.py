@@ -10,6 +10,7 @@ from treadle.bad_input import BadInput
 from treadle.plain_text import one_line
 
 NAME_MAX_CHARS = 200
+MAKES_AGENTS = "README.md tells under “Agents of your own” how one is made (POST /api/agents)"
 
 
 def project_for(gateway: Gateway, repo_url: str, wanted: str | None) -> str:
@@ -46,8 +47,8 @@ def agent_named(gateway: Gateway, wanted: str) -> str:
             ids = ", ".join(agent["id"] for agent in named[:5])
             raise BadInput(f"{len(named)} agents have the {field} {one_line(wanted, 60)}: name one by its id ({ids})")
     known = ", ".join(one_line(agent["slug"], 60) for agent in agents[:20])
-    hint = f"there are {known}" if known else "there is none yet (POST /api/agents makes one)"
-    raise BadInput(f"there is no agent {one_line(wanted, 60)}: {hint}")
+    hint = f"there are {known}" if known else f"there is none yet: {MAKES_AGENTS}"
+    raise BadInput(f"there is no agent “{one_line(wanted, 60)}”: {hint}")
 
 
 def _only(projects: list[Resource], repo_url: str, wanted: str) -> str:

@@ -14,6 +14,10 @@ FINDINGS_SHOWN_MAX = 20
 FINDING_CHARS = 300
 PLACE_CHARS = 80
 WORST_CHARS = 100
+NO_VERDICT = (
+    "it is a review: `task redispatch` has the work looked at again, `task abandon` leaves it out; `task complete` "
+    "gives no verdict, and its decision then needs a person"
+)
 _SEVERITIES: tuple[str, ...] = get_args(Severity)
 """The worst one first."""
 

@@ -13,7 +13,7 @@ from services.planner.estimate import estimate
 from treadle.api import ApiError, Gateway, Resource
 from treadle.bad_input import BadInput
 from treadle.instance import Instance, Reached
-from treadle.lines import money
+from treadle.lines import money, tasks_words
 from treadle.plain_text import one_line, plain
 from treadle.plan_file import PlanFile, check_size
 from treadle.projects import project_for
@@ -69,7 +69,9 @@ def run_plan(
                 "stop it with `treadle down`, set ANTHROPIC_API_KEY and run this again"
             )
         plan = submit(reached.gateway(), file, repo, project)
-        told = f"{len(file.spec.tasks)} tasks, at most {money(estimate(file.spec).most_usd)}; " if file.spec else ""
+        told = (
+            f"{tasks_words(len(file.spec.tasks))}, at most {money(estimate(file.spec).most_usd)}; " if file.spec else ""
+        )
         return see_run(plan, told, reached, instance, options, as_json=as_json, detach=detach)
 
 

@@ -8,7 +8,8 @@ from typing import Any
 import click
 import msgspec
 
-from treadle.api import Resource
+from treadle.api import ApiError, Resource
+from treadle.bad_input import BadInput
 from treadle.found import Plan, find_plan, known_task
 from treadle.instance import Instance
 from treadle.plain_text import one_line, plain
@@ -32,6 +33,14 @@ _STANDS = {
 }
 
 
+_STAYS = frozenset({"code", "depends_on", "reviews"})
+"""Of these the gateway says itself why they stay."""
+EDITABLE = frozenset(
+    {"name", "description", "assignee", "expected_output", "timeout_minutes", "verify", "verify_rounds", "retry"}
+    | {"requires_approval", "allow_no_change", "budget_usd", "max_review_rounds", "fixer"}
+)
+
+
 @click.group()
 def task() -> None:
     """A person's word on one task; and a person's own tasks."""
@@ -45,12 +54,22 @@ def _task_command(name: str, words: str) -> click.Command:
             with known_task(found, code) as path:
                 done = gateway.post(f"{path}/{name}", {"note": note})
                 gateway.wait_for(found, done["seq"])
-                stands = words if done["changed"] else _stands_already(gateway.get(path, Plan)["status"])
+                task = gateway.get(path, Plan)
+        stands = _said_of(name, task) or words if done["changed"] else _stands_already(task["status"])
         say(f"task {code} of plan {found}: {stands}")
 
     command: Callable[..., Any] = click.pass_obj(callback)
     command.__doc__ = _HELP[name]
     return click.command(name)(click.argument("code", metavar="TASK")(note_option(plan_option(command))))
+
+
+def _said_of(name: str, task: Plan) -> str:
+    """What a person's word means for a review or a decision, where it means something else there."""
+    if name == "redispatch" and task.get("is_decision"):
+        return "it is weighed again, and one more round is granted"
+    if name == "complete" and task.get("reviews") and not task.get("review"):
+        return "marked complete, without a verdict: its decision will need your word too (complete or abandon it)"
+    return ""
 
 
 def _stands_already(status: str) -> str:
@@ -74,8 +93,18 @@ def prompt(instance: Instance, code: str, plan: str | None, as_json: bool) -> No
     with instance.reach() as reached:
         gateway = reached.gateway()
         with known_task(find_plan(gateway, plan)["plan"], code) as path:
-            found = gateway.get(f"{path}/prompt", Resource)
+            try:
+                found = gateway.get(f"{path}/prompt", Resource)
+            except ApiError as error:
+                if error.code != "not_dispatched":
+                    raise
+                waiting_for = gateway.get(path, Plan)["waiting_for"]
+                raise BadInput(f"{error}{_waits_for(waiting_for)}") from error
     click.echo(msgspec.json.encode(found).decode() if as_json else plain(found["prompt"].rstrip()))
+
+
+def _waits_for(codes: list[str]) -> str:
+    return f": it waits for {', '.join(codes[:5])}{', …' if len(codes) > 5 else ''}" if codes else ""
 
 
 @task.command()
@@ -121,6 +150,9 @@ def edit(instance: Instance, code: str, fields: tuple[str, ...], note: str, plan
         treadle task edit greet timeout_minutes=20 'verify=["pytest -q"]' assignee=coder
     """
     changes = dict(setting(text) for text in fields)
+    if unknown := [name for name in changes if name not in EDITABLE | _STAYS]:
+        known = ", ".join(sorted(EDITABLE))
+        raise BadInput(f"{one_line(unknown[0], 60)} is no field of a task that can be changed: there are {known}")
     with instance.reach() as reached:
         gateway = reached.gateway()
         found = find_plan(gateway, plan)["plan"]

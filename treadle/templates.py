@@ -2,18 +2,21 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping
 
 import msgspec
 
-from treadle.api import Gateway, Resource
+from treadle.api import ApiError, Gateway, Resource
 from treadle.bad_input import BadInput
 from treadle.instance import Instance
 from treadle.plain_text import one_line
+from treadle.projects import MAKES_AGENTS
 from treadle.repository import Chosen
-from treadle.run import faults_told, finalize, project_to_run_in, say, see_run
+from treadle.run import finalize, project_to_run_in, say, see_run
 from treadle.supervision.suite_info import SuiteOptions
 
+_LINE = re.compile(r" \(line \d+\)$")
 _BOOLEANS = {"true": True, "yes": True, "false": False, "no": False}
 
 
@@ -53,10 +56,24 @@ def run_template(
             "inputs": typed(filled.inputs, template),
             "base_commit": repo.commit,
         }
-        with faults_told(f"the template {one_line(template['name'], 60)} can't be filled in so"):
-            made = gateway.post(f"/projects/{wanted}/plans/from-template", body)
+        made = _filled_in(gateway, wanted, template, body)
         finalize(gateway, made["plan"], made["candidate"])
         return see_run(made["plan"], "", reached, instance, options, as_json=as_json, detach=detach)
+
+
+def _filled_in(gateway: Gateway, project: str, template: Resource, body: Resource) -> Resource:
+    try:
+        return gateway.post(f"/projects/{project}/plans/from-template", body)
+    except ApiError as error:
+        if not error.faults:
+            raise
+        # The lines are those of the template's text, which whoever fills it in does not see.
+        faults = [_LINE.sub("", fault) for fault in error.faults]
+        if any(fault.startswith("roles.") for fault in faults):
+            agents = f"`treadle projects set {project} agent_ids='[\"SLUG\", …]'` gives the project agents"
+            faults.append(f"({agents}; {MAKES_AGENTS})")
+        told = "\n".join(faults)
+        raise BadInput(f"the template {one_line(template['name'], 60)} can't be filled in so:\n{told}") from error
 
 
 def find_template(gateway: Gateway, wanted: str) -> Resource:

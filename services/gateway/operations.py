@@ -22,6 +22,7 @@ from services.gateway.projection.live import LivePlans, log_end
 from services.gateway.projection.projector import Projector, current_head
 from services.gateway.projection.reads import is_any_busy
 from services.gateway.projection.rebuild import ProjectionStands, Rebuilder
+from shared.clock import utc_now
 from shared.requests import RunnerPresence
 from shared.store import StoreUnavailable
 from shared.streams import RUNNERS, RUNNERS_STREAM
@@ -102,11 +103,11 @@ async def _log_fault(state: State) -> str:
 
 @get("/suite", responses=documented(401))
 async def suite(state: State) -> Suite:
-    """Whether any plan goes on by itself, and how many streams are open."""
+    """Whether anything goes on by itself, and how many streams are open."""
     plans: LivePlans = state.live
     projector: Projector = state.projector
     async with state.db.read() as session:
-        busy = await is_any_busy(session)
+        busy = await is_any_busy(session, utc_now())
     return Suite(busy or projector.lag_s > 0, plans.listeners)
 
 

@@ -51,6 +51,12 @@ class Faulty:
     """Of a plan."""
 
 
+_PLAN_FORM = 'a plan as one JSON object: {"name": …, "tasks": [{"code": …, "name": …, "description": …}]}'
+_REVIEW_FORM = (
+    'one JSON object: {"approve": true or false, "findings": [{"file": …, "line": …, "severity": …, "message": …}]}'
+)
+
+
 class Answers:
     """One lease's."""
 
@@ -76,7 +82,8 @@ class Answers:
         text = self._without_secrets(end.answer)
         if not text:
             why = f" ({end.message})" if end.message else ""
-            return self._faulty(f"There is no answer in the form that was asked for{why}.")
+            form = _PLAN_FORM if self._dispatch.rules.answer == "plan" else _REVIEW_FORM
+            return self._faulty(f"There is no answer in the form that was asked for, {form}{why}.")
         if len(text.encode()) > ANSWER_MAX_BYTES:
             return self._faulty(f"The answer is larger than {ANSWER_MAX_BYTES // 1024} KiB: make it shorter.")
         try:
@@ -155,7 +162,6 @@ def _listed(faults: Sequence[PlanFault]) -> str:
 
 
 def _line(fault: PlanFault) -> str:
-    named = (("task", fault.task), ("field", fault.field), ("line", fault.line))
-    where = ", ".join(f"{name} {printable(str(value))}" for name, value in named if value is not None)
+    """Its message says where it is."""
     words = fault.message if fault.message.isprintable() else printable(fault.message)
-    return f"{where}: {words}"[:_TOLD_MAX_CHARS] if where else words[:_TOLD_MAX_CHARS]
+    return words[:_TOLD_MAX_CHARS]

@@ -11,8 +11,8 @@ from httpx_sse import ServerSentEvent
 
 from tests.command.test_showing import HOSTILE
 from treadle.drafting import Drafting, DraftLines, making_line
-from treadle.goal import drafted_text, failed_text, is_being_made, request_lines, what_next
-from treadle.goal_commands import candidate_line, compared_lines
+from treadle.goal import candidate_line, drafted_text, failed_text, is_being_made, request_lines, what_next
+from treadle.goal_commands import compared_lines
 from treadle.lines import event_line
 from treadle.watch import JsonView
 
@@ -168,7 +168,17 @@ def test_what_was_asked_for_is_listed_with_how_it_stands(changes: dict[str, Any]
     view = {"plan": "pabc", "status": "drafted", "requests": [{**REQUEST, **changes}]}
     told = "\n".join(request_lines(view))
     assert words in told and not [ch for ch in UNSAFE if ch in told]
-    assert is_being_made(view) == (changes.get("state") != "failed")
+
+
+@pytest.mark.parametrize("status", ["requested", "failed", "drafted"])
+def test_a_plan_without_tasks_is_watched_as_one_that_is_being_made(status: str) -> None:
+    assert is_being_made({"plan": "pabc", "status": status, "requests": []})
+    assert not is_being_made({"plan": "pabc", "status": "running", "requests": []})
+
+
+def test_a_plan_whose_planning_has_ended_is_shown_at_once() -> None:
+    made = watched(asked("1"), drafted(), ("live", {}))
+    assert made.outcome == "drafted" and len(made.drafted) == 1
 
 
 def test_a_candidate_is_listed_with_what_its_making_took() -> None:
@@ -192,6 +202,7 @@ def test_a_comparison_says_what_differs_and_what_each_takes() -> None:
     changed = [{"code": "T2", "fields": ["assignee", "verify"]}]
     told = compared_lines({"estimates": estimates, "added": ["T3"], "removed": ["T4"], "changed": changed})
     assert "candidate 1: 2 tasks, at most $1.00 and 12.5 minutes along T1 → T2" in told
+    assert compared_lines({"estimates": [{**estimates[0], "tasks": 1}]})[0].startswith("candidate 1: 1 task, ")
     assert told[2:] == ["+ T3", "- T4", "~ T2: assignee, verify"]
     assert compared_lines({"estimates": estimates})[-1] == "their tasks are the same"
     many = compared_lines({"added": [f"T{n}" for n in range(500)]})

@@ -10,9 +10,11 @@ from typing import Any
 import pytest
 from click.testing import CliRunner, Result
 
+from services.gateway.plans.tasks import TaskChanges
 from tests.command.test_api import Stub, project
 from tests.end_to_end.plans import git, make_repo
 from treadle.main import main
+from treadle.task_commands import EDITABLE
 
 PLAN_ID = "p" + "a" * 12
 PLAN = {"plan": PLAN_ID, "status": "drafted", "standing": "drafted", "candidate": "", "requests": []}
@@ -137,14 +139,18 @@ def test_wishes_for_a_plan_are_sent_and_others_left_to_the_project(stub: Stub, r
         "goal": "Greet", "base_commit": head, "planning_mode": "quality", "candidates": 3, "agent_id": "i1",
         "budget_usd": 2.0,
     }  # fmt: skip
-    stub.asked.clear()
-    stub.answers = [page(project("a", code_repo_url=url)), refused]
-    said(stub, "plan", "Greet", "--repo", url, "--run")
-    assert posted(stub)[1] == {"goal": "Greet", "base_commit": head, "candidates": 1, "auto_finalize": True}
+    for budget_usd, goes_on_alone in ((30, True), (None, False)):
+        stub.asked.clear()
+        of_repo = project("a", code_repo_url=url, budget_usd=budget_usd)
+        stub.answers = [page(of_repo), (200, of_repo), refused]
+        said(stub, "plan", "Greet", "--repo", url, "--run")
+        assert posted(stub)[1] == {
+            "goal": "Greet", "base_commit": head, "candidates": 1, "auto_finalize": goes_on_alone
+        }  # fmt: skip
 
 
 @pytest.mark.parametrize(
-    ("wanted", "told"), [("Coder", "2 agents have the name Coder"), ("no\x1bne", "no agent no\ufffdne")]
+    ("wanted", "told"), [("Coder", "2 agents have the name Coder"), ("no\x1bne", "no agent “no\ufffdne”")]
 )
 def test_agent_that_is_not_one_is_refused(stub: Stub, remote: tuple[str, str], wanted: str, told: str) -> None:
     agents = page({"id": "i1", "slug": "coder", "name": "Coder"}, {"id": "i2", "slug": "other", "name": "Coder"})
@@ -208,6 +214,113 @@ def test_candidates_are_compared(stub: Stub) -> None:
     assert stub.asked[-1][1] == f"/api/plans/{PLAN_ID}/compare?a=1&b=2"
 
 
+def test_candidate_that_is_not_there_is_answered_with_those_that_are(stub: Stub) -> None:
+    drafted = {**PLAN, "candidates": [{"candidate": "2"}, {"candidate": "1"}]}
+    chosen = {**PLAN, "status": "completed", "candidate": "2", "candidates": []}
+    for plan, words, told in (
+        (drafted, ["compare", PLAN_ID, "1", "9"], f"plan {PLAN_ID} has no candidate 9: it has 1, 2"),
+        (drafted, ["candidates", PLAN_ID, "--text", "9"], "it has 1, 2"),
+        (chosen, ["compare", PLAN_ID, "1", "2"], "only the chosen one, 2, is kept"),
+        (chosen, ["candidates", PLAN_ID, "--text", "1"], "only the chosen one, 2, is kept"),
+    ):
+        stub.answers = [(200, plan)]
+        done = said(stub, *words)
+        assert done.exit_code == 2 and told in done.stderr and "GET" not in done.stderr
+
+
+def test_plan_without_tasks_shows_its_candidates_and_what_to_do_with_them(stub: Stub) -> None:
+    one = {"candidate": "1", "name": "Greet", "tasks": 1}
+    usage = {"counts": {}, "usage": {}, "name": "Greet", "reason": ""}
+    stub.answers = [(200, {**PLAN, **usage, "candidates": [{**one, "candidate": "2"}, one]}), page()]
+    shown = said(stub, "status", PLAN_ID).stdout
+    assert "(2 candidates)" in shown and "1    Greet  (1 task)" in shown and "2    Greet" in shown
+    assert f"treadle choose {PLAN_ID} CANDIDATE" in shown and f"treadle compare {PLAN_ID} 1 2" in shown
+    assert "tokens" not in shown and "no task yet" not in shown
+
+
+def test_choice_is_told_as_json_too(stub: Stub) -> None:
+    only = {**PLAN, "candidates": [{"candidate": "1"}]}
+    stub.answers = [(200, only), (202, {"seq": 7, "changed": True}), (200, only)]
+    assert json.loads(said(stub, "choose", PLAN_ID, "--json").stdout) == {"seq": 7, "changed": True}
+
+
+def test_plan_that_is_named_by_nothing_is_none(stub: Stub) -> None:
+    done = said(stub, "compare", "", "1", "2")
+    assert done.exit_code == 2 and "a plan's id is empty" in done.stderr
+
+
+def test_goal_from_standard_input_that_is_no_text_is_refused(stub: Stub) -> None:
+    address = f"http://127.0.0.1:{stub.port}"
+    words = ["--url", address, "plan", "-"]
+    done = CliRunner().invoke(main, words, env={"TREADLE_TOKEN": "t"}, input=b"Gr\xff\xfe\x80")
+    assert done.exit_code == 2 and "the goal is no text in UTF-8" in done.stderr
+
+
+@pytest.mark.parametrize(
+    "words",
+    [
+        ["plan", "a\udcff b"],
+        ["task", "complete", "T1", "--plan", PLAN_ID, "--note", "a\udcff b"],
+        ["task", "edit", "T1", "name=a\udcff b", "--plan", PLAN_ID],
+        ["add", "p\udcff", "-"],
+        ["compare", "p\udcff", "1", "2"],
+    ],
+)
+def test_arguments_that_are_no_utf8_are_refused_without_a_traceback(stub: Stub, words: list[str]) -> None:
+    stub.tags = {"ETag": '"5"'}
+    stub.answers = [(200, PLAN), (200, {"code": "T1"})]
+    text = '{"name": "Greet", "tasks": [{"code": "T1", "name": "x", "description": "y"}]}'
+    done = said(stub, *words, text=text)
+    assert done.exit_code == 2 and "is no text in UTF-8" in done.stderr
+    assert not [asked for asked in stub.asked if asked[0] != "GET"]
+
+
+def test_word_on_a_review_or_a_decision_is_told_as_what_it_means_there(stub: Stub) -> None:
+    for verb, task, told in (
+        ("complete", {"reviews": "T0", "review": None}, "without a verdict"),
+        ("redispatch", {"is_decision": True}, "one more round is granted"),
+        ("redispatch", {"is_decision": False}, "another attempt was asked for"),
+    ):
+        stub.answers = [(200, PLAN), (202, {"seq": 7, "changed": True}), (200, PLAN), (200, {"status": "x", **task})]
+        assert told in said(stub, "task", verb, "T1", "--plan", PLAN_ID).stderr
+
+
+def test_prompt_of_a_task_that_waits_names_what_for(stub: Stub) -> None:
+    refused = 409, {"code": "not_dispatched", "detail": "task T2 has not been dispatched yet"}
+    stub.answers = [(200, PLAN), refused, (200, {"waiting_for": ["T1"]})]
+    done = said(stub, "task", "prompt", "T2", "--plan", PLAN_ID)
+    assert done.exit_code == 2 and "has not been dispatched yet: it waits for T1" in done.stderr
+
+
+def test_field_that_a_task_does_not_have_is_answered_with_those_that_it_has(stub: Stub) -> None:
+    done = said(stub, "task", "edit", "T1", "bogus=1", "--plan", PLAN_ID)
+    assert done.exit_code == 2 and "bogus is no field" in done.stderr and "timeout_minutes" in done.stderr
+    assert not stub.asked
+
+
+def test_editable_fields_of_a_task_are_those_that_the_gateway_takes() -> None:
+    taken = set(TaskChanges.__struct_fields__) - {"note"}
+    assert taken - {"code", "depends_on", "reviews"} == EDITABLE
+
+
+def test_projects_agents_are_named_by_their_slugs(stub: Stub) -> None:
+    before = project("a", name="Ours", agent_ids=[], auto_finalize=False)
+    agents = page({"id": "i1", "slug": "ann", "name": "Ann"}, {"id": "i2", "slug": "ben", "name": "Ben"})
+    after = {**before, "agent_ids": ["i1", "i2"], "mode": "auto"}
+    stub.answers = [page(before), agents, agents, (200, after)]
+    done = said(stub, "projects", "set", "Ours", 'agent_ids=["ann", "i2"]')
+    assert done.exit_code == 0 and posted(stub) == ("/api/projects/a", {"agent_ids": ["i1", "i2"]})
+    for given, answers, told in (
+        ("agent_ids=ann", [], "agent_ids is a list of agents"),
+        ('agent_ids=[""]', [agents], "there is no agent “”: there are ann, ben"),
+        ('agent_ids=["ann"]', [page()], "Agents of your own"),
+        ("auto_finalize=maybe", [], "auto_finalize is true or false, not maybe"),
+    ):
+        stub.answers = [page(before), *answers]
+        refused = said(stub, "projects", "set", "Ours", given)
+        assert refused.exit_code == 2 and told in refused.stderr, refused.stderr
+
+
 TEMPLATE = {
     "id": "t1",
     "name": "issue",
@@ -241,13 +354,14 @@ def test_template_is_filled_in_with_typed_inputs_and_what_is_missing_is_named(
 ) -> None:
     url, head = remote
     settings = {**project("a", code_repo_url=url), "delivery": "branch", "delivery_branch": ""}
-    faults = [{"message": "input issue is missing"}, {"message": "role agent-1 is missing"}]
+    faults = [{"message": "input issue is missing (line 51)"}, {"message": "roles.agent-1: is missing"}]
     refused = 422, {"code": "invalid_template", "detail": "d", "faults": faults}
     stub.answers = [page(TEMPLATE), (200, TEMPLATE), page(project("a", code_repo_url=url)), (200, settings), refused]
     given = ["--input", "rounds=2", "--input", "fast=yes", "--input", "how=a=b", "--role", "agent-2=coder"]
     done = said(stub, "run", "--template", "issue", "--repo", url, *given)
     assert done.exit_code == 2
-    assert "input issue is missing" in done.stderr and "role agent-1 is missing" in done.stderr
+    assert "input issue is missing\n" in done.stderr and "roles.agent-1: is missing" in done.stderr
+    assert "treadle projects set a agent_ids=" in done.stderr and "Agents of your own" in done.stderr
     assert posted(stub) == (
         "/api/projects/a/plans/from-template",
         {
@@ -261,7 +375,7 @@ def test_template_is_filled_in_with_typed_inputs_and_what_is_missing_is_named(
 
 @pytest.mark.parametrize("verb", ["dispatch", "complete", "abandon", "redispatch", "cancel"])
 def test_word_on_a_task_goes_with_its_note(stub: Stub, verb: str) -> None:
-    stub.answers = [(200, PLAN), (202, {"seq": 7, "changed": True}), (200, PLAN)]
+    stub.answers = [(200, PLAN), (202, {"seq": 7, "changed": True}), (200, PLAN), (200, {"status": "running"})]
     done = said(stub, "task", verb, "T1", "--plan", PLAN_ID, "--note", "Ann has it")
     assert done.exit_code == 0 and f"task T1 of plan {PLAN_ID}: " in done.stderr
     assert posted(stub) == (f"/api/plans/{PLAN_ID}/tasks/T1/{verb}", {"note": "Ann has it"})
@@ -293,6 +407,10 @@ def test_task_is_changed_only_as_it_was_seen(stub: Stub) -> None:
     stub.answers = [(200, PLAN), (200, {"code": "T1"}), (422, {"code": "invalid", "detail": "d", "faults": faults})]
     refused = said(stub, "task", "edit", "T1", "verify=7", "--plan", PLAN_ID)
     assert refused.exit_code == 2 and "verify: a list is expected" in refused.stderr
+    of_type = 400, {"code": "bad_request", "detail": "verify: Expected `array | null`, got `int`"}
+    stub.answers = [(200, PLAN), (200, {"code": "T1"}), of_type]
+    refused = said(stub, "task", "edit", "T1", "verify=7", "--plan", PLAN_ID)
+    assert "verify: has to be a list or null, not a whole number" in refused.stderr
 
 
 def test_task_that_is_none_is_named(stub: Stub) -> None:

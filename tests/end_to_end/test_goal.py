@@ -97,7 +97,13 @@ class Team:
     def __init__(self, suite: Suite, repo: Path, mark: str) -> None:
         self._suite, self._mark = suite, mark
         self.writer = self.add("writer", shell("echo $TREADLE_TASK > $TREADLE_TASK.txt"))
-        body = {"name": repo.name, "mode": "auto", "code_repo_url": str(repo), "allow_concurrent_plans": True}
+        body = {
+            "name": repo.name,
+            "mode": "auto",
+            "code_repo_url": str(repo),
+            "allow_concurrent_plans": True,
+            "budget_usd": 50,
+        }
         self.project = suite.post("/projects", {**body, "agent_ids": [self.id]})["id"]
 
     def add(self, name: str, kind: dict[str, Any]) -> str:

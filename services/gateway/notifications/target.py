@@ -6,6 +6,7 @@ to is checked at each sending, and the connection goes to the very address that 
 
 import asyncio
 import socket
+from ipaddress import ip_address
 from urllib.parse import urlsplit
 
 import msgspec
@@ -64,8 +65,19 @@ def checked_target(url: str, *, allow_private: bool) -> Target:
         check_repo_url(f"https://{parts.netloc}/a/b.git", allow_local=False, allow_private_hosts=allow_private)
     except BadRepoUrl:
         raise BadTarget("it names a private host, which the operator of this gateway does not allow, or none") from None
+    if _is_link_local(host):
+        raise BadTarget("it names a link-local address, where machines keep their metadata")
     rest = (parts.path or "/") + (f"?{parts.query}" if parts.query else "")
     return Target(scheme=parts.scheme, host=host, port=port or _PORTS[parts.scheme], rest=rest)
+
+
+def _is_link_local(host: str) -> bool:
+    """Nobody's receiver, whatever the operator allows."""
+    try:
+        address = ip_address(host.partition("%")[0])
+    except ValueError:
+        return False
+    return (getattr(address, "ipv4_mapped", None) or address).is_link_local
 
 
 def shown(target: Target) -> str:
@@ -79,6 +91,8 @@ async def resolved(target: Target, *, allow_private: bool) -> list[str]:
     loop = asyncio.get_running_loop()
     found = await loop.getaddrinfo(target.host, target.port, type=socket.SOCK_STREAM)
     addresses = list(dict.fromkeys(str(where[0]) for *_, where in found))
+    if any(_is_link_local(address) for address in addresses):
+        raise BadTarget(f"{target.host} resolves to a link-local address, where machines keep their metadata")
     if not allow_private and any(is_private_address(address) for address in addresses):
         raise BadTarget(f"{target.host} resolves to a private address, which this gateway's operator does not allow")
     return addresses[:ADDRESSES_TRIED_MAX]

@@ -86,7 +86,7 @@ def notice_of(happening: Happening, project_name: str, public_url: str | None) -
 
 def test_notice(webhook_name: str, now: datetime) -> Notice:
     """What a person sends to see whether it arrives."""
-    reason = f"Treadle's webhook {plain(webhook_name, NAME_MAX_CHARS)} works"
+    reason = f"a test of Treadle's webhook {plain(webhook_name, NAME_MAX_CHARS)}"
     return Notice(event="test", time=now, plan=None, task=None, reason=reason)
 
 

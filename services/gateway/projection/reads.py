@@ -4,6 +4,7 @@ A row holds its view as JSON already, so a list is answered by joining bytes: no
 """
 
 from collections.abc import Iterable
+from datetime import datetime, timedelta
 from typing import Annotated, Any
 
 import msgspec
@@ -14,16 +15,27 @@ from sqlalchemy import ColumnElement, Select, and_, select
 from sqlalchemy.ext.asyncio import AsyncSession
 
 from services.gateway.accounts.access import Caller
-from services.gateway.database.tables import HeldFinalization, PlanRow, Project, ProjectionHead, TaskRow
+from services.gateway.database.tables import (
+    Delivery,
+    HeldFinalization,
+    PlanRow,
+    Project,
+    ProjectionHead,
+    TaskRow,
+    Webhook,
+)
 from services.gateway.paging import CURSOR_MAX_CHARS, SORT_MAX_CHARS, Asked, Order
 from services.gateway.problems import RETRY_AFTER_S, ProblemError, bad_request, not_found
 from services.gateway.projection.live import LivePlans
 from services.gateway.projection.projector import Projector
+from shared.plan import EARLY
 from shared.spec import DELIVER, TASK_CODE
 from shared.subjects import PLAN_ID
 
 FRESH_TIMEOUT_S = 5.0
 SEQUENCE_MAX = 2**53
+BUSY_WITHIN = timedelta(hours=24)
+"""How long a plan that a person makes, and a notification that fails, are waited for where nobody uses the suite."""
 TASKS_LIMIT = 200
 TASKS_LIMIT_MAX = 1_000
 
@@ -46,6 +58,16 @@ PLANS = Order(
 TASKS = Order(
     {"place": TaskRow.place, "code": TaskRow.code, "status": TaskRow.status}, id_=TaskRow.code, default="place"
 )
+
+
+class _Request(msgspec.Struct, frozen=True):
+    by_hand: bool
+
+
+class _Asked(msgspec.Struct, frozen=True):
+    """Of a `PlanView`, what was asked for and is not there."""
+
+    requests: tuple[_Request, ...] = ()
 
 
 class PlanFilters(msgspec.Struct, frozen=True, kw_only=True):
@@ -169,10 +191,26 @@ async def tasks_in_memory(state: State, caller: Caller, plan: str, filters: Task
     return _page_json(map(fold.task_json, shown), TASKS.cursor(len(shown) - 1, shown[-1]) if more else None)
 
 
-async def is_any_busy(session: AsyncSession) -> bool:
-    """Whether any plan can go on by itself, without a person."""
-    query = select(PlanRow.id).join(ProjectionHead, _current()).where(PlanRow.is_busy).limit(1)
-    return (await session.scalar(query)) is not None
+async def is_any_busy(session: AsyncSession, now: datetime) -> bool:
+    """Whether anything goes on without a person at the command: a plan, the look for one, a notification."""
+    plan = select(PlanRow.id).join(ProjectionHead, _current()).where(PlanRow.is_busy).limit(1)
+    if (await session.scalar(plan)) is not None:
+        return True
+    told = (
+        select(Delivery.id)
+        .join(Webhook, Webhook.id == Delivery.webhook_id)
+        .where(Delivery.status == "waiting", Webhook.is_active, Delivery.created_at > now - BUSY_WITHIN)
+        .limit(1)
+    )
+    return (await session.scalar(told)) is not None or await _is_any_looked_for(session, now)
+
+
+async def _is_any_looked_for(session: AsyncSession, now: datetime) -> bool:
+    """Whether a repository is looked into for a plan that somebody was to make by hand, not long ago."""
+    early = select(PlanRow.view).join(ProjectionHead, _current())
+    early = early.where(PlanRow.status.in_(sorted(EARLY)), PlanRow.updated_at > now - BUSY_WITHIN)
+    views = (msgspec.json.decode(view, type=_Asked) for view in (await session.scalars(early)).all())
+    return any(one.by_hand for view in views for one in view.requests)
 
 
 def json_answer(body: bytes, headers: dict[str, str] | None = None) -> Response[Any]:

@@ -25,6 +25,8 @@ from shared.subjects import PLAN, is_draft
 from shared.task import LEASED, TaskState
 
 _LEASE_ENDS = ("completed", "failed", "cancelled", "released", "approval_requested")
+_TASK_ENDS = ("abandoned", "marked_complete", "decided", "cancel_requested")
+"""End a person's lease too, which has no event of its own for that; what has ended keeps its time."""
 TASK_BYTES = 4096
 """What a task takes in memory beside the texts that its plan gives it."""
 
@@ -119,8 +121,8 @@ class PlanFold:
     def _keep_request(self, request: PlanRequested) -> None:
         self._goal = request.goal[:GOAL_SHOWN_MAX_CHARS]
         self._repo_url, self._base_commit = request.repo_url, request.base_commit
-        wished = self._finalizes_itself.update if request.auto_finalize else self._finalizes_itself.difference_update
-        wished(request.candidates)
+        by_itself = request.auto_finalize and not request.by_hand
+        (self._finalizes_itself.update if by_itself else self._finalizes_itself.difference_update)(request.candidates)
 
     def _laid_out_anew(self) -> list[str]:
         """All tasks, where some of them were not there before: each may stand at another place, and wait for others."""
@@ -139,6 +141,8 @@ class PlanFold:
         elif record.type in _LEASE_ENDS:
             times.ended_at = record.time
             usage = getattr(record.event, "usage", Usage())
+        elif record.type in _TASK_ENDS and times.ended_at is None and not self._is_leased(record.entity):
+            times.ended_at = record.time
         if is_draft(record.entity):
             self.planning_usage += usage
         else:
@@ -147,6 +151,11 @@ class PlanFold:
             self._asked_bytes[record.entity] = len(record.event.input)
         if record.type == "completed":
             self._bases[record.entity] = getattr(record.event, "base_commit", "")
+
+    def _is_leased(self, entity: str) -> bool:
+        """Whether somebody still works on it: a runner that is asked to stop ends its lease itself."""
+        state = self.board.drafts.get(entity) if is_draft(entity) else self.board.tasks.get(entity)
+        return state is not None and state.status in LEASED
 
     def _waiting_behind(self, code: str) -> list[str]:
         """The tasks whose `waiting_for` may name this one, or name others in its place."""

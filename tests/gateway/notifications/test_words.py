@@ -127,6 +127,15 @@ def test_an_address_that_must_not_be_reached_is_refused(url: str) -> None:
         checked_target(url, allow_private=False)
 
 
+@pytest.mark.parametrize(
+    "url", ["http://169.254.169.254/latest", "http://[fe80::1]/", "http://[::ffff:169.254.169.254]/"]
+)
+def test_where_machines_keep_their_metadata_nothing_is_sent_whatever_the_operator_allows(url: str) -> None:
+    with pytest.raises(BadTarget):
+        checked_target(url, allow_private=True)
+    assert checked_target("http://127.0.0.1:9000/hook", allow_private=True).host == "127.0.0.1"
+
+
 def test_the_operator_may_allow_private_hosts_but_never_credentials() -> None:
     assert checked_target("http://127.0.0.1:8080/x?y=1", allow_private=True).rest == "/x?y=1"
     with pytest.raises(BadTarget):
