@@ -78,7 +78,7 @@ def prints(text: str) -> AgentSpec:
 
 
 def faults(*messages: str) -> CheckReply:
-    return CheckReply(faults=tuple(e.PlanFault(message=message, task="T1") for message in messages))
+    return CheckReply(faults=tuple(e.PlanFault(message=f"task T1: {message}", task="T1") for message in messages))
 
 
 @pytest.fixture
@@ -187,7 +187,7 @@ async def test_after_the_last_round_every_fault_is_in_the_log(
     failed = await made(bench, plan, commands, "command")
     assert isinstance(failed, e.TaskFailed)
     assert (failed.kind, len(planner.heard)) == ("verification_failed", 4)
-    assert [fault.message for fault in failed.faults] == ["wrong 3", "odd 3"]
+    assert [fault.message for fault in failed.faults] == ["task T1: wrong 3", "task T1: odd 3"]
     assert "task T1: wrong 3" in failed.message and "run again 3 times" in failed.message
     assert refs(project, plan) == []
 
