@@ -76,7 +76,8 @@ async def test_interrupted_conversation_goes_on_in_another_lease(
     )
     job = await make_lease(prompt=prompt, memory=kept.lease())
     running = asyncio.create_task(run_agent(runner, job, reported.append))
-    await eventually(lambda: command_lines("sleep 4731"))
+    # The shell itself has the words in its command line before it has done anything.
+    await eventually(lambda: (job.cwd / "held.txt").is_file() and command_lines("sleep 4731"))
     running.cancel()
     with pytest.raises(asyncio.CancelledError):
         await running
