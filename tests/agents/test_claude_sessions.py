@@ -72,7 +72,10 @@ async def test_interrupted_conversation_goes_on_in_another_lease(
 ) -> None:
     kept = Kept()
     prompt = scripted(
-        [call("Bash", command="echo one >> one.txt")], [call("Bash", command=HOLD)], [{"text": "Went on."}]
+        [call("Bash", command="echo one >> one.txt")],
+        [call("Bash", command=HOLD)],
+        [{"text": "Went on."}],
+        [{"text": "Went on."}],  # as far as the script is where the CLI had the time to note that it was interrupted
     )
     job = await make_lease(prompt=prompt, memory=kept.lease())
     running = asyncio.create_task(run_agent(runner, job, reported.append))
