@@ -75,7 +75,7 @@ async def test_interrupted_conversation_goes_on_in_another_lease(
         [call("Bash", command="echo one >> one.txt")],
         [call("Bash", command=HOLD)],
         [{"text": "Went on."}],
-        [{"text": "Went on."}],  # as far as the script is where the CLI had the time to note that it was interrupted
+        [{"text": "Went on."}],  # the script was once found here: the CLI seems to note an interruption now and then
     )
     job = await make_lease(prompt=prompt, memory=kept.lease())
     running = asyncio.create_task(run_agent(runner, job, reported.append))
