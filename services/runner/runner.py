@@ -123,6 +123,8 @@ class Runner:
         self._former_life = FormerLife(name, self._store, self._checkpoints, journal, executors)
         self._slots = slots
         self._pull = SlotPull(nc, list(executors), slots, self._handle, hindrance)
+        self._goes = False
+        """We have stopped, and nothing more can come to us."""
         self._started = clock()
         self.came_back = asyncio.Event()
         """What a former life held was handed back."""
@@ -139,6 +141,7 @@ class Runner:
         try:
             await self._pull.run()
             # Only now: what is handed back is dispatched anew at once, and must not come to us, who go.
+            self._goes = True
             for lease in list(self._leases.values()):
                 self._hand_back(lease)
             # One that fails must not cut off the others' handing back; the pull logs what failed.
@@ -316,7 +319,7 @@ class Runner:
 
         try:
             lease.work = asyncio.create_task(work())
-            if self._pull.stopped:
+            if self._goes:
                 self._hand_back(lease)
             with contextlib.suppress(asyncio.CancelledError):
                 await lease.work

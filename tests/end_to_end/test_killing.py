@@ -29,6 +29,10 @@ def victim_suite(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Suite]:
         running.down()
 
 
+ENDS_WITHIN_S = 180.0
+"""What a dying nats-server sends to a runner that goes too is sent again after `ack_wait`, a minute later."""
+
+
 def killed(pid: int) -> None:
     """kill -9, and the process is gone."""
     os.kill(pid, signal.SIGKILL)
@@ -74,7 +78,7 @@ def test_a_service_that_is_killed_in_the_middle_of_a_plan_comes_back_and_the_pla
     killed(pid)
     until(lambda: victim_suite.pid(service) != pid, f"{service} is back")
     gate.open()
-    done = ended(process)
+    done = ended(process, ENDS_WITHIN_S)
     assert done.status == 0, done.err
     seen = done.events
     assert [event["seq"] for event in seen] == sorted({event["seq"] for event in seen}), "shown twice, or out of order"
@@ -119,7 +123,7 @@ def test_a_command_that_watches_starts_the_suite_again_when_its_supervisor_is_ki
     assert len(former) >= 6
     killed(supervisor)
     gate.open()
-    done = ended(process)
+    done = ended(process, ENDS_WITHIN_S)
     assert done.status == 0, done.err
     assert own_suite.info["pid"] != supervisor
     assert done.events == own_suite.events(made)
@@ -149,7 +153,7 @@ def test_a_plan_ends_whatever_is_killed_at_whatever_time(
             killed(own_suite.info["pid"] if victim == "supervisor" else own_suite.pids(victim)[0])
         if process.poll() is not None:
             break
-    done = ended(process)
+    done = ended(process, ENDS_WITHIN_S)
     assert done.status == 0, done.err
     assert done.events == own_suite.events(made)
     assert_whole(own_suite, repo, made, done.events)

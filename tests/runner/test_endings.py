@@ -7,11 +7,14 @@ from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from datetime import timedelta
 from pathlib import Path
+from typing import Any
 
 import msgspec
 import pytest
+from nats.aio.subscription import Subscription
 
 from services.runner.agents import AgentSession, Asks, Finished, Job, Report
+from services.runner.pull import SlotPull
 from shared import commands as c
 from shared import events as e
 from shared.approval import approval_hash
@@ -188,3 +191,34 @@ async def test_a_lost_lease_is_charged_its_last_report(bench: Bench, tmp_path: P
         held.goes_on.set()
     types = [record.type for record in await bench.store.read(plan, "T1")]
     assert types == ["planned", "dispatched", "started", "started", "completed"]
+
+
+async def test_what_is_taken_while_the_runner_stops_is_handed_back_only_when_nothing_can_come_to_it_any_more(
+    bench: Bench, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    plan = await dispatched(bench, tmp_path)
+    agent = Scripted(DONE)
+    agent.goes_on.clear()
+    may_drain = asyncio.Event()
+    drain = SlotPull._drain
+
+    async def late(self: SlotPull, subscription: Subscription) -> None:
+        await may_drain.wait()
+        await drain(self, subscription)
+
+    monkeypatch.setattr(SlotPull, "_drain", late)
+    async with bench.runner(agent) as runner:
+        take = runner._take
+
+        async def stopped_meanwhile(*args: Any) -> Any:
+            runner.stop()
+            return await take(*args)
+
+        monkeypatch.setattr(runner, "_take", stopped_meanwhile)
+        try:
+            await reached(lambda: agent.jobs)  # it works, though we stop: others can't have it before we are gone
+            assert [r.type for r in await bench.store.read(plan, "T1")][-1] == "started"
+        finally:
+            may_drain.set()
+    assert [r.type for r in await bench.store.read(plan, "T1")][-1] == "released"
+    await nothing_pending(bench)

@@ -96,6 +96,8 @@ async def _tell(
     for (plan, event), several in left.items():
         if not await _count_in(session, webhook.id, plan, event, len(several)):
             rows.append(_row(webhook.id, several[0], projects[several[0].project].name, public_url, now, len(several)))
+    for index, row in enumerate(rows):
+        row["created_at"] = now + index * timedelta(microseconds=1)  # the log is shown by it: in the events' order
     if rows:
         # What was told before (the database was restored from a backup of before then) keeps its row.
         insert = sqlite.insert if session.get_bind().dialect.name == "sqlite" else postgresql.insert
