@@ -378,7 +378,7 @@ class Board:
         for index in found:
             contained |= self._ancestors[index]
         heads = (self._at[index] for index in found if not contained >> index & 1)
-        return tuple(Head(c, self.tasks[c].commit) for c in heads)
+        return tuple(Head(c, self.tasks[c].commit, self.tasks[c].inherited) for c in heads)
 
     def abandoned_before(self, code: str) -> tuple[str, ...]:
         """The tasks on whose abandoning a start would rest: predecessors and, behind those without a commit, theirs."""

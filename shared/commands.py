@@ -14,7 +14,9 @@ from shared.events import (
     Conflict,
     DraftOrigin,
     FailureKind,
+    ForkOf,
     Head,
+    Kept,
     PlanFault,
     Result,
     TaskReadied,
@@ -110,6 +112,7 @@ class Draft(Command, frozen=True, kw_only=True):
     replaces: str = ""
     """Digest of the candidate that its writer saw; empty: there must be none of that name."""
     origin: DraftOrigin = DraftOrigin()
+    fork: ForkOf | None = None
 
 
 class Finalize(Command, frozen=True, kw_only=True):
@@ -164,6 +167,20 @@ class Extend(Command, frozen=True, kw_only=True):
     reason: str
 
 
+class RecordFork(Command, frozen=True, kw_only=True):
+    """Another plan was forked from this one."""
+
+    plan: str
+    seq: int
+
+
+class Skip(Command, frozen=True, kw_only=True):
+    """Leaves out an event that nobody can read; to a plan or to a task."""
+
+    seq: int
+    reason: str
+
+
 PlanCommand = (
     Request
     | FailDraft
@@ -176,6 +193,8 @@ PlanCommand = (
     | CancelPlan
     | ConfirmCancelled
     | CompletePlan
+    | RecordFork
+    | Skip
 )
 
 
@@ -189,6 +208,16 @@ class PlanTask(Command, frozen=True, kw_only=True):
     index: int
     spec: TaskSpec
     agent: AgentSpec | None
+
+
+class Inherit(Command, frozen=True, kw_only=True):
+    """Writes down a task that the plan's origin has completed, while its plan is finalizing."""
+
+    digest: str
+    index: int
+    spec: TaskSpec
+    agent: AgentSpec | None
+    kept: Kept
 
 
 class Ready(Command, frozen=True, kw_only=True):
@@ -399,6 +428,7 @@ class Redispatch(Command, frozen=True, kw_only=True):
 
 TaskCommand = (
     PlanTask
+    | Inherit
     | Ready
     | HandOut
     | Dispatch
@@ -418,4 +448,5 @@ TaskCommand = (
     | Abandon
     | Edit
     | Redispatch
+    | Skip
 )

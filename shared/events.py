@@ -69,12 +69,14 @@ class Usage(msgspec.Struct, frozen=True, omit_defaults=True):
         )
 
 
-class Head(msgspec.Struct, frozen=True):
+class Head(msgspec.Struct, frozen=True, omit_defaults=True):
     """A task's finished work: what its successors are merged from."""
 
     task: str
     commit: str
     """Full object id."""
+    plan: str = ""
+    """Under whose refs it is stored, where that is not the plan itself: of a task that a fork has inherited."""
 
 
 Severity = Literal["blocker", "major", "minor", "note"]
@@ -137,6 +139,33 @@ class Result(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
 
 
 ARTIFACTS_MAX = 200
+
+
+class Kept(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
+    """What a fork takes over of a task that was completed in the plan that it forks."""
+
+    task: str
+    plan: str
+    """The one that did it, and under whose refs the commit is: not the forked one where that had inherited it too."""
+    seq: int
+    """Of the event that completed it there."""
+    base_commit: str = ""
+    commit: str = ""
+    """Empty where the task had none: a person's word, or a decision."""
+    result: Result | None = None
+    answer: str = ""
+    usage: Usage = Usage()
+    """What all its attempts took there. It is the origin's, and counts in no budget of the fork."""
+
+
+class ForkOf(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
+    """Where a plan comes from that goes on from a moment of another one."""
+
+    plan: str
+    seq: int
+    """The moment: the last sequence of the log that counts."""
+    kept: tuple[Kept, ...] = ()
+    """In the new plan's own terms: whatever is in here is completed from its beginning."""
 
 
 class Conflict(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
@@ -205,6 +234,7 @@ class PlanDrafted(Event, frozen=True, kw_only=True):
     project: str = ""
     """The gateway's id of the project; empty in plans that are older than projects."""
     origin: DraftOrigin = DraftOrigin()
+    fork: ForkOf | None = None
 
 
 class PlanFinalizing(Event, frozen=True, kw_only=True):
@@ -270,6 +300,24 @@ class PlanCompleted(Event, frozen=True, kw_only=True):
     head_commit: str
 
 
+class PlanForked(Event, frozen=True, kw_only=True):
+    """Another plan goes on from a moment of this one. Nothing changes here."""
+
+    name = "plan.forked"
+    plan: str
+    """The new plan."""
+    seq: int
+    """The moment."""
+
+
+class PlanSkipped(Event, frozen=True, kw_only=True):
+    """An operator's word that an event of the plan's own, which nobody can read, is to be left out."""
+
+    name = "plan.skipped"
+    seq: int
+    reason: str
+
+
 # A task ---------------------------------------------------------------------------------------------------------
 
 
@@ -283,6 +331,17 @@ class TaskPlanned(Event, frozen=True, kw_only=True):
     spec: TaskSpec
     agent: AgentSpec | None = None
     """Who does it; None for `_deliver`."""
+
+
+class TaskInherited(Event, frozen=True, kw_only=True):
+    """The task exists and is completed already: the plan is a fork, and another one did it. Instead of `planned`."""
+
+    name = "task.inherited"
+    digest: str
+    index: int
+    spec: TaskSpec
+    agent: AgentSpec | None = None
+    kept: Kept
 
 
 class TaskReadied(Event, frozen=True, kw_only=True):
@@ -521,6 +580,14 @@ class TaskRedispatchRequested(Event, frozen=True, kw_only=True):
     note: str = ""
 
 
+class TaskSkipped(Event, frozen=True, kw_only=True):
+    """An operator's word that an event of the task's, which nobody can read, is to be left out."""
+
+    name = "task.skipped"
+    seq: int
+    reason: str
+
+
 REGISTRY: dict[str, type[Event]] = {
     event_type.name: event_type
     for event_type in (
@@ -535,7 +602,10 @@ REGISTRY: dict[str, type[Event]] = {
         PlanCancelRequested,
         PlanCancelled,
         PlanCompleted,
+        PlanForked,
+        PlanSkipped,
         TaskPlanned,
+        TaskInherited,
         TaskReadied,
         TaskDispatched,
         TaskReleased,
@@ -555,6 +625,7 @@ REGISTRY: dict[str, type[Event]] = {
         TaskAbandoned,
         TaskEdited,
         TaskRedispatchRequested,
+        TaskSkipped,
     )
 }
 """Stored name → newest shape."""

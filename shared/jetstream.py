@@ -227,6 +227,7 @@ _META = {
     "Treadle-Causation": "causation",
     "Treadle-Correlation": "correlation",
     "Treadle-Seen": "seen",
+    "Treadle-Given": "given",
 }
 
 

@@ -48,6 +48,7 @@ class Candidate(msgspec.Struct, frozen=True):
     base_commit: str
     project: str = ""
     origin: e.DraftOrigin = e.DraftOrigin()
+    fork: e.ForkOf | None = None
 
 
 class DraftRequest(msgspec.Struct, frozen=True):
@@ -85,6 +86,8 @@ class PlanState(msgspec.Struct, frozen=True):
     """Tasks that came after it was finalized, in the order in which they came."""
     also_before: dict[str, tuple[str, ...]] = {}
     """By task, what it waits for besides what its spec says."""
+    forks: tuple[e.PlanForked, ...] = ()
+    """Plans that go on from a moment of this one, in the order in which they were made."""
 
     @property
     def project(self) -> str:
@@ -126,7 +129,9 @@ def evolve(state: PlanState, event: e.Event) -> PlanState:
                 requests[event.candidate] = msgspec.structs.replace(requests[event.candidate], failed=event)
             return _early(msgspec.structs.replace(state, requests=requests))
         case e.PlanDrafted():
-            candidate = Candidate(event.spec, event.repo_url, event.base_commit, event.project, event.origin)
+            candidate = Candidate(
+                event.spec, event.repo_url, event.base_commit, event.project, event.origin, event.fork
+            )
             return _early(
                 msgspec.structs.replace(
                     state,
@@ -177,6 +182,10 @@ def evolve(state: PlanState, event: e.Event) -> PlanState:
             return msgspec.structs.replace(state, status="cancelled")
         case e.PlanCompleted():
             return msgspec.structs.replace(state, status="completed", head_commit=event.head_commit)
+        case e.PlanForked():
+            return msgspec.structs.replace(state, forks=(*state.forks, event))
+        case e.PlanSkipped():
+            return state
         case _:
             raise TypeError(f"{type(event).__name__} is not an event of a plan")
 
@@ -230,6 +239,10 @@ def decide(state: PlanState, command: c.PlanCommand) -> e.Event | None:
             if state.status in ("active", "paused", "cancelling"):
                 return e.PlanCompleted(head_commit=command.head_commit)
             return None
+        case c.RecordFork():
+            return _record_fork(state, command)
+        case c.Skip():
+            return e.PlanSkipped(seq=command.seq, reason=command.reason)
         case _:
             assert_never(command)
 
@@ -278,7 +291,7 @@ def _draft(state: PlanState, command: c.Draft) -> e.Event | None:
     _check_early(state, command.project)
     known = state.candidates.get(command.candidate)
     if known is not None and msgspec.structs.replace(known, origin=command.origin) == Candidate(
-        command.spec, command.repo_url, command.base_commit, command.project, command.origin
+        command.spec, command.repo_url, command.base_commit, command.project, command.origin, command.fork
     ):
         return None
     asked = state.requests.get(command.candidate)
@@ -303,7 +316,16 @@ def _draft(state: PlanState, command: c.Draft) -> e.Event | None:
         base_commit=command.base_commit,
         project=command.project,
         origin=command.origin,
+        fork=command.fork,
     )
+
+
+def _record_fork(state: PlanState, command: c.RecordFork) -> e.Event | None:
+    if state.status in EARLY:
+        raise c.Refused("there is nothing to fork: the plan is not finalized")
+    if any(fork.plan == command.plan for fork in state.forks):
+        return None
+    return e.PlanForked(plan=command.plan, seq=command.seq)
 
 
 def _finalize(state: PlanState, command: c.Finalize) -> e.Event | None:

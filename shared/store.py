@@ -42,6 +42,8 @@ class Meta(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
     """Shared by everything that one request set off."""
     seen: int = 0
     """The last log sequence that the decider had folded."""
+    given: str = ""
+    """What the command said that its event does not, as JSON (`shared.given`); empty: nothing, or it is not known."""
 
 
 class Recorded(msgspec.Struct, frozen=True, kw_only=True):
@@ -57,6 +59,10 @@ class Recorded(msgspec.Struct, frozen=True, kw_only=True):
     """None where this code can't read it; `fault` says why."""
     meta: Meta
     fault: str = ""
+    version: int = 1
+    """Of the body's shape."""
+    body: bytes = b""
+    """As it is stored."""
 
 
 class Batch(msgspec.Struct, frozen=True):
@@ -108,7 +114,7 @@ def recorded(seq: int, time: datetime, address: Address, version: int, body: byt
         event, fault = None, str(error)
     return Recorded(
         seq=seq, time=time, plan=address.plan, entity=address.entity, type=address.type, event=event, meta=meta,
-        fault=fault,
+        fault=fault, version=version, body=body,
     )  # fmt: skip
 
 

@@ -67,6 +67,8 @@ class TaskState(msgspec.Struct, frozen=True):
     spec: TaskSpec | None = None
     agent: AgentSpec | None = None
     digest: str = ""
+    inherited: str = ""
+    """The plan that has done it, where a fork has taken it over."""
     index: int = -1
     revision: int = 0
     """How often it was edited."""
@@ -165,6 +167,21 @@ def evolve(state: TaskState, event: e.Event) -> TaskState:
                 agent=event.agent,
                 digest=event.digest,
                 index=event.index,
+            )
+        case e.TaskInherited():
+            kept = event.kept
+            return replace(
+                state,
+                status="completed",
+                spec=event.spec,
+                agent=event.agent,
+                digest=event.digest,
+                index=event.index,
+                inherited=kept.plan,
+                commit=kept.commit,
+                summary=kept.result.summary if kept.result else "",
+                review=kept.result.review if kept.result else None,
+                answer=kept.answer,
             )
         case e.TaskReadied() | e.TaskDispatched():
             return replace(
@@ -301,6 +318,8 @@ def evolve(state: TaskState, event: e.Event) -> TaskState:
                 return replace(asked, reopening=True, is_refused=False)
             again = replace(asked, status="pending", attempt_open=False, is_refused=False)
             return replace(again, left_by=0, retry_at=None)
+        case e.TaskSkipped():
+            return state
         case _:
             raise TypeError(f"{type(event).__name__} is not an event of a task")
 

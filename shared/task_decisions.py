@@ -40,13 +40,19 @@ def decide(state: TaskState, command: c.TaskCommand) -> e.Event | None:
     Raises `Refused` where the state does not allow it; `StaleLease`, `Obsolete` and `Held` tell runners apart what to
     do then.
     """
-    if state.status == "absent" and not isinstance(command, c.PlanTask):
+    if state.status == "absent" and not isinstance(command, c.PlanTask | c.Inherit | c.Skip):
         raise c.Refused("the plan has no such task")
     match command:
         case c.PlanTask():
             if state.status != "absent":
                 return None
             return e.TaskPlanned(digest=command.digest, index=command.index, spec=command.spec, agent=command.agent)
+        case c.Inherit():
+            if state.status != "absent":
+                return None
+            return e.TaskInherited(
+                digest=command.digest, index=command.index, spec=command.spec, agent=command.agent, kept=command.kept
+            )
         case c.Ready():
             return _ready(state, command)
         case c.HandOut():
@@ -85,6 +91,8 @@ def decide(state: TaskState, command: c.TaskCommand) -> e.Event | None:
             return _edit(state, command)
         case c.Redispatch():
             return _redispatch(state, command)
+        case c.Skip():
+            return e.TaskSkipped(seq=command.seq, reason=command.reason)
         case _:
             assert_never(command)
 

@@ -11,6 +11,7 @@ from shared import plan, task, task_decisions
 from shared.clock import new_id
 from shared.commands import Changed, PlanCommand, Refused, TaskCommand
 from shared.events import Event
+from shared.given import given
 from shared.store import Conflict, EventStore, Meta, Recorded, StoreUnavailable
 from shared.subjects import PLAN
 
@@ -145,7 +146,8 @@ async def _transact(
             event = decide(loaded.state, command)
             if event is None:
                 return Decided(loaded.state, loaded.seq, None)
-            seq = await store.append(plan_id, entity, event, meta, expected=loaded.seq)
+            stored_meta = msgspec.structs.replace(meta, given=given(command, event))
+            seq = await store.append(plan_id, entity, event, stored_meta, expected=loaded.seq)
             return Decided(evolve(loaded.state, event), seq, event)
         except Conflict as conflict:
             conflicts += 1

@@ -15,6 +15,8 @@ from tests.end_to_end.plans import Gate, Plan, files, lease_processes, plan, tas
 from tests.end_to_end.suite import Event, Suite, alive, ended, types, until
 
 BACK_WITHIN_S = 12.0
+ENDS_WITHIN_S = 180.0
+"""What a dying nats-server sends to a runner that goes too is sent again after `ack_wait`, a minute later."""
 VICTIMS = ("nats-server", "dispatcher", "gateway", "planner", "runner", "supervisor")
 
 
@@ -27,10 +29,6 @@ def victim_suite(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Suite]:
         yield running
     finally:
         running.down()
-
-
-ENDS_WITHIN_S = 180.0
-"""What a dying nats-server sends to a runner that goes too is sent again after `ack_wait`, a minute later."""
 
 
 def killed(pid: int) -> None:
