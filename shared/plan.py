@@ -88,6 +88,8 @@ class PlanState(msgspec.Struct, frozen=True):
     """By task, what it waits for besides what its spec says."""
     forks: tuple[e.PlanForked, ...] = ()
     """Plans that go on from a moment of this one, in the order in which they were made."""
+    skipped: tuple[int, ...] = ()
+    """Its events that nobody can read and that are left out by an operator's word."""
 
     @property
     def project(self) -> str:
@@ -185,7 +187,7 @@ def evolve(state: PlanState, event: e.Event) -> PlanState:
         case e.PlanForked():
             return msgspec.structs.replace(state, forks=(*state.forks, event))
         case e.PlanSkipped():
-            return state
+            return msgspec.structs.replace(state, skipped=(*state.skipped, event.seq))
         case _:
             raise TypeError(f"{type(event).__name__} is not an event of a plan")
 
@@ -242,6 +244,8 @@ def decide(state: PlanState, command: c.PlanCommand) -> e.Event | None:
         case c.RecordFork():
             return _record_fork(state, command)
         case c.Skip():
+            if command.seq in state.skipped:
+                return None
             return e.PlanSkipped(seq=command.seq, reason=command.reason)
         case _:
             assert_never(command)

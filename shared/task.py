@@ -122,6 +122,8 @@ class TaskState(msgspec.Struct, frozen=True):
     summary: str = ""
     usage: e.Usage = e.Usage()
     """Of all attempts so far."""
+    skipped: tuple[int, ...] = ()
+    """Its events that nobody can read and that are left out by an operator's word."""
 
     @property
     def satisfied(self) -> bool:
@@ -319,7 +321,7 @@ def evolve(state: TaskState, event: e.Event) -> TaskState:
             again = replace(asked, status="pending", attempt_open=False, is_refused=False)
             return replace(again, left_by=0, retry_at=None)
         case e.TaskSkipped():
-            return state
+            return replace(state, skipped=(*state.skipped, event.seq))
         case _:
             raise TypeError(f"{type(event).__name__} is not an event of a task")
 

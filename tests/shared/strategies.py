@@ -26,6 +26,15 @@ agents = st.sampled_from([SH, SH, PERSON]) | st.builds(AgentSpec, sdk_type=st.ju
 heads = st.lists(st.builds(e.Head, st.sampled_from(["A", "B"]), words), max_size=2).map(tuple)
 codes = st.lists(st.sampled_from(["A", "B"]), max_size=2, unique=True).map(tuple)
 results = st.builds(e.Result, task_code=st.just("T1"), summary=words, artifacts=st.just(()))
+kepts = st.builds(
+    e.Kept,
+    task=st.just("T1"),
+    plan=words,
+    seq=st.integers(1, 9),
+    commit=st.sampled_from(["", "aaa"]),
+    result=st.none() | results,
+    usage=usages,
+)
 
 
 def task_specs(code: str = "T1", depends_on: tuple[str, ...] = ()) -> st.SearchStrategy[TaskSpec]:
@@ -107,6 +116,8 @@ plan_commands: st.SearchStrategy[c.PlanCommand] = st.one_of(
     ),
     st.builds(c.ConfirmCancelled),
     st.builds(c.CompletePlan, head_commit=words),
+    st.builds(c.RecordFork, plan=words, seq=st.integers(1, 9)),
+    st.builds(c.Skip, seq=st.integers(1, 9), reason=words),
 )
 
 # Commands to a task ---------------------------------------------------------------------------------------------------
@@ -208,6 +219,7 @@ task_wishes: st.SearchStrategy[c.TaskCommand] = st.one_of(
         spec=task_specs() | task_specs(DELIVER),
         agent=st.none() | agents,
     ),
+    st.builds(c.Inherit, digest=words, index=st.integers(0, 9), spec=task_specs(), agent=agents, kept=kepts),
     dispatches,
     dispatches,
     _by_hand,
@@ -231,6 +243,7 @@ task_wishes: st.SearchStrategy[c.TaskCommand] = st.one_of(
     st.builds(c.Abandon, note=words),
     st.builds(c.Redispatch, note=words),
     st.builds(c.Redispatch, note=words),
+    st.builds(c.Skip, seq=st.integers(1, 9), reason=words),
 )
 """Commands whose numbers still count from those of the state that they will meet; see `fitted`."""
 
@@ -286,10 +299,13 @@ plan_events: st.SearchStrategy[e.Event] = st.one_of(
     st.builds(e.PlanCancelRequested, reason=words),
     st.builds(e.PlanCancelled),
     st.builds(e.PlanCompleted, head_commit=words),
+    st.builds(e.PlanForked, plan=words, seq=st.integers(1, 9)),
+    st.builds(e.PlanSkipped, seq=st.integers(1, 9), reason=words),
 )
 
 task_events: st.SearchStrategy[e.Event] = st.one_of(
     st.builds(e.TaskPlanned, digest=words, index=st.integers(0, 9), spec=task_specs(), agent=st.none() | agents),
+    st.builds(e.TaskInherited, digest=words, index=st.integers(0, 9), spec=task_specs(), agent=agents, kept=kepts),
     st.builds(
         e.TaskDispatched,
         dispatch=leases,
@@ -350,4 +366,5 @@ task_events: st.SearchStrategy[e.Event] = st.one_of(
     st.builds(e.TaskMarkedComplete, note=words),
     st.builds(e.TaskAbandoned, note=words),
     st.builds(e.TaskRedispatchRequested, note=words),
+    st.builds(e.TaskSkipped, seq=st.integers(1, 9), reason=words),
 )

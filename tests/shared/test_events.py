@@ -41,6 +41,15 @@ PLAN = PlanSpec(
     agents={"coder": CODER, "sh": SH},
     tasks=(T1, TaskSpec(code="T2", name="Form", assignee="sh", depends_on=("T1",))),
 )
+KEPT = e.Kept(
+    task="T1",
+    plan="pzyxwvutsrqpo",
+    seq=12,
+    base_commit=BASE,
+    commit=COMMIT,
+    result=e.Result(task_code="T1", summary="written", artifacts=("src/session.py",)),
+    usage=USAGE,
+)
 
 MEANT: dict[str, e.Event] = {
     "plan.drafted": e.PlanDrafted(candidate="c1", spec=PLAN, repo_url=REPO, base_commit=BASE),
@@ -76,7 +85,11 @@ MEANT: dict[str, e.Event] = {
     "plan.cancel_requested": e.PlanCancelRequested(reason="wrong goal"),
     "plan.cancelled": e.PlanCancelled(),
     "plan.completed": e.PlanCompleted(head_commit=COMMIT),
+    "plan.forked": e.PlanForked(plan="pabcdefghijkl", seq=41),
+    "plan.skipped": e.PlanSkipped(seq=17, reason="written by a newer version that was taken back"),
     "task.planned": e.TaskPlanned(digest="d1", index=0, spec=T1, agent=CODER),
+    "task.inherited": e.TaskInherited(digest="d1", index=0, spec=T1, agent=CODER, kept=KEPT),
+    "task.skipped": e.TaskSkipped(seq=18, reason="a damaged disk"),
     "task.dispatched": e.TaskDispatched(
         dispatch=2,
         attempt=1,

@@ -21,7 +21,8 @@ DECISION = TaskSpec(code="T1", name="T1", assignee="", max_review_rounds=1)
 ARCHITECTURE = Path(__file__).parents[2] / "ARCHITECTURE.md"
 BEGIN, END = "<!-- state table -->", "<!-- /state table -->"
 
-EVENTS = tuple(name.removeprefix("task.") for name in e.REGISTRY if name.startswith("task."))
+EVENTS = tuple(name.removeprefix("task.") for name in e.REGISTRY if name.startswith("task.") and name != "task.skipped")
+"""But for the one that may come at any time and changes nothing."""
 Table = dict[tuple[TaskStatus, str], set[TaskStatus]]
 
 
@@ -61,6 +62,8 @@ def commands(state: TaskState) -> Iterator[c.TaskCommand]:
         dispatch=state.dispatch, attempt=state.attempt, prompt="p", agent=PERSON, base_commit="b", heads=()
     )
     yield c.HandOut(phase="open", readied=readied, project="", repo_url="u", plan_name="n")
+    kept = e.Kept(task="T1", plan="p", seq=7, commit="a")
+    yield c.Inherit(digest="d", index=0, spec=TaskSpec(code="T1", name="kept", assignee="sh"), agent=SH, kept=kept)
     if state.revision < 1:
         yield c.Edit(spec=TaskSpec(code="T1", name="another", assignee="sh"), agent=SH)
     for phase in get_args(c.PlanPhase):
