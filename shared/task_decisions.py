@@ -390,7 +390,7 @@ def _fail(state: TaskState, command: c.Fail) -> e.Event | None:
     if state.status == "running" and command.phase != "cancelling" and not state.is_manual:
         if limit_resets:
             retry_at = command.now + timedelta(seconds=max(UNSPENT_WAIT_MIN_S, _retry_after_s(command)))
-        elif state.tries + 1 < _attempts_max(state, command.kind):
+        elif command.kind not in NOT_RETRIED and state.tries + 1 < _attempts_max(state, command.kind):
             retry_at = command.now + timedelta(seconds=_backoff_s(state, command))
     return e.TaskFailed(
         lease=command.lease,
@@ -489,8 +489,6 @@ def _attempts_max(state: TaskState, kind: e.FailureKind) -> int:
     retry = _spec(state).retry
     if kind == "runner_lost":
         return retry.max_attempts if retry else TRANSIENT_ATTEMPTS
-    if kind in NOT_RETRIED:
-        return 1
     if retry:
         return retry.max_attempts
     return TRANSIENT_ATTEMPTS if kind in TRANSIENT else 1

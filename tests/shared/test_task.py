@@ -175,6 +175,8 @@ def test_retries_stay_within_what_the_task_allows(life: list[Step]) -> None:
 @given(lives())
 def test_lost_runners_stay_within_what_the_task_allows(life: list[Step]) -> None:
     for _, _, _, after in events_of(life):
+        if after.status == "absent":  # what nobody could read was left out, before there was anything else
+            continue
         assert after.spec is not None
         allowed = after.spec.retry.max_attempts if after.spec.retry else TRANSIENT_ATTEMPTS
         assert after.lost < max(allowed, 1)
