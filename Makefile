@@ -46,9 +46,10 @@ bench-watch: setup ## Measure what it costs to wait for 5,000 people's results i
 bench: setup ## Measure the figures that README states
 	$(BIN)/python -m bench
 
-soak: setup ## Kill processes at random for minutes, and live through thousands of simulated worlds
+soak: setup ## Kill at random for minutes, live through thousands of simulated worlds, look for new counterexamples
 	$(BIN)/pytest -m soak tests/end_to_end
 	TREADLE_SEEDS=5000 $(BIN)/pytest --timeout 0 tests/simulation
+	$(BIN)/pytest --timeout 0 --hypothesis-profile "new examples" tests/shared tests/planner
 
 clean: ## Remove .venv and what the tools left behind
 	rm -rf $(VENV) .mypy_cache .ruff_cache .pytest_cache .hypothesis .import_linter_cache
