@@ -16,9 +16,7 @@ from shared.events import Event, TaskReadied
 GIVEN_MAX_CHARS = 64 * 1024
 """What is longer is not stored, and its decision can't be made again."""
 
-COMMANDS: dict[str, type[Command]] = {
-    kind.__name__: kind for kind in (*get_args(PlanCommand), *get_args(TaskCommand))
-}
+COMMANDS: dict[str, type[Command]] = {kind.__name__: kind for kind in (*get_args(PlanCommand), *get_args(TaskCommand))}
 _LEFT_OUT = {"Dispatch": ("rules",), "HandOut": ("readied",)}
 """Megabytes at times. The decider adds the task's own part to a dispatch's rules, which does nothing to what has it
 already; what was readied is in the task's history."""
