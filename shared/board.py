@@ -17,7 +17,7 @@ from typing import Literal
 from msgspec.structs import replace
 
 from shared import plan, task
-from shared.events import Event, Head, PlanExtended, PlanResumed
+from shared.events import Event, Head, PlanExtended, PlanResumed, TaskSkipped
 from shared.spec import DELIVER, MAX_PARALLEL, PlanSpec, TaskSpec
 from shared.subjects import PLAN, is_draft
 
@@ -80,6 +80,8 @@ class Board:
         """Sequence of each task's newest event: what an append to it expects."""
         self.fault = ""
         """Set where an event could not be read: nothing may be decided for this plan."""
+        self.fault_seq = 0
+        """Of that event."""
         self.counts: Counter[task.TaskStatus] = Counter()
         self._laid_out = 0
         """How many tasks the indices below know of; 0: they are not built yet."""
@@ -105,6 +107,17 @@ class Board:
         """With what each may cost, in US dollars."""
         self._reopening: dict[str, None] = {}
 
+    def copy(self) -> "Board":
+        """Another board that goes its own way from here.
+
+        What the layout made is shared: it is replaced as a whole, never changed. So are the states, which are frozen.
+        """
+        other = Board()
+        vars(other).update(vars(self))
+        for name in _OF_ITS_OWN:
+            setattr(other, name, getattr(self, name).copy())
+        return other
+
     # Folding ------------------------------------------------------------------------------------------------------
 
     def apply(self, entity: str, event: Event, seq: int) -> None:
@@ -122,6 +135,8 @@ class Board:
             if self.plan.status not in (*plan.EARLY, "finalizing") and self._all_planned():
                 self._lay_out()
             return
+        if isinstance(event, TaskSkipped) and entity not in self.tasks and entity not in self.drafts:
+            return  # what was left out was all that there was of it
         if is_draft(entity):
             # Without its answer: that is in the candidate, and can be megabytes.
             after = task.evolve(self.drafts.get(entity, task.INITIAL), event)
@@ -131,9 +146,10 @@ class Board:
         after = task.evolve(before, event)
         self.tasks[entity] = after
         self.seqs[entity] = seq
-        if before.status != "absent":
-            self.counts[before.status] -= 1
-        self.counts[after.status] += 1
+        if after.status != before.status:
+            if before.status != "absent":
+                self.counts[before.status] -= 1
+            self.counts[after.status] += 1
         self._by_hand += after.is_by_hand - before.is_by_hand
         self._committed_usd += _committed_usd(after) - _committed_usd(before)
         self._claimed.pop(entity, None)
@@ -221,26 +237,27 @@ class Board:
     def _list(self, code: str) -> None:
         """Keeps the lists of what the dispatcher may act on."""
         state = self.tasks[code]
-        # What was added before it and is not written down yet is missing too, though no index knows of it.
-        also = self.plan.also_before.get(code, ())
-        free = self._missing[code] == 0 and all(c in self.tasks for c in also)
+        free = self._missing[code] == 0
+        if free and (also := self.plan.also_before.get(code)):
+            # What was added before it and is not written down yet is missing too, though no index knows of it.
+            free = all(c in self.tasks for c in also)
         if (at := task.timer(state)) is not None:
             if code not in self._due:
                 heappush(self._timers, (at, code))
         else:
             self._due.discard(code)
-        due = code in self._due and state.status == "retry_wait"
-        ready = free and (state.status == "pending" or due) and code not in self._claimed
-        takes_slot = not (state.is_manual or state.is_decision)
-        for wanted, listed in (
-            (ready and takes_slot, self._ready),
-            (ready and not takes_slot, self._ready_without_slot),
-            (free and state.reopening, self._reopening),
-        ):
-            if wanted:
-                listed.setdefault(code)
-            else:
-                listed.pop(code, None)
+        waits = state.status == "pending" or (state.status == "retry_wait" and code in self._due)
+        if free and waits and code not in self._claimed:
+            takes_slot = not (state.is_manual or state.is_decision)
+            (self._ready if takes_slot else self._ready_without_slot).setdefault(code)
+            (self._ready_without_slot if takes_slot else self._ready).pop(code, None)
+        else:
+            self._ready.pop(code, None)
+            self._ready_without_slot.pop(code, None)
+        if free and state.reopening:
+            self._reopening.setdefault(code)
+        else:
+            self._reopening.pop(code, None)
 
     # Asking -------------------------------------------------------------------------------------------------------
 
@@ -258,14 +275,31 @@ class Board:
         """The tasks that wait for this one."""
         return self._successors.get(code, [])
 
+    def depends_on(self, code: str) -> tuple[str, ...]:
+        """The tasks that this one waits for, those that were added later included."""
+        return self._depends_on(code)
+
     def missing(self, code: str, at_most: int | None = None) -> list[str]:
         """The tasks that a task still waits for: its predecessors and, behind those that stand for others, theirs.
 
         The first `at_most` of them, which is quicker where there are thousands.
         """
+        if self._missing.get(code) == 0 and code not in self.plan.also_before:
+            return []
+        depends_on = self._depends_on(code)
         waits_for: dict[str, None] = {}
+        for predecessor in depends_on:  # mostly none of them stands for others
+            if len(waits_for) == at_most:
+                return list(waits_for)
+            if predecessor not in self._clear:
+                if self.tasks[predecessor].satisfied:
+                    break
+                waits_for[predecessor] = None
+        else:
+            return list(waits_for)
+        waits_for.clear()
         seen: set[str] = set()
-        open_ = list(reversed(self._depends_on(code)))
+        open_ = list(reversed(depends_on))
         while open_ and (at_most is None or len(waits_for) < at_most):
             predecessor = open_.pop()
             if predecessor in self._clear or predecessor in seen:
@@ -335,14 +369,44 @@ class Board:
             f"{task.may_cost_usd(self.tasks[waits]):g}: resume it with a larger budget, or lower the task's"
         )
 
+    @property
+    def committed_usd(self) -> float:
+        """What all attempts cost so far, and what those in flight may still cost."""
+        return self._committed_usd
+
     def _in_flight(self) -> int:
         """Tasks that are in runners' hands, or about to be."""
         return sum(self.counts[status] for status in task.IN_FLIGHT) - self._by_hand
+
+    @property
+    def waits_for_slot(self) -> bool:
+        """Whether anything is ready that `take_ready` left: for want of a slot, or of money."""
+        return bool(self._ready)
+
+    def claim(self, code: str) -> None:
+        """Claims one task, as `take_ready` does: for whoever repeats what a dispatcher took."""
+        state = self.tasks[code]
+        self._claimed[code] = 0.0 if state.is_manual or state.is_decision else task.may_cost_usd(state)
+        for listed in (self._ready, self._ready_without_slot):
+            listed.pop(code, None)
 
     def give_back(self, code: str) -> None:
         """What was claimed and led to nothing is ready again."""
         if self._claimed.pop(code, None) is not None:
             self._list(code)
+
+    def refusal(self, code: str) -> str:
+        """Why the task may not be dispatched now, whatever else has been claimed; empty: it may be."""
+        if self.plan.status != "active":
+            return f"the plan is {self.plan.status}"
+        if code not in self._ready and code not in self._ready_without_slot and code not in self._reopening:
+            return f"the task is not ready: it is {self.tasks[code].status if code in self.tasks else 'not there'}"
+        state = self.tasks[code]
+        if state.is_manual or state.is_decision:
+            return ""
+        if self.free_slots() <= 0:
+            return "as many tasks are dispatched as the plan may have at once"
+        return "" if task.may_cost_usd(state) <= self._left_usd() else "the plan's budget does not allow it"
 
     def reopen(self, code: str) -> None:
         """Makes an abandoned task ready: nothing rests on its abandoning any more."""
@@ -452,6 +516,12 @@ class Board:
         waits = self._by_hand or self.counts["readied"] or self.counts["awaiting_approval"]
         return "waiting" if not moving and waits else "running"
 
+
+_OF_ITS_OWN = (
+    "tasks", "drafts", "seqs", "counts", "_missing", "_clear", "_ready", "_ready_without_slot", "_timers", "_due",
+    "_claimed", "_reopening",
+)  # fmt: skip
+"""What a board changes where it stands."""
 
 SETTLED: tuple[task.TaskStatus, ...] = ("completed", "cancelled", "abandoned")
 """What the end of a plan has nothing to do with any more."""

@@ -27,7 +27,7 @@ class NotGiven(Exception):
 
 
 def given(command: Command, event: Event) -> str:
-    """JSON of what `rebuilt` needs besides the event; empty where that is nothing, or too much."""
+    """JSON of what `rebuilt` needs besides the event: `{}` for nothing; empty where it is too much."""
     fields = _fields(type(command))
     rest = {
         name: value
@@ -36,8 +36,6 @@ def given(command: Command, event: Event) -> str:
         and (value := getattr(command, name)) is not getattr(event, name, _ABSENT)
         and value != getattr(event, name, _default(field))
     }
-    if not rest:
-        return ""
     text = json.dumps(msgspec.to_builtins(rest), separators=(",", ":"))  # headers are ASCII
     return text if len(text) <= GIVEN_MAX_CHARS else ""
 

@@ -43,7 +43,7 @@ class Meta(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
     seen: int = 0
     """The last log sequence that the decider had folded."""
     given: str = ""
-    """What the command said that its event does not, as JSON (`shared.given`); empty: nothing, or it is not known."""
+    """What the command said that its event does not, as JSON (`shared.given`); empty: it is not known."""
 
 
 class Recorded(msgspec.Struct, frozen=True, kw_only=True):
@@ -156,7 +156,7 @@ class MemoryStore:
         """See `EventStore.follow`."""
         first = True
         while True:
-            events = tuple(r for subject, r in self._log[after:] if not filters or _matches(subject, filters))
+            events = tuple(r for subject, r in self._log[after:] if not filters or matches(subject, filters))
             after = len(self._log)
             if events or first:
                 yield Batch(events, caught_up=True)
@@ -165,7 +165,8 @@ class MemoryStore:
                 await self._grown.wait_for(lambda: len(self._log) > after)  # noqa: B023 - waited for right here
 
 
-def _matches(subject: str, filters: tuple[str, ...]) -> bool:
+def matches(subject: str, filters: tuple[str, ...]) -> bool:
+    """Whether one of the filters, which may have wildcards, takes the subject."""
     return any(_matches_one(subject.split("."), pattern.split(".")) for pattern in filters)
 
 

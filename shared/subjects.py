@@ -13,6 +13,7 @@ treadle.rpc.planner.offer                              request: a file for a pla
 treadle.rpc.planner.prompt                             request: the words with which a person has a plan made
 treadle.rpc.planner.compare                            request: what tells two candidates from one another?
 treadle.rpc.planner.render                             request: a template becomes a plan file
+treadle.rpc.dispatcher.reset                           request: let a pool's consumer begin at another place
 treadle.rpc.gateway.credentials                        request: a live lease's credentials, sealed to its runner
 treadle.rpc.gateway.watch_credentials                  request: a watched project's git credentials, sealed
 treadle.rpc.watch.look                                 request: fetch a collaboration repository now
@@ -20,6 +21,8 @@ treadle.rpc.runner.introduce                           request to any runner: wh
 treadle.rpc.runner.<runner>.holds                      request: is this lease alive with you?
 treadle.rpc.runner.<runner>.test                       request: do these credentials work from where you are?
 treadle.rpc.runner.<runner>.diff                       request: what changed between two commits?
+treadle.rpc.runner.<runner>.bundle                     request: make a git bundle of these commits
+treadle.rpc.runner.<runner>.bundle_part                request: a part of the bundle that was made
 treadle.rpc.runner.<runner>.head                       request: which commit is a repository's branch at?
 treadle.gateway.account.<user>                         told to all gateways: look at that account again
 treadle.project.<project>.deleted                      what runners remove
@@ -56,6 +59,8 @@ PLANNER_OFFER = "treadle.rpc.planner.offer"
 PLANNER_PROMPT = "treadle.rpc.planner.prompt"
 PLANNER_COMPARE = "treadle.rpc.planner.compare"
 PLANNER_RENDER = "treadle.rpc.planner.render"
+PLANNER_FORK = "treadle.rpc.planner.fork"
+DISPATCHER_RESET = "treadle.rpc.dispatcher.reset"
 CREDENTIALS = "treadle.rpc.gateway.credentials"
 WATCH_CREDENTIALS = "treadle.rpc.gateway.watch_credentials"
 WATCH_LOOK = "treadle.rpc.watch.look"
@@ -64,6 +69,8 @@ MANY_RUNNER_REQUESTS = "treadle.rpc.runner.>"
 EVERY_RUNNER_HOLDS = "treadle.rpc.runner.*.holds"
 EVERY_RUNNER_TEST = "treadle.rpc.runner.*.test"
 EVERY_RUNNER_DIFF = "treadle.rpc.runner.*.diff"
+EVERY_RUNNER_BUNDLE = "treadle.rpc.runner.*.bundle"
+EVERY_RUNNER_BUNDLE_PART = "treadle.rpc.runner.*.bundle_part"
 EVERY_RUNNER_HEAD = "treadle.rpc.runner.*.head"
 ACCOUNT_CHANGES = "treadle.gateway.account.*"
 MANUAL_POOL = "manual"
@@ -71,6 +78,8 @@ MANUAL_POOL = "manual"
 ROW_ID = re.compile(r"[0-9a-f]{24}")
 """What `shared.clock.new_id` makes."""
 PLAN_ID = re.compile(r"p[a-z2-7]{12}")
+IMPORTED_ID = re.compile(r"i[a-z2-7]{12}")
+"""Of a plan that a gateway has from a file: it is in no log, and no subject names it."""
 
 
 class Address(msgspec.Struct, frozen=True):
@@ -116,6 +125,16 @@ def parse_event_subject(subject: str) -> Address:
     if len(tokens) not in (6, 7) or tokens[:2] != ["treadle", "evt"]:
         raise ValueError(f"{subject} is not the subject of an event")
     return Address(plan=tokens[3], entity=tokens[4], type=tokens[5])
+
+
+def can_be(plan: str, entity: str) -> bool:
+    """Whether there can be a plan and an entity of these names: somebody else may have put anything into the log."""
+    return bool(PLAN_ID.fullmatch(plan)) and is_entity(entity)
+
+
+def is_entity(entity: str) -> bool:
+    """Whether it is the name of what events can be of: the plan itself, a task, the making of a candidate."""
+    return entity in (PLAN, DELIVER) or is_draft(entity) or TASK_CODE.fullmatch(entity) is not None
 
 
 def type_filter(type_: str) -> str:
@@ -199,6 +218,16 @@ def runner_diff(runner: str) -> str:
     return runner_holds(runner).removesuffix("holds") + "diff"
 
 
+def runner_bundle(runner: str) -> str:
+    """Where a runner makes a git bundle."""
+    return runner_holds(runner).removesuffix("holds") + "bundle"
+
+
+def runner_bundle_part(runner: str) -> str:
+    """Where a runner hands out what it made."""
+    return runner_holds(runner).removesuffix("holds") + "bundle_part"
+
+
 def runner_head(runner: str) -> str:
     """Where a runner tells which commit a repository's branch is at."""
     return runner_holds(runner).removesuffix("holds") + "head"
@@ -238,10 +267,10 @@ def every_draft_filter() -> tuple[str, ...]:
 
 def is_draft(entity: str) -> bool:
     """Whether it is no task of the plan but the making of a candidate."""
-    return DRAFT.fullmatch(entity) is not None
+    return entity.startswith("_draft") and DRAFT.fullmatch(entity) is not None  # asked of every event
 
 
 def _entity(entity: str) -> str:
-    if entity not in (PLAN, DELIVER) and not TASK_CODE.fullmatch(entity) and not is_draft(entity):
+    if not is_entity(entity):
         raise ValueError(f"{entity!r} is not a task code")
     return entity

@@ -9,9 +9,10 @@ import msgspec
 
 from shared import plan, task, task_decisions
 from shared.clock import new_id
-from shared.commands import Changed, PlanCommand, Refused, TaskCommand
+from shared.commands import Changed, PlanCommand, Refused, Skip, TaskCommand
 from shared.events import Event
 from shared.given import given
+from shared.skipped import skipped_seq, without_skipped
 from shared.store import Conflict, EventStore, Meta, Recorded, StoreUnavailable
 from shared.subjects import PLAN
 
@@ -61,11 +62,17 @@ async def load_task(store: EventStore, plan_id: str, code: str) -> Loaded[task.T
 
 
 def fold(initial: S, evolve: Callable[[S, Event], S], events: list[Recorded], seq: int = 0) -> Loaded[S]:
-    """The state that `events` lead to. Raises `UnreadableEntity`."""
+    """The state that `events` lead to, without those that were skipped. Raises `UnreadableEntity`.
+
+    Where `seq` is given, `events` follow on what `initial` was folded from; see `shared.skipped.reaches_back`.
+    """
     state = initial
-    for record in events:
+    for record in without_skipped(events):
         if record.event is None:
-            raise UnreadableEntity(f"event {record.seq} of {record.plan} {record.entity} can't be read: {record.fault}")
+            raise UnreadableEntity(
+                f"event {record.seq} of {record.plan} {record.entity} can't be read: {record.fault}; an operator can "
+                f"look at it and have it left out (`treadle events skip {record.plan} {record.seq}`)"
+            )
         state = evolve(state, record.event)
         seq = record.seq
     return Loaded(state, seq)
@@ -85,7 +92,10 @@ async def patiently(read: Callable[[], Awaitable[T]]) -> T:
 async def to_plan(
     store: EventStore, plan_id: str, command: PlanCommand, meta: Meta, *, patience_s: float = FOREVER_S
 ) -> Decided[plan.PlanState]:
-    """Gives a command to a plan. Raises `Refused`, `EventTooLarge`, and after `patience_s` `StoreUnavailable`."""
+    """Gives a command to a plan. Raises `Refused`, `EventTooLarge`, and after `patience_s` `StoreUnavailable`.
+
+    `Skip` is for a history that can't be folded: the state that is answered says nothing then.
+    """
     return await _transact(
         store, plan_id, PLAN, plan.INITIAL, plan.decide, plan.evolve, command, meta, patience_s, None, None
     )  # fmt: skip
@@ -106,7 +116,7 @@ async def to_task(
 
     `only_at` is the sequence of the task's newest event as the sender saw it: `Changed` is raised where there is a
     newer one. `known` is what the caller has folded already: right most of the time, and the append's condition tells
-    when not.
+    when not. `Skip` is as in `to_plan`.
     """
     decide = task_decisions.decide
     return await _transact(
@@ -134,10 +144,15 @@ async def _transact(
         try:
             if known is None:
                 events = await store.read(plan_id, entity)
-                if unanswered and (own := _up_to_own(events, meta)):
+                if isinstance(command, Skip):
+                    if said := next((r for r in events if skipped_seq(r) == command.seq), None):
+                        return Decided(initial, said.seq, None)
+                    known = Loaded(initial, events[-1].seq if events else 0)  # it can't be folded
+                elif unanswered and (own := _up_to_own(events, meta)):
                     stored = fold(initial, evolve, own)
                     return Decided(stored.state, stored.seq, own[-1].event)
-                known = fold(initial, evolve, events)
+                else:
+                    known = fold(initial, evolve, events)
             loaded, known = known, None
             if only_at is not None and loaded.seq != only_at:
                 raise Changed(

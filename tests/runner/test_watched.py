@@ -15,7 +15,7 @@ from shared import events as e
 from shared import task
 from shared.clock import new_plan_id
 from shared.spec import AgentSpec, CollabRules, ResultPlace, TaskSpec
-from shared.store import _matches
+from shared.store import matches
 from shared.subjects import PLAN, event_subject, parse_event_subject
 from shared.task_decisions import decide
 
@@ -141,7 +141,7 @@ def test_exactly_what_the_decider_lets_complete_is_waited_for(names: list[str]) 
         state = task.evolve(state, event)
         readied = event if isinstance(event, e.TaskReadied) else readied
         subject = event_subject(P, "T1", event)
-        followed = _matches(subject, FILTERS)
+        followed = matches(subject, FILTERS)
         if followed and watched.concerns(P, "T1", parse_event_subject(subject).type):
             watched.apply(P, "T1", event, seq)
         waiting = watched.task(P, "T1")
