@@ -1,0 +1,177 @@
+"""What can't be decided again is counted as that, and a recorded choice of the dispatcher's is chosen again."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import msgspec
+import pytest
+from msgspec.structs import replace
+
+from shared import events as e
+from shared.events import decode, encode
+from shared.history.archive import Archive
+from shared.history.event_file import EventFile
+from shared.history.verify import Verified, verify
+from shared.store import Meta, Recorded
+from tests.simulation.virtual_time import run_in_virtual_time
+from tests.simulation.world import World
+
+RECORDED = Path(__file__).parents[2] / "histories"
+
+
+@contextmanager
+def records_of(name: str, directory: Path) -> Iterator[list[Recorded]]:
+    with Archive.open(RECORDED / f"{name}.treadle") as archive, archive.event_file(directory) as file:
+        yield list(file.read())
+
+
+def judged(records: list[Recorded], directory: Path) -> Verified:
+    """What comes of these, from a file of their own."""
+    path = directory / "changed.jsonl"
+    with EventFile.create(path, records[0].plan) as file:
+        for record in records:
+            file.append(record)
+        return verify(file)
+
+
+@pytest.fixture
+def diamond(tmp_path: Path) -> list[Recorded]:
+    with records_of("diamond", tmp_path) as records:
+        return records
+
+
+def place(records: list[Recorded], entity: str, type_: str) -> int:
+    return next(i for i, r in enumerate(records) if (r.entity, r.type) == (entity, type_))
+
+
+def changed(records: list[Recorded], entity: str, type_: str, **fields: Any) -> list[Recorded]:
+    """The history, with other words in one of its events."""
+    at = place(records, entity, type_)
+    event = records[at].event
+    assert event is not None
+    other = replace(event, **fields)
+    return [*records[:at], replace(records[at], event=other, body=encode(other)), *records[at + 1 :]]
+
+
+def test_what_was_stored_before_commands_were_is_unknown_and_never_checked(
+    diamond: list[Recorded], tmp_path: Path
+) -> None:
+    old = [replace(r, meta=Meta(actor=r.meta.actor, command=r.meta.command)) for r in diamond]
+    result = judged(old, tmp_path)
+    assert (result.differences, result.first) == (0, None)
+    assert result.checked + sum(u.count for u in result.unknown if "dispatcher had read" not in u.reason) == 24
+    assert any("Start" in u.reason for u in result.unknown) and result.checked < 24
+    nameless = judged_anew([replace(r, meta=Meta(actor=r.meta.actor)) for r in diamond], tmp_path)
+    assert nameless.checked == 0
+    assert nameless.unknown[0].reason == "the event does not say which command led to it"
+    assert (nameless.unknown[0].count, nameless.unknown[0].seq) == (24, 1)
+
+
+def judged_anew(records: list[Recorded], directory: Path) -> Verified:
+    (directory / "changed.jsonl").unlink()
+    return judged(records, directory)
+
+
+def test_an_old_denial_after_its_time_is_unknown_not_another_decision(tmp_path: Path) -> None:
+    with records_of("approval", tmp_path) as records:
+        old = [replace(r, meta=replace(r.meta, given="")) for r in records]
+    assert judged(old, tmp_path).differences == 0
+
+
+def test_what_follows_an_event_that_cant_be_read_is_unknown_for_its_task_alone(
+    diamond: list[Recorded], tmp_path: Path
+) -> None:
+    at = place(diamond, "T2", "started")
+    torn = [*diamond[:at], replace(diamond[at], event=None, body=b"{", fault="torn"), *diamond[at + 1 :]]
+    result = judged(torn, tmp_path)
+    assert result.differences == 0
+    reasons = {u.reason: u.count for u in result.unknown}
+    assert reasons[f"event {diamond[at].seq} before it can't be read"] == 1  # its completed
+    assert reasons["the dispatcher's choice rests on an event that can't be read"] >= 1
+    assert result.checked == 24 - 2
+
+
+def test_an_event_that_an_operator_left_out_is_left_out(diamond: list[Recorded], tmp_path: Path) -> None:
+    at = place(diamond, "T2", "started")
+    torn = replace(diamond[at], event=None, body=b"{", fault="torn", seq=diamond[-1].seq + 1)
+    skip = e.TaskSkipped(seq=torn.seq, reason="torn by a full disk")
+    skipped = replace(
+        diamond[-1],
+        seq=torn.seq + 1,
+        entity="T2",
+        type="skipped",
+        event=skip,
+        body=encode(skip),
+        meta=Meta(actor="user:ann", command="Skip"),
+    )
+    result = judged([*diamond, torn, skipped], tmp_path)
+    assert result.differences == 0
+    assert [(u.reason, u.count) for u in result.unknown] == [("an operator has left the event out", 1)]
+    assert result.checked == 25
+
+
+@pytest.mark.parametrize(
+    ("entity", "type_", "fields", "message"),
+    [
+        ("T4", "dispatched", {"heads": ()}, "T4 was dispatched with another heads"),
+        ("T2", "dispatched", {"base_commit": "0" * 40}, "T2 was dispatched with another base_commit"),
+        ("T2", "dispatched", {"abandoned": ("T1",)}, "T2 was dispatched with another abandoned"),
+        ("_plan", "completed", {"head_commit": "0" * 40}, "the plan's head is not the commit of _deliver"),
+        ("T3", "planned", {"index": 1}, "index 1 is the place of T2, not of T3"),
+        ("T3", "planned", {"agent": None}, "T3 is given to another agent"),
+        ("_plan", "finalizing", {"count": 4}, "plan.finalizing is decided with another count"),
+        ("T2", "started", {"lease": 2}, "task.started is decided with another lease"),
+    ],
+)
+def test_another_choice_or_decision_is_found(
+    diamond: list[Recorded], tmp_path: Path, entity: str, type_: str, fields: dict[str, Any], message: str
+) -> None:
+    result = judged(changed(diamond, entity, type_, **fields), tmp_path)
+    assert result.first is not None and result.first.message == message, result
+
+
+def test_a_task_that_was_dispatched_before_it_was_ready_is_found(diamond: list[Recorded], tmp_path: Path) -> None:
+    at = place(diamond, "T4", "dispatched")
+    early = place(diamond, "T2", "completed")
+    record = diamond[at]
+    before = replace(record, meta=replace(record.meta, seen=diamond[early].seq - 1))
+    result = judged([*diamond[:at], before, *diamond[at + 1 :]], tmp_path)
+    assert result.first is not None
+    assert result.first.message == "T4 was dispatched, but the task is not ready: it is pending"
+
+
+def test_a_difference_shows_both_decisions_and_the_state_before_cut_to_what_can_be_read(
+    diamond: list[Recorded], tmp_path: Path
+) -> None:
+    done = diamond[place(diamond, "T1", "completed")].event
+    assert isinstance(done, e.TaskCompleted)
+    long = replace(done.result, summary="x" * 100_000)
+    result = judged(changed(diamond, "T1", "completed", result=long, lease=7), tmp_path)
+    assert result.first is not None
+    assert result.first.decided == {"": "refused: lease 7 is over: the task is running, its newest lease is 1"}
+    assert result.first.before["status"] == '"running"'
+    assert max(map(len, result.first.recorded.values())) < 400
+    assert "characters" in result.first.recorded["result"]
+    assert decode("task.completed", 1, msgspec.json.encode(done)) == done
+
+
+@pytest.mark.parametrize("seed", range(200, 212))
+def test_what_two_dispatchers_runners_and_people_did_on_a_bad_bus_is_decided_as_it_was(
+    seed: int, tmp_path: Path
+) -> None:
+    world = World(seed)
+
+    async def live() -> None:
+        await world.live()
+
+    run_in_virtual_time(live())
+    for plan in world.specs:
+        directory = tmp_path / plan
+        directory.mkdir()
+        if records := [r for r in world.records() if r.plan == plan]:
+            result = judged(records, directory)
+            assert (result.differences, result.unknown, result.checked) == (0, (), len(records)), result.first

@@ -1,0 +1,142 @@
+"""Every history that was ever recorded is decided today as it was then, and comes to the same end.
+
+A file in tests/histories/ is never changed or removed. Where one does not verify any more, today's code is wrong, or
+can't say what it must; where an end has another digest, what people see of their plans has changed.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from hashlib import sha256
+from pathlib import Path
+
+import msgspec
+import pytest
+
+from shared import task_decisions
+from shared.events import TaskCancelRequested
+from shared.history.archive import Archive
+from shared.history.event_file import EventFile
+from shared.history.history import History
+from shared.history.moment import Moment
+from shared.history.policy import Policy
+from shared.history.schedule import rehearse
+from shared.history.verify import verify
+from tests.histories.record import archive, told
+from tests.histories.stories import STORIES
+
+RECORDED = Path(__file__).parent / "histories"
+THOUSAND_MAX_BYTES = 400_000
+
+# name: (decisions checked at least, choices of the dispatcher at least, digest of how it ended)
+ENDS = {
+    "diamond": (24, 12, "d178fdd909f3f458"),
+    "retry": (29, 12, "5e8e4af3103e928b"),
+    "lease_lost": (17, 8, "5ecc752584346f24"),
+    "conflict": (29, 13, "a4e4af37398f9737"),
+    "approval": (25, 10, "7b270e28e3142765"),
+    "manual_late": (20, 8, "958c354d7efdb3e2"),
+    "cancel": (18, 7, "1db9dd990829f197"),
+    "fork": (18, 10, "1e23592c49128ea5"),
+    "thousand": (4008, 2004, "38f175f1d18b9c28"),
+}
+
+
+@contextmanager
+def recorded(name: str, directory: Path) -> Iterator[EventFile]:
+    with Archive.open(RECORDED / f"{name}.treadle") as opened, opened.event_file(directory) as file:
+        yield file
+
+
+def digest(moment: Moment) -> str:
+    """Of what must stay as it is; a moment may come to say more."""
+    tasks = [(t.code, t.status, t.attempt, t.lease, t.commit, t.cost_usd, t.inherited) for t in moment.tasks]
+    said = (moment.plan, moment.seq, moment.status, moment.standing, moment.head_commit, moment.cost_usd, tasks)
+    return sha256(msgspec.json.encode(said)).hexdigest()[:16]
+
+
+def test_every_recorded_history_is_looked_at() -> None:
+    assert {path.stem for path in RECORDED.glob("*.treadle")} == set(ENDS)
+
+
+@pytest.mark.parametrize("name", ENDS)
+def test_a_recorded_history_is_decided_as_it_was(name: str, tmp_path: Path) -> None:
+    checked, choices, _ = ENDS[name]
+    with recorded(name, tmp_path) as file:
+        result = verify(file)
+    assert result.differences == 0, result.first
+    assert result.checked >= checked and result.choices >= choices, result
+    assert result.unknown == () and result.events == result.checked
+
+
+@pytest.mark.parametrize("name", ENDS)
+def test_a_recorded_history_ends_as_it_did(name: str, tmp_path: Path) -> None:
+    with recorded(name, tmp_path) as file:
+        assert digest(History(file).moment(file.last_seq)) == ENDS[name][2]
+
+
+@pytest.mark.parametrize("name", ENDS)
+def test_a_recorded_history_keeps_its_schedule_under_its_own_settings(name: str, tmp_path: Path) -> None:
+    with recorded(name, tmp_path) as file:
+        result = rehearse(file, Policy())
+    assert not result.differs, [task for task in result.tasks if task.reason]
+    assert result.policy.standing == result.recorded.standing
+    assert result.policy.dispatched_most == result.recorded.dispatched_most
+    assert result.policy.length_s == pytest.approx(result.recorded.length_s, abs=0.1)
+    assert result.policy.cost_usd == pytest.approx(result.recorded.cost_usd, abs=0.01)
+
+
+@pytest.mark.parametrize("name", [name for name in STORIES if name != "thousand"])
+def test_a_story_told_today_verifies_and_can_be_archived(name: str, tmp_path: Path) -> None:
+    path = tmp_path / "today.treadle"
+    path.write_bytes(archive(told(name)))
+    with Archive.open(path) as opened, opened.event_file(tmp_path) as file:
+        result = verify(file)
+    assert (result.differences, result.unknown) == (0, ()), result.first
+
+
+def test_a_thousand_tasks_take_little_room() -> None:
+    assert (RECORDED / "thousand.treadle").stat().st_size < THOUSAND_MAX_BYTES
+
+
+# That it can fail -------------------------------------------------------------------------------------------------
+
+
+def test_another_wait_before_a_retry_is_found(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(task_decisions, "UNSPENT_WAIT_MIN_S", 6.0)  # no history rests on it
+    with recorded("retry", tmp_path) as file:
+        assert verify(file).differences == 0
+        monkeypatch.setattr(task_decisions, "BACKOFF_MAX_S", 4.5)
+        result = verify(file)
+    assert result.differences >= 1 and result.first is not None
+    assert result.first.type == "failed" and "retry_at" in result.first.message
+    assert result.first.recorded["retry_at"] != result.first.decided["retry_at"]
+    assert result.first.before["status"] == '"running"' and result.first.command[""] == "Fail"
+
+
+def test_one_more_attempt_for_what_is_nobodys_fault_is_found(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(task_decisions, "TRANSIENT_ATTEMPTS", 2)
+    with recorded("retry", tmp_path) as file:
+        result = verify(file)
+    assert result.first is not None and result.first.decided.get("retry_at") is None
+
+
+def test_a_decider_that_refuses_or_decides_another_event_is_found(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(task_decisions, "_start", lambda *_: TaskCancelRequested())
+    with recorded("lease_lost", tmp_path) as file:
+        result = verify(file)
+    assert result.first is not None
+    assert result.first.message == "recorded task.started, decided task.cancel_requested"
+
+
+def test_a_dispatcher_that_may_have_fewer_tasks_at_once_is_found(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("shared.spec.MAX_PARALLEL", 1)
+    with recorded("diamond", tmp_path) as file:
+        result = verify(file)
+    assert result.first is not None and result.differences == 1
+    assert (result.first.entity, result.first.type) == ("T3", "dispatched"), result.first
