@@ -19,7 +19,9 @@ SERVICES = (GATEWAY, PLANNER, DISPATCHER, RUNNER)
 """Each is a user of its own; `shared.nats_permissions` says what it may do."""
 OPERATOR = "operator"
 """May do everything: for the supervisor and for people with the `nats` program. No service uses it."""
-USERS = (*SERVICES, OPERATOR)
+READER = "reader"
+"""May read the log and say nothing in it: for who looks back, such as `treadle replay --verify --all`."""
+USERS = (*SERVICES, READER, OPERATOR)
 LOG_KEY_MIN_CHARS = 32
 _DENIED = "permissions violation"
 

@@ -24,7 +24,7 @@ from shared.events import Event, encode
 from shared.store import Batch, Conflict, EventTooLarge, Meta, Recorded, StoreUnavailable, recorded
 from shared.streams import EVENTS
 from shared.subjects import MANY_EVENTS, entity_filter, event_subject, parse_event_subject, plan_filter
-from shared.tail import follow_messages
+from shared.tail import delivered, follow_messages
 from shared.transact import patiently
 
 log = logging.getLogger("treadle.log")
@@ -42,7 +42,6 @@ FORGED_MAX = 16
 """How often an append goes round what others put in its way meanwhile."""
 
 _EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
-_ACK_TOKENS_WITHOUT_DOMAIN = 9
 _DIRECT_GET = f"$JS.API.DIRECT.GET.{EVENTS}"
 
 
@@ -279,8 +278,9 @@ class _Stored(msgspec.Struct, frozen=True):
 
 def _delivered(message: Msg) -> _Stored:
     """One that came from a consumer."""
-    seq = message.metadata.sequence.stream
-    return _Stored(seq, _delivered_time(message), message.subject, message.headers or {}, message.data)
+    said = delivered(message)
+    time = _EPOCH + timedelta(microseconds=(said.time_ns + 500) // 1000)  # the same as `_server_time` gives
+    return _Stored(said.seq, time, message.subject, message.headers or {}, message.data)
 
 
 def _stored(message: Msg) -> _Stored:
@@ -307,16 +307,6 @@ async def _ours(guard: Guard | None, stored: _Stored) -> list[Recorded]:
         log.error("sequence %d of the log is skipped: %s", stored.seq, fault)
         return []
     return [_recorded(stored)]
-
-
-def _delivered_time(message: Msg) -> datetime:
-    """The server's time of a delivered message, the same microsecond as `_server_time` gives.
-
-    nats-py's own goes through a float, which is too coarse for that: one event would have two times.
-    """
-    tokens = message.reply.split(".")
-    nanoseconds = int(tokens[7] if len(tokens) == _ACK_TOKENS_WITHOUT_DOMAIN else tokens[9])
-    return _EPOCH + timedelta(microseconds=(nanoseconds + 500) // 1000)
 
 
 def _server_time(text: str) -> datetime:

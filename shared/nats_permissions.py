@@ -7,6 +7,7 @@ What it rests on:
   whose credentials a lease gets is read from the dispatch.
 - A server does not look at these permissions when it sends an answer, so a reply can reach any subject. What must not
   be believed from just anybody says by itself who wrote it (`shared.authentic`).
+- A reader of the log stores nothing, in no stream: what folds and decides again can't have an effect by mistake.
 - The pools' consumers are everybody's: only the operator and dispatchers make or change them.
 
 A wildcard stands for a whole token in NATS, so a consumer's name can be listed but not matched by its beginning.
@@ -16,7 +17,7 @@ from collections.abc import Mapping
 from typing import Any, get_args
 
 from shared import streams, subjects
-from shared.bus import DISPATCHER, GATEWAY, OPERATOR, PLANNER, RUNNER, inbox_prefix
+from shared.bus import DISPATCHER, GATEWAY, OPERATOR, PLANNER, READER, RUNNER, inbox_prefix
 from shared.spec import SdkType
 
 ANSWERS_EXPIRE = "5m"
@@ -60,6 +61,11 @@ def permissions(user: str) -> dict[str, Any]:
     """One user's permissions. Raises KeyError for a user that is none of ours."""
     if user == OPERATOR:
         return {"publish": ">", "subscribe": ">"}
+    if user == READER:
+        return {
+            "publish": {"allow": list(_READS), "deny": list(_NO_CHANGE_OF_POOLS)},
+            "subscribe": {"allow": [f"{inbox_prefix(READER)}.>"]},
+        }
     publish, deny, subscribe = _SPOKEN[user]
     allowed: dict[str, Any] = {
         "publish": {"allow": [*_EVERYBODY, *publish], "deny": list(deny)},
@@ -120,6 +126,8 @@ _POOL_CONSUMERS = tuple(streams.pool_consumer_name(pool) for pool in POOLS)
 _NO_END_OF_POOLS = tuple(f"$JS.API.CONSUMER.DELETE.{streams.EVENTS}.{name}" for name in _POOL_CONSUMERS)
 _NO_CHANGE_OF_POOLS = (*_NO_END_OF_POOLS, *_made(streams.EVENTS, *_POOL_CONSUMERS))
 
+_READS = ("$JS.API.INFO", f"$JS.API.STREAM.INFO.{streams.EVENTS}", *_follow(streams.EVENTS))
+
 _Spoken = tuple[tuple[str, ...], tuple[str, ...], tuple[str, ...]]
 _SPOKEN: Mapping[str, _Spoken] = {
     # user: (may publish, but not, may subscribe to)
@@ -133,11 +141,16 @@ _SPOKEN: Mapping[str, _Spoken] = {
             subjects.PLANNER_PROMPT,
             subjects.PLANNER_COMPARE,
             subjects.PLANNER_RENDER,
+            subjects.PLANNER_FORK,
+            subjects.DISPATCHER_RESET,
+            f"$JS.API.CONSUMER.LIST.{streams.EVENTS}",
             subjects.WATCH_LOOK,
             subjects.RUNNER_INTRODUCE,
             subjects.EVERY_RUNNER_TEST,
             subjects.EVERY_RUNNER_DIFF,
             subjects.EVERY_RUNNER_HEAD,
+            subjects.EVERY_RUNNER_BUNDLE,
+            subjects.EVERY_RUNNER_BUNDLE_PART,
             *_follow(streams.EVENTS),
             *_follow(streams.TRANSCRIPTS),
             *_follow(streams.PROJECTS),
@@ -163,6 +176,7 @@ _SPOKEN: Mapping[str, _Spoken] = {
             subjects.PLANNER_PROMPT,
             subjects.PLANNER_COMPARE,
             subjects.PLANNER_RENDER,
+            subjects.PLANNER_FORK,
         ),
     ),
     DISPATCHER: (
@@ -172,9 +186,10 @@ _SPOKEN: Mapping[str, _Spoken] = {
             *_follow(streams.EVENTS),
             *_follow(streams.TIMERS),
             *_made(streams.EVENTS, *_POOL_CONSUMERS),
+            *(f"$JS.API.CONSUMER.RESET.{streams.EVENTS}.{name}" for name in _POOL_CONSUMERS),
         ),
         _NO_END_OF_POOLS,
-        (),
+        (subjects.DISPATCHER_RESET,),
     ),
     RUNNER: (
         (

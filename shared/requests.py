@@ -5,7 +5,7 @@ from typing import Literal
 
 import msgspec
 
-from shared.events import PlanFault
+from shared.events import Head, PlanFault
 from shared.spec import AgentSpec, Mode, ProjectAgent, SdkType, TaskSpec
 
 
@@ -59,6 +59,77 @@ class EditReply(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
     task: TaskSpec | None = None
     agent: AgentSpec | None = None
     faults: tuple[PlanFault, ...] = ()
+
+
+class ForkRequest(msgspec.Struct, frozen=True, kw_only=True):
+    """To the planner: make a plan that goes on from a moment of another one."""
+
+    plan: str
+    """The new one."""
+    candidate: str
+    origin: str
+    at: str
+    """A sequence, a time, or `end`."""
+    edit: str = ""
+    """A plan file's text with what is to be different: tasks by their code, `remove`; empty: nothing."""
+    only: tuple[str, ...] | None = None
+    """Codes of the tasks that are to run, `..` behind one for all that wait for it; None: whatever is not kept."""
+    name: str = ""
+    """Of the new plan; empty: the origin's, or as the edit says."""
+    dry_run: bool = False
+    """Whether it is only a question: nothing is stored."""
+    actor: str
+    correlation: str
+    project: str
+    mode: Mode
+    agents: tuple[ProjectAgent, ...]
+    """The project's, as they are now."""
+
+
+class ForkedTask(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
+    """What becomes of a task in a fork."""
+
+    code: str
+    name: str
+    why: str = ""
+    """Why it runs, or is left out."""
+    plan: str = ""
+    """Of one that is kept: the plan that did it."""
+    commit: str = ""
+    cost_usd: float = 0.0
+    """What it cost there."""
+
+
+class ForkReply(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
+    """From the planner: the fork, or why there is none."""
+
+    seq: int = 0
+    """Of the new plan's `drafted`; 0: nothing was stored."""
+    at: int = 0
+    """The moment: the origin's newest event that counts."""
+    name: str = ""
+    kept: tuple[ForkedTask, ...] = ()
+    runs: tuple[ForkedTask, ...] = ()
+    left_out: tuple[ForkedTask, ...] = ()
+    most_usd: float = 0.0
+    """What the tasks that run cost at most."""
+    faults: tuple[PlanFault, ...] = ()
+    refused: str = ""
+
+
+class ResetRequest(msgspec.Struct, frozen=True, kw_only=True):
+    """To a dispatcher, whose consumers the pools' are: let one begin at another place of the log."""
+
+    consumer: str
+    seq: int
+    """The first message that it may deliver."""
+
+
+class ResetReply(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
+    """From the dispatcher: how much the consumer has to deliver now, or why nothing was done."""
+
+    pending: int = 0
+    refused: str = ""
 
 
 class CheckRequest(msgspec.Struct, frozen=True, kw_only=True):
@@ -355,6 +426,51 @@ class DiffReply(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
     patch: str = ""
     cut: bool = False
     """Whether the patch was cut."""
+    refused: str = ""
+
+
+BUNDLE_PART_BYTES = 4 * 1024 * 1024
+"""Of a bundle in one reply: what NATS carries, once it is JSON."""
+
+
+class BundleRequest(msgspec.Struct, frozen=True, kw_only=True):
+    """To one runner: make a git bundle of these commits. It is fetched by `BundlePartRequest`s to the same runner."""
+
+    project: str
+    plan: str
+    repo_url: str
+    base: str
+    heads: tuple[Head, ...]
+    """The tasks' commits; that of `_deliver` becomes the plan's branch."""
+    sealed: bytes = b""
+    """`GitCredentials`, with `test_context` of kind git. Empty: there are none."""
+
+
+class BundleReply(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
+    """The bundle that waits to be fetched, or why there is none."""
+
+    bundle: str = ""
+    """Its name, for the requests for its parts; it is kept for some minutes after the last of them."""
+    size_bytes: int = 0
+    sha256: str = ""
+    complete: bool = True
+    """False: with all history it would be too large, so it begins after the base."""
+    missing: tuple[str, ...] = ()
+    """Commits that were asked for and that the repository does not have."""
+    refused: str = ""
+
+
+class BundlePartRequest(msgspec.Struct, frozen=True, kw_only=True):
+    """To the runner that made it: the bundle's bytes from there on. Asked for its end, it removes the bundle."""
+
+    bundle: str
+    offset: int
+
+
+class BundlePartReply(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
+    """At most `BUNDLE_PART_BYTES`, none at the end; or why there are none."""
+
+    part: bytes = b""
     refused: str = ""
 
 

@@ -8,6 +8,8 @@ import asyncio
 from time import monotonic
 from typing import get_args
 
+import msgspec
+from nats.aio.client import Client
 from nats.js import JetStreamContext
 from nats.js.api import (
     AckPolicy,
@@ -56,6 +58,7 @@ PRESENCE_EVERY_S = 10.0
 PRESENCE_AGE_MAX_S = 35.0
 """After so long a runner that says nothing is not shown any more."""
 POOL_LOOK_EVERY_S = 0.1
+RESET_TIMEOUT_S = 5.0
 CONSUMERS_MAX = 10_000
 """The server's silent limit is 1,000 where none is set."""
 
@@ -175,6 +178,19 @@ async def declare_pool(js: JetStreamContext, pool: str) -> None:
             max_waiting=10_000,
         ),
     )
+
+
+async def reset_pool(nc: Client, name: str, seq: int) -> int:
+    """Lets a pool's consumer begin at `seq`, as if nothing had been delivered from there on.
+
+    Returns how much it has to deliver. What its runners have in their hands stays there: their acknowledgements count
+    for the new deliveries too. Raises `ValueError` with the server's words, and nats-py's errors.
+    """
+    subject, wish = f"$JS.API.CONSUMER.RESET.{EVENTS}.{name}", msgspec.json.encode({"seq": seq})
+    answer = msgspec.json.decode((await nc.request(subject, wish, timeout=RESET_TIMEOUT_S)).data)
+    if error := answer.get("error"):
+        raise ValueError(str(error.get("description", error)))
+    return int(answer["num_pending"])
 
 
 async def await_pool(js: JetStreamContext, pool: str, patience_s: float) -> None:

@@ -25,6 +25,30 @@ PULL_EXPIRES_S = 30
 IDLE_HEARTBEAT_S = 5
 SILENCE_MAX_S = 12.0
 """Without even a heartbeat for this long the consumer is gone."""
+_ACK_TOKENS_WITHOUT_DOMAIN = 9
+
+
+class Delivered(msgspec.Struct, frozen=True, gc=False):
+    """What a consumer says of a message that it delivers."""
+
+    seq: int
+    """In the stream."""
+    consumer_seq: int
+    time_ns: int
+    """When the server stored it: nanoseconds since 1970."""
+    pending: int
+    """How many more there were for the consumer."""
+
+
+def delivered(message: Msg) -> Delivered:
+    """Read off the subject for acknowledging it; nanoseconds and all, which nats-py's own `metadata` rounds.
+
+    It takes a fifth of that one's time, which a long history feels.
+    """
+    tokens = message.reply.split(".")
+    place = 5 if len(tokens) == _ACK_TOKENS_WITHOUT_DOMAIN else 7
+    seq, consumer_seq, time_ns, pending = tokens[place : place + 4]
+    return Delivered(int(seq), int(consumer_seq), int(time_ns), int(pending))
 
 
 class Arrived(msgspec.Struct, frozen=True):
@@ -50,9 +74,9 @@ async def follow_messages(
                     yield Arrived([], caught_up=True)
                 first = False
                 async for messages in puller:
-                    newest = messages[-1].metadata
-                    after = newest.sequence.stream
-                    yield Arrived(messages, caught_up=newest.num_pending == 0)
+                    newest = delivered(messages[-1])
+                    after = newest.seq
+                    yield Arrived(messages, caught_up=newest.pending == 0)
         except (_Gone, NatsError, APIError, OSError, TimeoutError):
             # The server or its consumer went away; nothing is lost, since we go on from `after`.
             await asyncio.sleep(0.05)
@@ -80,6 +104,7 @@ class _Puller:
         self._name = f"follow_{uuid4().hex}"
         config = ConsumerConfig(
             name=self._name,
+            description=str(self._nc.options.get("name") or ""),  # for people: whose it is
             deliver_policy=DeliverPolicy.BY_START_SEQUENCE,
             opt_start_seq=self._after + 1,
             ack_policy=AckPolicy.NONE,
@@ -148,15 +173,15 @@ class _Puller:
 
     def _is_event(self, message: Msg) -> bool:
         """Tells events from the server's words about our requests, and keeps count of both."""
-        headers = message.headers or {}
-        # A stored message may have a header of that name; but only a stored one is to be acknowledged.
-        status = None if message.reply.startswith("$JS.ACK.") else headers.get("Status")
-        if status is None:
-            if message.metadata.sequence.consumer != self._next_consumer_seq:
+        # A stored message may have a header `Status`; but only a stored one is to be acknowledged.
+        if message.reply.startswith("$JS.ACK."):
+            if delivered(message).consumer_seq != self._next_consumer_seq:
                 raise _Gone
             self._next_consumer_seq += 1
             self._wanted -= 1
             return True
+        headers = message.headers or {}
+        status = headers.get("Status")
         if status == "100":
             return False
         if status == "408" or (status == "409" and "Nats-Pending-Messages" in headers):

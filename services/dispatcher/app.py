@@ -7,6 +7,7 @@ from faststream import FastStream
 from nats.aio.client import Client
 
 from services.dispatcher.dispatcher import Dispatcher
+from services.dispatcher.resetting import answer_resets
 from services.dispatcher.timers import Timers
 from shared import streams, subjects
 from shared.alive import end_work, show_life
@@ -29,6 +30,7 @@ def make_app(settings: BusSettings) -> FastStream:
         await streams.declare_streams(nc.jetstream())
         for pool in streams.RUNNER_POOLS:
             await streams.declare_pool(nc.jetstream(), pool)
+        await answer_resets(nc)
         dispatcher = Dispatcher(JetStreamStore(nc, settings.log_key), Timers(nc), utc_now)
         # Those that were due before are made up for: at its start the dispatcher looks at everything that waits.
         heard = (await nc.jetstream().stream_info(streams.TIMERS)).state.last_seq

@@ -21,11 +21,12 @@ from shared.board import SETTLED, Board
 from shared.clock import Clock
 from shared.events import Usage
 from shared.plan import EARLY, ENDED
+from shared.skipped import skipped_seq, take, without_skipped
 from shared.spec import DELIVER, DeliveryRules, WorkRules
 from shared.store import EventStore, EventTooLarge, Meta, Recorded
-from shared.subjects import PLAN
+from shared.subjects import PLAN, can_be
 from shared.task import TaskState, timer
-from shared.transact import Loaded, to_plan, to_task
+from shared.transact import Loaded, patiently, to_plan, to_task
 
 log = logging.getLogger("treadle.dispatcher")
 
@@ -77,7 +78,10 @@ class Dispatcher:
             async for batch in self._store.follow():
                 touched: dict[str, list[Recorded]] = {}
                 for record in batch.events:
-                    self._fold(record)
+                    if skipped_seq(record):
+                        await self._fold_anew(record)
+                    else:
+                        self._fold(record)
                     touched.setdefault(record.plan, []).append(record)
                 if self.caught_up.is_set():
                     for plan, records in touched.items():
@@ -104,27 +108,30 @@ class Dispatcher:
 
     def _fold(self, record: Recorded) -> None:
         self._seen = record.seq
-        if record.plan in self._ended:
+        if record.plan in self._ended or not can_be(record.plan, record.entity):
             return
         board = self._boards.setdefault(record.plan, Board())
         self._causes[record.plan] = record
         if board.fault:
             return  # what follows an event that could not be read means nothing any more
-        if record.event is None:
-            board.fault = f"event {record.seq} ({record.type}): {record.fault}"
-            log.error("plan %s stands still: %s", record.plan, board.fault)
-            return
-        try:
-            board.apply(record.entity, record.event, record.seq)
-        except Exception as error:
-            log.exception("plan %s stands still", record.plan)
-            board.fault = f"event {record.seq} ({record.type}): {type(error).__name__}: {error}"
-            return
+        take(board, record)
         if board.plan.status in ENDED:
             del self._boards[record.plan]
             del self._causes[record.plan]
             self._planning.pop(record.plan, None)
             self._ended.add(record.plan)
+
+    async def _fold_anew(self, skipped: Recorded) -> None:
+        """An event of the plan is left out from now on: the others are read again, up to that word."""
+        plan = skipped.plan
+        if plan in self._boards and can_be(plan, skipped.entity):
+            records = await patiently(lambda: self._store.read(plan))
+            for known in (self._boards, self._causes, self._planning):
+                known.pop(plan, None)
+            log.info("plan %s is folded again, without event %d", plan, skipped_seq(skipped))
+            for record in without_skipped(r for r in records if r.seq <= skipped.seq):
+                self._fold(record)
+        self._seen = skipped.seq
 
     def _take_over(self) -> None:
         """What is open after a start: timers are set again, everything ready is dispatched."""
@@ -143,7 +150,8 @@ class Dispatcher:
         board = self._boards.get(plan)
         if board is None or board.fault:
             return
-        codes = [r.entity for r in records if r.entity in board.tasks]
+        is_anew = any(skipped_seq(r) for r in records)
+        codes = list(board.tasks) if is_anew else [r.entity for r in records if r.entity in board.tasks]
         for code in codes:
             if (at := timer(board.tasks[code])) is not None:
                 self._spawn(plan, self._timers.set(plan, code, at))

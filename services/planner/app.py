@@ -14,6 +14,7 @@ from services.planner import template
 from services.planner.answering import check_plan, compare_candidates, import_plan, take_offer, write_prompt
 from services.planner.drafting import Drafting
 from services.planner.edit import edit_task
+from services.planner.forking import fork
 from services.planner.past_runs import PastRuns
 from shared import requests as r
 from shared import streams, subjects
@@ -63,6 +64,7 @@ def make_app(settings: BusSettings) -> FastStream:
     _answer(broker, subjects.PLANNER_PROMPT, r.PromptRequest, lambda q: write_prompt(store(), q), _no_prompt)
     _answer(broker, subjects.PLANNER_COMPARE, r.CompareRequest, compare, _not_compared)
     _answer(broker, subjects.PLANNER_RENDER, r.RenderRequest, render, _not_rendered)
+    _answer(broker, subjects.PLANNER_FORK, r.ForkRequest, lambda q: fork(store(), q), _not_forked)
 
     @app.on_startup
     async def prepare() -> None:
@@ -120,6 +122,10 @@ def _no_prompt(why: str) -> r.PromptReply:
 
 def _not_rendered(why: str) -> r.RenderReply:
     return r.RenderReply(faults=(PlanFault(message=why),))
+
+
+def _not_forked(why: str) -> r.ForkReply:
+    return r.ForkReply(refused=why)
 
 
 def _not_compared(why: str) -> r.CompareReply:

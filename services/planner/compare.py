@@ -26,12 +26,17 @@ def compare(names: tuple[str, str], candidates: tuple[Candidate, Candidate], pas
 def expect(name: str, candidate: Candidate, past: PastRuns) -> CandidateEstimate:
     """What a candidate will probably take: each task what its agent's took in this project so far, else its limits.
 
-    A decision counts with all the rounds that it may add: how many it will be is not known before.
+    What a fork has from its origin takes nothing. A decision counts with all the rounds that it may add: how many it
+    will be is not known before.
     """
     spec = candidate.spec
     minutes: dict[str, float] = {}
     cost_usd, known = 0.0, 0
+    done = {kept.task for kept in candidate.fork.kept} if candidate.fork is not None else set()
     for task in spec.tasks:
+        if task.code in done:
+            minutes[task.code] = 0.0
+            continue
         agent = spec.agents.get(task.assignee)
         lately = past.of(candidate.project, agent) if agent is not None else None
         known += lately is not None

@@ -17,9 +17,10 @@ from services.planner.wanted import read_wanted
 from shared import commands as c
 from shared import events as e
 from shared.clock import Clock
+from shared.skipped import skipped_seq, without_skipped
 from shared.store import EventStore, EventTooLarge, Meta, Recorded
-from shared.subjects import PLAN, draft
-from shared.transact import Loaded, to_plan, to_task
+from shared.subjects import PLAN, draft, is_draft
+from shared.transact import Loaded, patiently, to_plan, to_task
 
 log = logging.getLogger("treadle.planner")
 
@@ -60,6 +61,8 @@ class Drafting:
             async for batch in self._store.follow():
                 touched: dict[str, None] = {}
                 for record in batch.events:
+                    if skipped_seq(record) and (record.entity == PLAN or is_draft(record.entity)):
+                        await self._fold_anew(record)
                     if self._fold(record):
                         touched[record.plan] = None
                 if self.caught_up.is_set():
@@ -76,6 +79,17 @@ class Drafting:
         """Whether the event concerns a plan that waits for a candidate."""
         self._seen = record.seq
         self._past_runs.apply(record)
+        return self._fold_asked(record)
+
+    async def _fold_anew(self, skipped: Recorded) -> None:
+        """An event is left out from now on: what the plan asks for is read again, up to that word."""
+        plan = skipped.plan
+        records = await patiently(lambda: self._store.read(plan))
+        self._plans.pop(plan, None)
+        for record in without_skipped([r for r in records if r.seq < skipped.seq] + [skipped])[:-1]:
+            self._fold_asked(record)
+
+    def _fold_asked(self, record: Recorded) -> bool:
         asked = self._plans.get(record.plan)
         if asked is None:
             event = record.event

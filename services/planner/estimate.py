@@ -1,6 +1,6 @@
 """What a plan will do and the most that it can cost, before anything is spent."""
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 
 import msgspec
 
@@ -23,20 +23,21 @@ class Estimate(msgspec.Struct, frozen=True):
     """The critical path's length in minutes: what the plan takes at most where every ready task finds a slot."""
 
 
-def estimate(plan: PlanSpec, settings: PlanSettings = _DEFAULTS) -> Estimate:
+def estimate(plan: PlanSpec, settings: PlanSettings = _DEFAULTS, done: Collection[str] = ()) -> Estimate:
     """The bounds of a valid plan in a project with these settings.
 
     An attempt costs at most its task's `budget_usd` (one answer of the model may overshoot it) and lasts at most
     `timeout_minutes`. A task has `retry.max_attempts` of them. Without `retry` it has three: faults that are
     nobody's (overload, network, a lost runner) are tried that often, all others once, so three is the bound. A
     decision stands for the rounds that it may add: mending and the reviews, `max_review_rounds` less one times. A plan
-    with a `budget_usd` of its own costs at most that. Attempts that a person orders later come on top.
+    with a `budget_usd` of its own costs at most that. Attempts that a person orders later come on top. Tasks that are
+    `done` already (a fork has them from its origin) take nothing.
     """
     plan = settled(plan, settings)
-    minutes = {task.code: most_minutes(plan, task) for task in plan.tasks}
+    minutes = {task.code: 0.0 if task.code in done else most_minutes(plan, task) for task in plan.tasks}
     order, _ = layers({task.code: task.depends_on for task in plan.tasks})
     path, length = critical_path(plan, minutes)
-    attempts_usd = sum(most_usd(plan, task) for task in plan.tasks)
+    attempts_usd = sum(most_usd(plan, task) for task in plan.tasks if task.code not in done)
     return Estimate(
         layers=tuple(tuple(layer) for layer in order),
         critical_path=path,

@@ -1,5 +1,9 @@
 """Plain data → plan, or every fault at once."""
 
+from collections.abc import Mapping
+
+import msgspec
+
 from services.planner import half
 from services.planner.agents import NO_TEAM, Roster, Team
 from services.planner.faults import FaultList, found, label, refusal, shown
@@ -33,11 +37,13 @@ CYCLE_SHOWN_MAX = 20
 _PLAN_FIELDS = PlanSpec.__struct_fields__
 
 
-def validate(data: object, team: Team = NO_TEAM) -> PlanSpec:
+def validate(data: object, team: Team = NO_TEAM, done: Mapping[str, TaskSpec] | None = None) -> PlanSpec:
     """The plan in `data`: mappings, lists, texts, numbers, as a reader or a JSON decoder left them.
 
     HALF's names are accepted; defaults are filled in, but for those that are the project's to give; every assignee
-    becomes a key of `agents`. Raises `PlanFaults` with every fault (the first `FAULTS_MAX`), in the order of the text.
+    becomes a key of `agents`. The tasks that are `done` already are taken as they are there, whoever did them; only
+    what they depend on is looked at. Raises `PlanFaults` with every fault (the first `FAULTS_MAX`), in the order of the
+    text.
     """
     if not isinstance(data, dict):
         raise refusal(f'a plan is a mapping with "name" and "tasks", found {found(data)}')
@@ -51,7 +57,8 @@ def validate(data: object, team: Team = NO_TEAM) -> PlanSpec:
     name = fields.line_text("name", max_chars=NAME_MAX_CHARS)
     roster = Roster(team)
     roster.read_own(fields)
-    tasks = _Tasks(fields, roster).read()
+    done = done or {}
+    tasks = _Tasks(fields, roster, done).read()
     spec = PlanSpec(
         name=name or "",
         goal=fields.long_text("goal", max_bytes=DESCRIPTION_MAX_BYTES),
@@ -66,7 +73,7 @@ def validate(data: object, team: Team = NO_TEAM) -> PlanSpec:
         agents=roster.spec(),
     )
     faults.raise_if_any()
-    _note_budgets(fields, spec)
+    _note_budgets(fields, spec, done)
     faults.raise_if_any()
     size = len(encode_spec(spec))
     if size > PLAN_MAX_BYTES:
@@ -77,8 +84,9 @@ def validate(data: object, team: Team = NO_TEAM) -> PlanSpec:
 class _Tasks:
     """The tasks of one plan, while they are read."""
 
-    def __init__(self, plan: Fields, roster: Roster) -> None:
+    def __init__(self, plan: Fields, roster: Roster, done: Mapping[str, TaskSpec]) -> None:
         self._plan = plan
+        self._done = done
         self._faults = plan.faults
         self._roster = roster
         self._needs: dict[str, list[str]] = {}
@@ -98,16 +106,17 @@ class _Tasks:
             else:
                 message = f"a task is a mapping, found {found(item)}"
                 self._faults.add(message, task=f"#{place}", line=line)
-        specs = tuple(
-            [
-                read_task(fields, code, self._roster, depends_on=self._depends_on(fields, code))
-                for fields, code in entries
-            ]
-        )
+        specs = tuple([self._task(fields, code) for fields, code in entries])
         self._note_unknown_dependencies()
         self._note_cycles()
         note_loop_faults(specs, [fields for fields, _ in entries])
         return specs
+
+    def _task(self, fields: Fields, code: str) -> TaskSpec:
+        depends_on = self._depends_on(fields, code)
+        if (done := self._done.get(code)) is not None:
+            return msgspec.structs.replace(done, depends_on=depends_on)
+        return read_task(fields, code, self._roster, depends_on=depends_on)
 
     def _entry(self, item: dict[str, object], place: int) -> tuple[Fields, str]:
         """First pass: codes, so that the second can tell whether what a task depends on is there."""
@@ -190,13 +199,17 @@ class _Tasks:
             self._fields[cycle[0].casefold()].add(message, "depends_on")
 
 
-def _note_budgets(fields: Fields, spec: PlanSpec) -> None:
+def _note_budgets(fields: Fields, spec: PlanSpec, done: Mapping[str, TaskSpec]) -> None:
     """A task that may cost more than the whole plan never starts; nor does the mending of what a program did."""
     limit = spec.budget_usd
     if limit is None:
         return
     paid = mended_for_money(spec)
-    over = [t for t in spec.tasks if t.budget_usd > limit and (_costs(t.assignee, spec) or t.code in paid)]
+    over = [
+        t
+        for t in spec.tasks
+        if t.budget_usd > limit and ((_costs(t.assignee, spec) and t.code not in done) or t.code in paid)
+    ]
     if over:
         dearest = max(over, key=lambda task: task.budget_usd)
         others = f" ({len(over)} tasks are so)" if len(over) > 1 else ""

@@ -14,6 +14,7 @@ from faststream.nats import NatsMessage
 from nats.aio.client import Client
 
 from services.runner.agents import AGENTS, open_runner
+from services.runner.bundle import Bundles
 from services.runner.caches import SetupCaches
 from services.runner.connection_test import ConnectionTests
 from services.runner.credentials import CredentialDesk
@@ -38,12 +39,22 @@ from shared.alive import show_life
 from shared.bus import BusSettings, make_broker
 from shared.clock import utc_now
 from shared.memory import hide_memory
-from shared.requests import DiffRequest, HeadRequest, LookRequest, RunnerPresence, TestRequest
+from shared.requests import (
+    BundlePartRequest,
+    BundleRequest,
+    DiffRequest,
+    HeadRequest,
+    LookRequest,
+    RunnerPresence,
+    TestRequest,
+)
 from shared.sealed import SealKey
 from shared.subjects import (
     DELIVER_POOL,
     RUNNER_INTRODUCE,
     WATCH_LOOK,
+    runner_bundle,
+    runner_bundle_part,
     runner_diff,
     runner_head,
     runner_holds,
@@ -59,6 +70,8 @@ POOL_QUIETLY_WITHIN_S, POOL_WITHIN_S = 5.0, 120.0
 """How long a dispatcher that starts beside us may take; after the second one we end, and are started again."""
 TESTS_AT_ONCE = 8
 DIFFS_AT_ONCE = 4
+BUNDLES_AT_ONCE = 2
+PARTS_AT_ONCE = 4
 LOOKS_AT_ONCE = 32
 HEADS_AT_ONCE = 4
 
@@ -132,6 +145,7 @@ def make_app(
     tests = ConnectionTests(settings.name, seal_key, private_dir, threads)
     floor = DiskFloor(settings.data_dir, settings.disk_floor_bytes)
     diffs = Diffs(settings.name, settings.data_dir, seal_key, private_dir, threads)
+    bundles = Bundles(settings.name, settings.data_dir, settings.directory / "bundles", seal_key, private_dir, threads)
     heads = Heads(settings.name, seal_key, private_dir, threads)
 
     @broker.subscriber(runner_holds(settings.name))
@@ -150,6 +164,14 @@ def make_app(
     async def diff(message: NatsMessage) -> bytes:
         return await diffs.answer(msgspec.json.decode(message.body, type=DiffRequest))
 
+    @broker.subscriber(runner_bundle(settings.name), max_workers=BUNDLES_AT_ONCE)
+    async def bundle(message: NatsMessage) -> bytes:
+        return msgspec.json.encode(await bundles.make(msgspec.json.decode(message.body, type=BundleRequest)))
+
+    @broker.subscriber(runner_bundle_part(settings.name), max_workers=PARTS_AT_ONCE)
+    async def bundle_part(message: NatsMessage) -> bytes:
+        return msgspec.json.encode(await bundles.part(msgspec.json.decode(message.body, type=BundlePartRequest)))
+
     @broker.subscriber(runner_head(settings.name), max_workers=HEADS_AT_ONCE)
     async def head(message: NatsMessage) -> bytes:
         return msgspec.json.encode(await heads.answer(msgspec.json.decode(message.body, type=HeadRequest)))
@@ -166,6 +188,7 @@ def make_app(
         await streams.declare_streams(nc.jetstream())
         for pool in executors:
             await wait_for_pool(nc, pool)
+        bundles.clear()
         journal = Journal(settings.directory / "leases")
         desk = CredentialDesk(nc, seal_key, private_dir)
         if settings.watches:

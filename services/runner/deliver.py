@@ -7,7 +7,14 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from services.runner.git import GitFailed, GitRejected, MergeConflict, checked_commit, checked_ids, printable, run_git
-from services.runner.merge import contains, kept_as, merge_base_commit, merge_branch, tasks_that_touched
+from services.runner.merge import (
+    contains,
+    kept_as,
+    merge_base_commit,
+    merge_branch,
+    plans_of,
+    tasks_that_touched,
+)
 from services.runner.mirror import Mirror
 from services.runner.workspace import PUSHED, Workspace
 from shared.events import Head
@@ -76,7 +83,7 @@ def deliver(mirror: Mirror, plan: str, base: str, heads: Sequence[Head]) -> Deli
     """
     checked_ids(plan, DELIVER)
     branch = branch_of(plan)
-    mirror.ensure(plan, [base, *(h.commit for h in heads)])
+    mirror.ensure(plan, [base, *(h.commit for h in heads)], also_of=plans_of(heads))
 
     def with_heads(tip: str | None) -> str:
         if tip is None:
@@ -134,7 +141,9 @@ def _merged(repo: Path, plan: str, base: str, heads: Sequence[Head]) -> str:
     try:
         return merge_base_commit(repo, base, heads)
     except MergeConflict as conflict:
-        remedy = f"Merge {kept_as(plan, conflict.codes)} by hand, push that as the branch {branch_of(plan)}, then "
+        remedy = (
+            f"Merge {kept_as(plan, conflict.codes, heads)} by hand, push that as the branch {branch_of(plan)}, then "
+        )
         remedy += f"redispatch {DELIVER}. (Where the project says on_conflict: agent, an agent merges them in a task "
         remedy += "before it, and it runs again by itself.)"
         raise MergeConflict(conflict.files, conflict.codes, remedy=remedy) from None

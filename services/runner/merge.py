@@ -42,9 +42,15 @@ def merge_base_commit(repo: Path, base: str, heads: Sequence[Head]) -> str:
     return merged
 
 
-def kept_as(plan: str, tasks: Sequence[str]) -> str:
-    """The refs under which tasks' work is kept in the code repository, in words."""
-    names = [f"refs/treadle/{plan}/{task}/head" for task in tasks]
+def plans_of(heads: Sequence[Head]) -> tuple[str, ...]:
+    """The other plans under whose refs the heads are kept: a fork's tasks may rest on what its origin has done."""
+    return tuple(dict.fromkeys(head.plan for head in heads if head.plan))
+
+
+def kept_as(plan: str, tasks: Sequence[str], heads: Sequence[Head] = ()) -> str:
+    """The refs under which tasks' work is kept in the code repository, in words; `heads` tell whose it is."""
+    done_by = {head.task: head.plan for head in heads if head.plan}
+    names = [f"refs/treadle/{done_by.get(task, plan)}/{task}/head" for task in tasks]
     more = f" and {len(names) - _NAMED_MAX} more" if len(names) > _NAMED_MAX else ""
     return ", ".join(names[:_NAMED_MAX]) + more
 

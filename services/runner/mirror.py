@@ -65,12 +65,15 @@ class Mirror:
         """Its object directory, for a workspace to borrow from. Agents must be able to read it."""
         return self.path / "objects"
 
-    def ensure(self, plan: str, commits: Iterable[str]) -> None:
+    def ensure(self, plan: str, commits: Iterable[str], *, also_of: Iterable[str] = ()) -> None:
         """Makes sure that the commits and all they contain are here; without the network when they are.
 
-        Raises `GitFailed` when the repository can't be reached or has no such commit.
+        `also_of` are other plans whose refs may hold them: those whose work a fork has inherited. Raises `GitFailed`
+        when the repository can't be reached or has no such commit.
         """
-        checked_ids(plan, DELIVER)
+        plans = tuple(dict.fromkeys((plan, *filter(None, also_of))))
+        for one in plans:
+            checked_ids(one, DELIVER)
         wanted = [checked_commit(c) for c in dict.fromkeys(commits)]
         if not self._incomplete(wanted):
             return
@@ -78,7 +81,7 @@ class Mirror:
             if missing := self._incomplete(wanted):
                 write_bare_repository(self.path)
                 self._sweep()
-                for commit in self._fetch_for_all(plan, missing):
+                for commit in self._fetch_for_all(plans, missing):
                     self.mark_complete(commit)
 
     def mark_complete(self, commit: str) -> None:
@@ -139,8 +142,9 @@ class Mirror:
     def _marker(self, commit: str) -> Path:
         return self.path / "complete" / commit[:2] / commit[2:]
 
-    def _fetch_for_all(self, plan: str, missing: Sequence[str]) -> list[str]:
+    def _fetch_for_all(self, plans: Sequence[str], missing: Sequence[str]) -> list[str]:
         """Fetches these, and with them what others wait for, if all of it can be had; returns what has come."""
+        plan = plans[0]
         others = wanted_by_others(self.path, missing)
         others = {commit: others[commit] for commit in self._incomplete(list(others))}
         if others and (self.path / "fetched").exists():
@@ -150,21 +154,21 @@ class Mirror:
                 return [*missing, *others]
             except GitFailed:
                 forget(self.path, others)  # each for itself then: what can't be had must not spoil the rest
-        self._fetch(plan, missing)
+        self._fetch(plans, missing)
         return list(missing)
 
-    def _fetch(self, plan: str, commits: Sequence[str]) -> None:
+    def _fetch(self, plans: Sequence[str], commits: Sequence[str]) -> None:
         fetched_before = self.path / "fetched"
         if not fetched_before.exists():
             self._run_fetch("--prune", _HEADS)
             fetched_before.touch()
         # Refs for what comes now, so that the next fetch need not bring it again; one place each, used over and over.
-        by_id = [f"+{commit}:refs/fetched/{plan}/{at}" for at, commit in enumerate(commits)]
+        by_id = [f"+{commit}:refs/fetched/{plans[0]}/{at}" for at, commit in enumerate(commits)]
         try:
             self._run_fetch(*by_id)
         except GitFailed as by_id_failed:
-            # A server may hand out only what its refs name. Then the plan's refs bring it, if it is there at all.
-            self._run_fetch("--prune", _HEADS, f"+refs/treadle/{plan}/*:refs/treadle/{plan}/*")
+            # A server may hand out only what its refs name. Then the plans' refs bring it, if it is there at all.
+            self._run_fetch("--prune", _HEADS, *(f"+refs/treadle/{plan}/*:refs/treadle/{plan}/*" for plan in plans))
             if not self._connected(commits):
                 named = ", ".join(c[:12] for c in commits)
                 raise GitFailed(f"{self.shown} has no commit {named}: push it there, then try again") from by_id_failed

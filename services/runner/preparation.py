@@ -21,7 +21,7 @@ from services.runner.git_faults import in_git
 from services.runner.git_threads import in_thread
 from services.runner.in_use import in_use, lease_in_use
 from services.runner.lease import Key, Lease
-from services.runner.merge import kept_as, merge_base_commit
+from services.runner.merge import kept_as, merge_base_commit, plans_of
 from services.runner.mirror import Mirror
 from services.runner.redaction import secret_values
 from services.runner.repository_shape import repository_shape
@@ -107,14 +107,15 @@ def _more_words(dispatch: TaskDispatched, work: WorkInProgress, conflicted: Conf
 def _base(lease: Lease, mirror: Mirror) -> tuple[str, Conflicted | None]:
     """Makes sure that the commits are here and merges them: the commit that the agent starts from."""
     dispatch = lease.dispatch
-    mirror.ensure(lease.key.plan, [dispatch.base_commit, *(head.commit for head in dispatch.heads)])
+    commits = [dispatch.base_commit, *(head.commit for head in dispatch.heads)]
+    mirror.ensure(lease.key.plan, commits, also_of=plans_of(dispatch.heads))
     if not dispatch.rules.resolves:
         try:
             return merge_base_commit(mirror.path, dispatch.base_commit, dispatch.heads), None
         except MergeConflict as conflict:
-            remedy = f"Each is kept: {kept_as(lease.key.plan, conflict.codes)}. Start a new plan in which one depends "
-            remedy += "on the other. (Where the project says on_conflict: agent, an agent merges them in a task before "
-            remedy += "this one, which then runs again by itself.)"
+            remedy = f"Each is kept: {kept_as(lease.key.plan, conflict.codes, dispatch.heads)}. "
+            remedy += "Start a new plan in which one depends on the other. (Where the project says on_conflict: agent, "
+            remedy += "an agent merges them in a task before this one, which then runs again by itself.)"
             raise MergeConflict(conflict.files, conflict.codes, remedy=remedy) from None
     conflicted = prepare_conflicted(mirror.path, dispatch.base_commit, dispatch.heads)
     return conflicted.commit, conflicted

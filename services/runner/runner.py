@@ -35,11 +35,12 @@ from shared.jetstream import JetStreamStore, read_message
 from shared.plan import INITIAL as NO_PLAN
 from shared.plan import PlanState, evolve
 from shared.requests import PRESENCE_LEASES_MAX, PresentLease, RunnerPresence
+from shared.skipped import reaches_back, skipped_seq
 from shared.store import Meta, Recorded, StoreUnavailable
 from shared.streams import EVENTS, HEARTBEAT_S
 from shared.subjects import CANCEL_REQUESTS, PLAN, pool, runner_holds
 from shared.task import LEASED, TaskState
-from shared.transact import Decided, Loaded, fold, load_task, patiently, to_task
+from shared.transact import Decided, Loaded, UnreadableEntity, fold, load_task, patiently, to_task
 
 log = logging.getLogger("treadle.runner")
 
@@ -51,6 +52,8 @@ HAND_BACK_WITHIN_S = AGENT_ENDS_WITHIN_S + SAVE_WITHIN_S + 1.0
 PLANS_KEPT = 200
 KEY_LOOK_EVERY_S = 5.0
 """How soon a task that waits for a runner with a key is offered again."""
+READABLE_LOOK_EVERY_S = 2.0
+"""How soon a task goes on that could not be read, or whose plan couldn't, once that event is left out."""
 
 
 class Executor(Protocol):
@@ -183,6 +186,9 @@ class Runner:
         dispatch = record.event
         if not isinstance(dispatch, TaskDispatched):
             log.error("event %d can't be run: %s", record.seq, record.fault)
+            events = await patiently(lambda: self._store.read(record.plan, record.entity))
+            if any(skipped_seq(later) == record.seq for later in events):
+                await self._acknowledge(message)
             return
         note = self._journal.add(Taken(record.plan, record.entity, dispatch.dispatch))
         try:
@@ -199,6 +205,10 @@ class Runner:
             decided = await self._take(plan, task, record.seq, dispatch, message, record.meta.correlation)
         except c.Obsolete:
             await self._acknowledge_obsolete(plan, task, dispatch, message)
+            return
+        except UnreadableEntity as fault:
+            log.warning("plan %s task %s is offered again: %s", plan, task, fault)
+            await message.nak(delay=READABLE_LOOK_EVERY_S)
             return
         if decided is None:  # a live runner has it, maybe we ourselves: its heartbeats keep the message
             return
@@ -268,6 +278,9 @@ class Runner:
             loaded = self._plans.pop(plan, Loaded(NO_PLAN, 0))
             if loaded.seq < newest:
                 events = await patiently(lambda: self._store.read(plan, PLAN, after=loaded.seq))
+                if reaches_back(events, loaded.seq):
+                    loaded = Loaded(NO_PLAN, 0)
+                    events = await patiently(lambda: self._store.read(plan, PLAN))
                 folded = fold(loaded.state, evolve, events, loaded.seq)
                 loaded = Loaded(msgspec.structs.replace(folded.state, candidates={}, chosen=None), folded.seq)
             self._plans[plan] = loaded
@@ -368,6 +381,11 @@ class Runner:
             except (StoreUnavailable, NatsError):
                 # An outage of the bus is no reason to stop an agent; the lease holds until somebody supersedes it.
                 log.warning("%s: NATS does not answer; working on", lease.key)
+            except UnreadableEntity as fault:
+                # Nor is this: nobody else can have got the lease meanwhile, and the event may be left out yet.
+                log.warning("%s: working on, though %s", lease.key, fault)
+                with contextlib.suppress(NatsError):  # as above: the next beat comes
+                    await lease.delivery.in_progress()
             with contextlib.suppress(TimeoutError):
                 async with asyncio.timeout(self._heartbeat_s):
                     await lease.in_doubt.wait()
@@ -402,8 +420,17 @@ class Runner:
 
     async def _report(self, lease: Lease, ending: Ending | None, known: Loaded[TaskState]) -> None:
         """Tells the log how the work ended. `known` is the task as its start left it: mostly it still is so."""
-        if lease.stale:
-            return
+        while not lease.stale:
+            try:
+                await self._reported(lease, ending, known)
+                return
+            except UnreadableEntity as fault:
+                if self._goes:  # the next life of this runner, or another one, runs it again
+                    raise
+                log.warning("%s: its end can't be told yet: %s", lease.key, fault)
+                await asyncio.sleep(READABLE_LOOK_EVERY_S)
+
+    async def _reported(self, lease: Lease, ending: Ending | None, known: Loaded[TaskState]) -> None:
         key = lease.key
         try:
             decided = await to_task(

@@ -173,9 +173,9 @@ class PretendingRunner:
                         group.create_task(self._take(record.plan, record.entity, record.event))
 
     async def _take(self, plan: str, code: str, dispatch: TaskDispatched) -> None:
-        phase = (await load_plan(self._store, plan)).state.phase
-        start = c.Start(phase=phase, dispatch=dispatch.dispatch, runner="r", execution=new_id())
         try:
+            phase = (await load_plan(self._store, plan)).state.phase
+            start = c.Start(phase=phase, dispatch=dispatch.dispatch, runner="r", execution=new_id())
             decided = await to_task(self._store, plan, code, start, ANN)
         except c.Refused:
             return

@@ -22,7 +22,14 @@ from shared import requests as rpc  # whole: pytest would take what is called Te
 from shared.bus import BusSettings, connect
 from shared.sealed import seal
 from shared.streams import RUNNER_POOLS, RUNNERS, RUNNERS_STREAM, declare_pool, declare_streams
-from shared.subjects import RUNNER_INTRODUCE, project_deleted, runner_head, runner_test
+from shared.subjects import (
+    RUNNER_INTRODUCE,
+    project_deleted,
+    runner_bundle,
+    runner_bundle_part,
+    runner_head,
+    runner_test,
+)
 from tests.nats_process import NatsServer
 from tests.runner.conftest import TOKEN, USERNAME
 from tests.runner.git_server import GitServer
@@ -143,6 +150,23 @@ async def test_a_gateway_is_told_where_a_branch_is(
     answer = await gateway.request(runner_head(NAME), msgspec.json.encode(request), timeout=30)
     told = msgspec.json.decode(answer.data, type=rpc.HeadReply)
     assert told == rpc.HeadReply(commit=git(served / "repo.git", "rev-parse", "main"), branch="main")
+
+
+async def test_a_gateway_is_handed_a_bundle_of_commits_in_parts(
+    git_server: GitServer, served: Path, process: object, gateway: Client
+) -> None:
+    runner = await introduced(gateway)
+    secret = msgspec.json.encode(rpc.GitCredentials(kind="token", secret=TOKEN, username=USERNAME))
+    sealed = seal(runner.seal_to, secret, rpc.test_context(runner.runner, "git"))
+    base, url = git(served / "repo.git", "rev-parse", "main"), git_server.url("repo.git")
+    asked = rpc.BundleRequest(project=PROJECT_ID, plan=PLAN, repo_url=url, base=base, heads=(), sealed=sealed)
+    answer = await gateway.request(runner_bundle(NAME), msgspec.json.encode(asked), timeout=30)
+    made = msgspec.json.decode(answer.data, type=rpc.BundleReply)
+    assert (made.refused, made.complete) == ("", True)
+    wanted = rpc.BundlePartRequest(bundle=made.bundle, offset=0)
+    answer = await gateway.request(runner_bundle_part(NAME), msgspec.json.encode(wanted), timeout=30)
+    part = msgspec.json.decode(answer.data, type=rpc.BundlePartReply).part
+    assert part.startswith(b"# v2 git bundle\n") and base.encode() in part and len(part) == made.size_bytes
 
 
 async def test_presence_comes_with_the_runner_and_goes_with_it(

@@ -1,15 +1,22 @@
 """One suite for every event store: the one in memory earns its trust by passing what JetStream passes."""
 
 import asyncio
-from collections.abc import AsyncIterator
+import tempfile
+from collections.abc import AsyncIterator, Iterator
+from contextlib import contextmanager
+from pathlib import Path
 
 import pytest
 
 from shared.bus import BusSettings, connect
-from shared.clock import new_plan_id
+from shared.clock import new_plan_id, utc_now
 from shared.events import PlanPaused, PlanResumed, TaskAbandoned, TaskMarkedComplete
+from shared.history.archive import Archive, ArchiveWriter
+from shared.history.archive_format import EVENTS, About
+from shared.history.archive_store import ArchiveStore
+from shared.history.event_file import line_of
 from shared.jetstream import JetStreamStore
-from shared.store import Batch, Conflict, EventStore, EventTooLarge, MemoryStore, Meta, StoreUnavailable
+from shared.store import Batch, Conflict, EventStore, EventTooLarge, MemoryStore, Meta, Recorded, StoreUnavailable
 from shared.streams import declare_streams
 from shared.subjects import PLAN, entity_filter, plan_filter
 from tests.nats_process import NatsServer
@@ -17,10 +24,35 @@ from tests.nats_process import NatsServer
 META = Meta(actor="user:test", command="Pause", command_id="c1", causation=7, correlation="r1", seen=9)
 
 
-@pytest.fixture(params=["memory", "jetstream", "jetstream with a key"])
+class Archived(MemoryStore):
+    """What was appended in memory is read from an archive of it: every read is one of a file that was just opened."""
+
+    async def read(
+        self, plan: str, entity: str | None = None, *, after: int = 0, limit: int | None = None
+    ) -> list[Recorded]:
+        with self._archive_of(plan) as store:
+            return await store.read(plan, entity, after=after, limit=limit)
+
+    async def last_seq(self, plan: str, entity: str) -> int:
+        with self._archive_of(plan) as store:
+            return await store.last_seq(plan, entity)
+
+    @contextmanager
+    def _archive_of(self, plan: str) -> Iterator[ArchiveStore]:
+        writer = ArchiveWriter(About(plan=plan, treadle="0.1.0", exported_at=utc_now()))
+        writer.add(EVENTS, b"".join(line_of(record) for _, record in self._log if record.plan == plan))
+        writer.close()
+        with tempfile.TemporaryDirectory() as made:
+            path = Path(made) / "x.treadle"
+            path.write_bytes(writer.taken())
+            with Archive.open(path) as archive, archive.event_file(Path(made)) as events:
+                yield ArchiveStore(events)
+
+
+@pytest.fixture(params=["memory", "jetstream", "jetstream with a key", "archive"])
 async def store(request: pytest.FixtureRequest) -> AsyncIterator[EventStore]:
-    if request.param == "memory":
-        yield MemoryStore()
+    if request.param in ("memory", "archive"):
+        yield MemoryStore() if request.param == "memory" else Archived()
         return
     server: NatsServer = request.getfixturevalue("nats_url")
     nc = await connect(BusSettings(server.url, server.user, server.password), "test")

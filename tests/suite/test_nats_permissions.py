@@ -12,8 +12,8 @@ import pytest
 from nats.aio.client import Client
 from nats.aio.msg import Msg
 
-from shared.bus import DISPATCHER, GATEWAY, OPERATOR, PLANNER, RUNNER, SERVICES, USERS, inbox_prefix
-from shared.streams import EVENTS, await_pool, declare_pool, declare_streams
+from shared.bus import DISPATCHER, GATEWAY, OPERATOR, PLANNER, READER, RUNNER, SERVICES, USERS, inbox_prefix
+from shared.streams import EVENTS, RUNNERS, await_pool, declare_pool, declare_streams
 from shared.subjects import (
     CREDENTIALS,
     PLANNER_CHECK,
@@ -25,11 +25,14 @@ from shared.subjects import (
     RUNNER_INTRODUCE,
     WATCH_CREDENTIALS,
     WATCH_LOOK,
+    checkpoint,
     entity_filter,
     plan_filter,
     pool_filter,
     runner_holds,
     runner_test,
+    timer,
+    transcript,
 )
 from tests.nats_process import NatsServer
 from tests.suite.conditions import until
@@ -112,7 +115,7 @@ async def test_only_a_gateway_asks_runners_to_test_credentials_and_only_runners_
 
 
 async def test_nobody_hears_the_answers_to_another_ones_requests(log_in: As) -> None:
-    for user in SERVICES:
+    for user in (*SERVICES, READER):
         one = await log_in(user)
         heard = [f"{inbox_prefix(other)}.>" for other in (*USERS, None) if other != user]
         for subject in (*heard, ">", "*.>", "$JS.>", "treadle.>"):
@@ -173,7 +176,7 @@ async def test_nobody_purges_the_log_and_nobody_ends_a_pool(log_in: As, own_nats
     operator = await log_in("operator")
     await declare_streams(operator.nc.jetstream())
     await declare_pool(operator.nc.jetstream(), "claude")
-    for user in SERVICES:
+    for user in (*SERVICES, READER):
         one = await log_in(user)
         for subject in (
             f"$JS.API.STREAM.PURGE.{EVENTS}",
@@ -213,7 +216,7 @@ async def test_only_a_dispatcher_makes_or_changes_a_pool(log_in: As) -> None:
     operator = await log_in(OPERATOR)
     await declare_streams(operator.nc.jetstream())
     await declare_pool(operator.nc.jetstream(), "claude")
-    for user in SERVICES:
+    for user in (*SERVICES, READER):
         one = await log_in(user)
         for subject in (
             f"$JS.API.CONSUMER.DURABLE.CREATE.{EVENTS}.pool_claude",
@@ -221,6 +224,29 @@ async def test_only_a_dispatcher_makes_or_changes_a_pool(log_in: As) -> None:
             f"$JS.API.CONSUMER.CREATE.{EVENTS}.pool_claude.{pool_filter('claude')}",
         ):
             assert await one.is_denied(one.nc.publish(subject, b"")) == (user != DISPATCHER), (user, subject)
+
+
+async def test_a_reader_of_the_log_reads_it_and_stores_nothing_anywhere(log_in: As) -> None:
+    operator, reader = await log_in(OPERATOR), await log_in(READER)
+    await declare_streams(operator.nc.jetstream())
+    await operator.nc.jetstream().publish(f"{T1}.completed", b"{}")
+    message = await reader.nc.request(f"$JS.API.DIRECT.GET.{EVENTS}", b'{"seq": 1}', timeout=5)
+    assert message.data == b"{}"
+    for subject in (
+        *(f"{T1}.{type_}" for type_ in ("started", "completed", "failed", "dispatched.claude", "skipped")),
+        *(f"{OF_PLAN}.{type_}" for type_ in ("drafted", "paused", "skipped")),
+        transcript(PLAN, "T1", 1),
+        checkpoint(PLAN, "T1"),
+        timer(PLAN, "T1"),
+        f"treadle.project.{'0' * 24}.deleted",
+        f"$KV.{RUNNERS}.runner-1",
+        CREDENTIALS,
+        PLANNER_IMPORT,
+        runner_holds("runner-1"),
+        f"$JS.API.STREAM.CREATE.{EVENTS}",
+    ):
+        assert await reader.is_denied(reader.nc.publish(subject, b"")), subject
+    assert (await operator.nc.jetstream().stream_info(EVENTS)).state.messages == 1
 
 
 async def test_an_unknown_user_of_a_server_that_was_given_keeps_the_usual_inbox() -> None:
