@@ -17,12 +17,21 @@ from services.gateway.accounts.access import Authentication
 from services.gateway.accounts.opening import open_accounts
 from services.gateway.accounts.routes import accounts_router
 from services.gateway.agents.routes import agents_router
+from services.gateway.archives.copies import Copies
+from services.gateway.archives.importing import CHECKED_AT_ONCE
+from services.gateway.archives.plan_store import PlanStore
+from services.gateway.archives.read_only import refuse_what_is_read_only
+from services.gateway.archives.routes import archives_router
+from services.gateway.consumers import consumers_router
 from services.gateway.credentials.keyring import Keyring
 from services.gateway.credentials.lease import CredentialLeases
 from services.gateway.credentials.routes import keys_router
 from services.gateway.credentials.watch import WatchLeases
 from services.gateway.database.engine import Database
 from services.gateway.database.migrate import check_migrated
+from services.gateway.histories.routes import histories_router
+from services.gateway.histories.spool import Histories
+from services.gateway.histories.why_route import why_router
 from services.gateway.idempotency import BODY_MAX_BYTES, Idempotency
 from services.gateway.notifications.routes import webhooks_router
 from services.gateway.notifications.sender import Sender
@@ -33,6 +42,7 @@ from services.gateway.plans.approvals import approvals_router
 from services.gateway.plans.auto_finalize import AutoFinalize
 from services.gateway.plans.diff import diff_router
 from services.gateway.plans.routes import plans_router
+from services.gateway.plans.skipping import skipping_router
 from services.gateway.plans.stream import stream_router
 from services.gateway.plans.tasks import tasks_router
 from services.gateway.plans.transcripts import transcripts_router
@@ -79,13 +89,17 @@ def make_app(settings: Settings) -> Litestar:
             metrics = Metrics(live, projector)
             sender = Sender(db, keyring, allow_private=settings.local_repositories, registry=metrics.registry)
             rebuilder = Rebuilder(store, db)
+            imported = Copies(db, settings.import_max_bytes)
+            histories = Histories(store)
             deletions = Deletions(nc, store, db, projector)
             app.state.update(
                 {
                     "settings": settings,
                     "db": db,
                     "nc": nc,
-                    "store": store,
+                    "store": PlanStore(store, imported),
+                    "imported": imported,
+                    "histories": histories,
                     "keyring": keyring,
                     "live": live,
                     "projector": projector,
@@ -95,9 +109,12 @@ def make_app(settings: Settings) -> Litestar:
                     "deletions": deletions,
                     "drafting": Counter[str](),
                     "making": Counter[str](),
+                    "importing": Counter[str](),
+                    "checking_imports": asyncio.Semaphore(CHECKED_AT_ONCE),
                 }
             )
             held.push_async_callback(rebuilder.stop)
+            held.push_async_callback(histories.stop)
             await held.enter_async_context(open_accounts(app.state))
             leases = CredentialLeases(nc, store, db, keyring)
             await leases.start()
@@ -122,13 +139,18 @@ def make_app(settings: Settings) -> Litestar:
         approvals_router,
         diff_router,
         stream_router,
+        skipping_router,
         transcripts_router,
+        histories_router,
+        why_router,
+        archives_router,
         templates_router,
         webhooks_router,
         operations_router,
+        consumers_router,
     ]
     return Litestar(
-        route_handlers=[Router(path="/api", route_handlers=routers)],
+        route_handlers=[Router(path="/api", route_handlers=routers, guards=[refuse_what_is_read_only])],
         lifespan=[lifespan],
         middleware=[Measuring(), Options(), Authentication, Idempotency()],
         request_class=StrictRequest,

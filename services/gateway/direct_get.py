@@ -1,7 +1,7 @@
 """Reading many messages of a stream with one request (NATS ADR-31, batched direct get)."""
 
 import contextlib
-from datetime import datetime
+from datetime import UTC, datetime, timedelta
 
 import msgspec
 from nats.aio.client import Client
@@ -10,9 +10,10 @@ from nats.errors import Error as NatsError
 
 from shared.store import EventStore, Recorded, StoreUnavailable
 from shared.streams import EVENTS
-from shared.subjects import plan_filter
+from shared.subjects import MANY_EVENTS, entity_filter, plan_filter
 
 READ_TIMEOUT_S = 5.0
+_EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
 BYTES_MAX = 4 * 1024**2
 """Of an answer, but for its last message."""
 
@@ -66,19 +67,43 @@ class EventsRead(msgspec.Struct, frozen=True):
     """Where the next ones begin; None at the end."""
 
 
-async def read_events(nc: Client, store: EventStore, plan: str, *, after: int, limit: int) -> EventsRead:
-    """The plan's first events behind a sequence, few enough to be held and sent at once: each can be megabytes.
+async def read_events(
+    nc: Client, store: EventStore, plan: str, *, after: int, limit: int, entity: str | None = None
+) -> EventsRead:
+    """The first events of a plan, or of one of its entities, behind a sequence.
 
-    A hundred such are more than NATS keeps for a connection. So one read, bounded in bytes, finds out how many there
-    are to be; what is shown comes from the store, which alone knows what is an event of ours. Raises
-    `StoreUnavailable`.
+    Few enough to be held and sent at once: each can be megabytes, and a hundred such are more than NATS keeps for a
+    connection. So one read, bounded in bytes, finds out how many there are to be; what is shown comes from the store,
+    which alone knows what is an event of ours. Raises `StoreUnavailable`.
     """
-    found, more = await read_batch(nc, EVENTS, plan_filter(plan), after=after, limit=limit)
+    subjects = plan_filter(plan) if entity is None else entity_filter(plan, entity)
+    found, more = await read_batch(nc, EVENTS, subjects, after=after, limit=limit)
     if not found:
         return EventsRead([], None)
     end = found[-1].seq
-    records = await store.read(plan, after=after, limit=len(found))
+    records = await store.read(plan, entity, after=after, limit=len(found))
     return EventsRead([record for record in records if record.seq <= end], end if more else None)
+
+
+async def first_seq_since(nc: Client, plan: str | None, time: datetime) -> int:
+    """The sequence of the first message at a time or later, of a plan or of the whole log; 0 where there is none.
+
+    It may be one that is a microsecond earlier: the log's times are finer than ours, which are rounded. Raises
+    `StoreUnavailable`.
+    """
+    subjects = plan_filter(plan) if plan is not None else MANY_EVENTS
+    start = time - timedelta(microseconds=1) if time > _EPOCH else _EPOCH
+    wish = {"start_time": start, "next_by_subj": subjects}
+    try:
+        message = await nc.request(f"$JS.API.DIRECT.GET.{EVENTS}", msgspec.json.encode(wish), timeout=READ_TIMEOUT_S)
+    except (NatsError, OSError, TimeoutError) as error:
+        raise StoreUnavailable(f"NATS did not answer a read of {EVENTS}: {error!r}") from error
+    headers = message.headers or {}
+    if "Nats-Sequence" in headers:
+        return int(headers["Nats-Sequence"])
+    if headers.get("Status") == "404":
+        return 0
+    raise StoreUnavailable(f"NATS answered a read of {EVENTS} with {headers.get('Status')}")
 
 
 def _found(message: Msg) -> Found:

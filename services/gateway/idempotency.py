@@ -44,6 +44,8 @@ KEY_PATTERN = "[\x21-\x7e]{1,255}"
 _KEY = re.compile(KEY_PATTERN)
 NOT_FINAL = frozenset({401, 408, 425, 429})
 """Answers to a request that may be repeated with another outcome, as those from 500 on."""
+REPEATABLE = frozenset({"/api/plans/import-log"})
+"""Templates of routes whose repetition changes nothing anyway; bodies that are too large to be compared go there."""
 _NOT_KEPT_HEADERS = frozenset({b"date", b"server", b"set-cookie"})
 
 IN_PROGRESS = Problem(
@@ -120,7 +122,8 @@ class Idempotency(ASGIMiddleware):
         caller = scope.get("user")
         method = cast(HTTPScope, scope)["method"]
         written = next((value for name, value in scope["headers"] if name == HEADER), None)
-        if method != "POST" or written is None or not isinstance(caller, Caller):
+        is_repeatable = scope.get("path_template") in REPEATABLE
+        if method != "POST" or written is None or is_repeatable or not isinstance(caller, Caller):
             await next_app(scope, receive, send)
             return
         key = written.decode("latin-1")

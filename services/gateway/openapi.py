@@ -7,7 +7,8 @@ What no route does but the layers around all of them (keys of idempotency, token
 from collections.abc import Iterator, Sequence
 from copy import deepcopy
 from http import HTTPStatus
-from typing import Any
+from types import UnionType
+from typing import Any, get_args
 
 import msgspec
 from litestar import Request, Response
@@ -17,7 +18,7 @@ from litestar.routes import BaseRoute, HTTPRoute
 from litestar.typing import FieldDefinition
 
 from services.gateway.accounts.access import OPEN_PATHS
-from services.gateway.idempotency import IN_PROGRESS, KEY_PATTERN, KEY_REUSED, NOT_FINAL
+from services.gateway.idempotency import IN_PROGRESS, KEY_PATTERN, KEY_REUSED, NOT_FINAL, REPEATABLE
 from services.gateway.problems import BODY_TOO_LARGE, PROBLEM_JSON, Problem
 
 Json = dict[str, Any]
@@ -57,11 +58,12 @@ def described(document: Json, routes: Sequence[BaseRoute]) -> Json:
             parameter["schema"] = _without_null(parameter["schema"])
         if "requestBody" in operation:
             data = handler.parsed_data_field
-            operation["requestBody"]["required"] = data is not None and data.is_required
+            if data is not None:  # else it is a file, and the route says so itself
+                operation["requestBody"]["required"] = data.is_required
             _also_answers(operation, BODY_TOO_LARGE)
         if template in OPEN_PATHS:
             operation["security"] = []
-        elif "POST" in handler.http_methods:
+        elif "POST" in handler.http_methods and template not in REPEATABLE:
             _may_be_repeated(operation)
         for status, answer in operation["responses"].items():
             _describe_headers(status, answer)
@@ -80,21 +82,28 @@ def _operations(document: Json, routes: Sequence[BaseRoute]) -> Iterator[tuple[J
 def _describe_bodies(document: Json, operations: list[tuple[Json, HTTPRouteHandler]]) -> None:
     described: list[tuple[Json, Any]] = []
     for operation, handler in operations:
-        content = operation["responses"][str(handler.status_code)].get("content", {})
-        if "application/json" in content:
-            described.append((content["application/json"], _answered(handler.parsed_return_field)))
+        for status, answer in operation["responses"].items():
+            if status.startswith("2") and "application/json" in (content := answer.get("content", {})):
+                described.append((content["application/json"], _answered(handler.parsed_return_field)))
         if handler.parsed_data_field is not None:
             described.append((operation["requestBody"]["content"]["application/json"], handler.parsed_data_field.raw))
-    types = [*(type_ for _, type_ in described), Problem]
+    types = [*(one for _, type_ in described for one in _alternatives(type_)), Problem]
     schemas, components = msgspec.json.schema_components(types, ref_template=_REF)
-    for (place, _), schema in zip(described, schemas, strict=False):
-        place["schema"] = schema
+    waiting = iter(schemas)
+    for place, type_ in described:
+        found = [next(waiting) for _ in _alternatives(type_)]
+        place["schema"] = found[0] if len(found) == 1 else {"anyOf": found}
     document["components"]["schemas"] = components
 
 
 def _answered(field: FieldDefinition) -> Any:
     """What is within a `Response`, or is answered as it is."""
     return field.inner_types[0].raw if field.is_subclass_of(Response) else field.raw
+
+
+def _alternatives(type_: Any) -> tuple[Any, ...]:
+    """What an answer is one of. msgspec describes no union of records, since it could not tell them apart."""
+    return get_args(type_) if isinstance(type_, UnionType) else (type_,)
 
 
 def _without_null(schema: Json) -> Json:

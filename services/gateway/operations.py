@@ -11,6 +11,7 @@ from litestar.datastructures import State
 from litestar.enums import ScopeType
 from litestar.middleware import ASGIMiddleware
 from litestar.openapi.datastructures import ResponseSpec
+from litestar.params import JSONBody
 from litestar.types import ASGIApp, Message, Receive, Scope, Send
 from prometheus_client import CONTENT_TYPE_LATEST, CollectorRegistry, Counter, Gauge, Histogram, generate_latest
 from sqlalchemy.exc import SQLAlchemyError
@@ -21,7 +22,7 @@ from services.gateway.problems import Problem, ProblemError, documented
 from services.gateway.projection.live import LivePlans, log_end
 from services.gateway.projection.projector import Projector, current_head
 from services.gateway.projection.reads import is_any_busy
-from services.gateway.projection.rebuild import ProjectionStands, Rebuilder
+from services.gateway.projection.rebuild import ProjectionStands, Rebuilder, Verification
 from shared.clock import utc_now
 from shared.requests import RunnerPresence
 from shared.store import StoreUnavailable
@@ -147,6 +148,28 @@ async def rebuild_projection(state: State) -> ProjectionStands:
     return await rebuilder.stands(await log_end(state.nc))
 
 
+class Verify(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """How to verify."""
+
+    replace: bool = False
+    """Whether the rows that were made anew are the ones that are read from then on, where any differ."""
+
+
+@get("/projection/verify", guards=[admin_only], responses=documented(401, 403))
+async def read_verification(state: State) -> Verification:
+    """What came of the newest comparison that this gateway was asked for, or how far it is."""
+    rebuilder: Rebuilder = state.rebuilder
+    return rebuilder.verification
+
+
+@post("/projection/verify", status_code=202, guards=[admin_only], responses=documented(400, 401, 403, REBUILDING))
+async def verify_projection(state: State, data: JSONBody[Verify | None] = None) -> Verification:
+    """Fills the projection anew beside the present one, and compares all rows of both at one position of the log."""
+    rebuilder: Rebuilder = state.rebuilder
+    await rebuilder.start_verifying(replace=data is not None and data.replace)
+    return rebuilder.verification
+
+
 # Metrics ----------------------------------------------------------------------------------------------------------
 
 
@@ -224,5 +247,8 @@ def raise_open_files_limit() -> None:
 operations_router = Router(
     path="/",
     tags=["operations"],
-    route_handlers=[live, ready, suite, list_runners, read_projection, rebuild_projection, read_metrics],
-)
+    route_handlers=[
+        live, ready, suite, list_runners, read_projection, rebuild_projection, read_verification, verify_projection,
+        read_metrics,
+    ],
+)  # fmt: skip

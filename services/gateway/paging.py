@@ -15,7 +15,7 @@ Never by counting rows: what is added or removed between two pages makes no othe
 
 import base64
 import binascii
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from datetime import datetime
 from typing import Annotated, Any, Generic, TypeVar, TypeVarTuple
 
@@ -90,6 +90,19 @@ class Order:
     ) -> tuple[list[Row[*Rs]], str | None]:
         """The same for a query of columns, of which the id and those that it may be sorted by must be some."""
         return self._shown((await session.execute(self._page(query, asked))).all(), asked)
+
+    def page_of(self, items: Iterable[T], asked: Asked) -> tuple[list[T], str | None]:
+        """The same of things that are in no table: attributes of theirs are called as the columns are.
+
+        Raises as `fetch`.
+        """
+        spelling, column, descending = self._chosen(asked.sort)
+        keyed = [((getattr(item, column.key), getattr(item, self._id.key)), item) for item in items]
+        if asked.cursor is not None:
+            behind = _decoded(asked.cursor, spelling, column, self._id)
+            keyed = [(key, item) for key, item in keyed if (key < behind if descending else key > behind)]
+        keyed.sort(key=lambda pair: pair[0], reverse=descending)
+        return self._shown([item for _, item in keyed[: asked.limit + 1]], asked)
 
     def cursor(self, value: object, id_: str) -> str:
         """The cursor behind a row, in the list's own order."""

@@ -11,6 +11,8 @@
 it, all who come through a proxy count as one address of which logins may fail
 `TREADLE_LOCAL_REPOSITORIES` (0): 1 allows paths of this machine and private hosts as repositories, and such hosts as
 receivers of notifications
+`TREADLE_IMPORT_MAX_MB` (256): the largest archive of a plan that may be imported, in MiB; those of one account may take
+eight times as much. They are unpacked where `TMPDIR` says
 `TREADLE_GATEWAY_PUBLIC_URL`, such as `https://treadle.example.com`: where people reach it, for notifications to say
 and those of `shared.bus`.
 """
@@ -32,6 +34,8 @@ SECRET_MIN_CHARS = 32
 PASSWORD_MIN_CHARS = 12
 SECRET_MIN_DISTINCT_CHARS = 10
 """`aaaa…` is long and weak."""
+IMPORT_MAX_MB = 256
+IMPORT_MOST_MB = 2047
 _PUBLIC_URL = re.compile(r"https?://[A-Za-z0-9.:\[\]-]+(?:/[A-Za-z0-9._~/-]*)?")
 
 
@@ -49,6 +53,7 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True):
     local_repositories: bool = False
     trusted_proxies: tuple[str, ...] = ()
     public_url: str | None = None
+    import_max_bytes: int = IMPORT_MAX_MB * 1024**2
 
     def __repr__(self) -> str:
         return f"Settings({self.host}:{self.port})"
@@ -75,6 +80,7 @@ def settings_from_environment(environment: Mapping[str, str] = os.environ) -> Se
         local_repositories=environment.get("TREADLE_LOCAL_REPOSITORIES", "0") == "1",
         trusted_proxies=_trusted_proxies(environment),
         public_url=_public_url(environment),
+        import_max_bytes=_import_max_bytes(environment),
     )
 
 
@@ -109,6 +115,13 @@ def _public_url(environment: Mapping[str, str]) -> str | None:
     if written and not _PUBLIC_URL.fullmatch(written):
         raise ValueError("TREADLE_GATEWAY_PUBLIC_URL is not an address such as https://treadle.example.com")
     return written or None
+
+
+def _import_max_bytes(environment: Mapping[str, str]) -> int:
+    written = environment.get("TREADLE_IMPORT_MAX_MB", str(IMPORT_MAX_MB))
+    if not (written.isascii() and written.isdecimal() and 1 <= int(written[:5]) <= IMPORT_MOST_MB):
+        raise ValueError(f"TREADLE_IMPORT_MAX_MB is a number of MiB from 1 to {IMPORT_MOST_MB}, not {written[:40]}")
+    return int(written) * 1024**2
 
 
 def _session_secret(environment: Mapping[str, str], is_loopback: bool) -> str:

@@ -88,6 +88,7 @@ MATRIX: dict[tuple[str, str], Row] = {
     ("POST", "/api/plans/{plan}/generate"): Row("owned", GOAL),
     ("GET", "/api/plans/{plan}/prompt"): Row("owned"),
     ("GET", "/api/plans/{plan}/compare"): Row("owned", query={"a": "1", "b": "1"}),
+    ("POST", "/api/plans/{plan}/fork"): Row("owned", {"dry_run": True}),
     ("POST", "/api/plans/{plan}/finalize"): Row("owned", {"candidate": "1"}),
     ("GET", "/api/plans/{plan}/tasks"): Row("owned"),
     ("GET", "/api/plans/{plan}/tasks/{code}"): Row("owned"),
@@ -103,7 +104,14 @@ MATRIX: dict[tuple[str, str], Row] = {
     ("POST", "/api/plans/{plan}/tasks/{code}/approve"): Row("owned", {"approval": "0" * 64}),
     ("POST", "/api/plans/{plan}/tasks/{code}/deny"): Row("owned", {"approval": "0" * 64}),
     ("GET", "/api/plans/{plan}/events"): Row("owned"),
+    ("GET", "/api/plans/{plan}/state"): Row("owned"),
+    ("GET", "/api/plans/{plan}/why"): Row("owned"),
+    ("GET", "/api/plans/{plan}/why/{code}"): Row("owned"),
+    ("GET", "/api/plans/{plan}/export"): Row("owned", query={"parts": "events"}),
+    ("POST", "/api/plans/import-log"): Row("signed in"),
+    ("GET", "/api/imported-plans"): Row("signed in"),
     ("GET", "/api/plans/{plan}/stream"): Row("owned"),
+    ("POST", "/api/plans/{plan}/events/{seq}/skip"): Row("admin", {"reason": "nobody can read it"}),
     ("GET", "/api/plans/{plan}/tasks/{code}/transcript"): Row("owned"),
     ("GET", "/api/plans/{plan}/tasks/{code}/transcript/stream"): Row("owned"),
     ("POST", "/api/plans/{plan}/pause"): Row("owned", {}),
@@ -126,8 +134,14 @@ MATRIX: dict[tuple[str, str], Row] = {
     ("GET", "/api/runners"): Row("signed in"),
     ("GET", "/api/projection"): Row("admin"),
     ("POST", "/api/projection/rebuild"): Row("admin"),
+    ("GET", "/api/projection/verify"): Row("admin"),
+    ("POST", "/api/projection/verify"): Row("admin"),
+    ("GET", "/api/consumers"): Row("admin"),
+    # Behind the log's end, so that no other test's pool begins anew.
+    ("POST", "/api/consumers/{consumer}/reset"): Row("admin", {"to": str(10**15), "reason": "to look at it"}),
     ("GET", "/api/metrics"): Row("admin"),
     # What ends the things that the rows above are about.
+    ("DELETE", "/api/imported-plans/{imported}"): Row("owned"),
     ("DELETE", "/api/agents/{agent}"): Row("public"),
     ("DELETE", "/api/agent-types/{agent_type}"): Row("public"),
     ("DELETE", "/api/projects/{project}"): Row("owned"),
@@ -167,6 +181,10 @@ class Things(NamedTuple):
     template: str
     webhook: str
     delivery: str
+    imported: str
+    seq: str
+    """Of the plan's first event."""
+    consumer: str = "pool_command"
 
     def fill(self, text: str) -> str:
         for name, value in self._asdict().items():
@@ -186,6 +204,8 @@ async def things_of(client: httpx.AsyncClient, user_id: str) -> Things:
     template = await made.ok(client.post("/api/templates", json=body))
     webhook = (await made.ok(client.post("/api/webhooks", json=WEBHOOK)))["id"]
     delivery = (await made.ok(client.post(f"/api/webhooks/{webhook}/test")))["id"]
+    file = (await client.get(f"/api/plans/{plan}/export", params={"parts": "events"})).content
+    imported = (await made.ok(client.post("/api/plans/import-log", content=file)))["id"]
     return Things(
         agent["agent_type_id"],
         agent["id"],
@@ -197,6 +217,8 @@ async def things_of(client: httpx.AsyncClient, user_id: str) -> Things:
         template["id"],
         webhook,
         delivery,
+        imported,
+        str((await made.ok(client.get(f"/api/plans/{plan}/events", params={"limit": 1})))["events"][0]["seq"]),
     )
 
 
@@ -287,7 +309,8 @@ async def test_nobody_does_what_is_not_theirs_and_everybody_what_is(world: World
 async def test_what_is_not_there_answers_like_what_is_somebody_elses(world: World) -> None:
     """Else asking for ids at random would tell which exist."""
     adas = await things_of(world.ada, world.gateway.id_of("ada"))
-    nothing = Things("0" * 24, "0" * 24, "0" * 24, "p" + "a" * 12, "T1", *["0" * 24] * 5)
+    no = "0" * 24
+    nothing = Things(no, no, no, "p" + "a" * 12, "T1", no, no, no, no, no, "i" + "a" * 12, "1")
     for (method, path), row in MATRIX.items():
         if "{" in path and row.policy in ("owned", "public", "own account"):
             foreign, missing = [await status_of(world.bob, method, path, row, things) for things in (adas, nothing)]

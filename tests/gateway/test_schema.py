@@ -143,8 +143,13 @@ async def _there(client: httpx.AsyncClient, other_id: str) -> dict[str, dict[str
     template, doomed_one = [
         await made.ok(client.post("/api/templates", json=body | more)) for more in ({}, {"name": "y"})
     ]
+    file = (await client.get(f"/api/plans/{running}/export", params={"parts": "events"})).content
+    imported = await made.ok(client.post("/api/plans/import-log", content=file))
     there = {
         "*": {
+            "imported": imported["id"],
+            "seq": "1",
+            "consumer": "nobody",
             "agent": agent["id"],
             "agent_type": agent["agent_type_id"],
             "code": "T1",

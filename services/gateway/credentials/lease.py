@@ -30,6 +30,7 @@ from shared.commands import Refused
 from shared.events import TaskDispatched, TaskStarted
 from shared.requests import AgentCredentials, CredentialsReply, CredentialsRequest, GitCredentials, lease_context
 from shared.sealed import seal
+from shared.skipped import without_skipped
 from shared.store import EventStore, Recorded, StoreUnavailable
 from shared.subjects import CREDENTIALS, PLAN
 from shared.transact import fold
@@ -96,7 +97,7 @@ class CredentialLeases:
         """What the lease does and who holds it. Raises `Refused`, and ValueError for what is no plan or task."""
         if request.task == PLAN:
             raise Refused("a plan has no lease, only its tasks have")
-        events = await self._store.read(request.plan, request.task)
+        events = without_skipped(await self._store.read(request.plan, request.task))
         state = fold(task.INITIAL, task.evolve, events).state
         _check_starts(events)
         if state.status not in task.LEASED or state.lease != request.lease:

@@ -354,6 +354,47 @@ class Template(Table):
     __table_args__ = (UniqueConstraint("owner_id", "name"),)
 
 
+# Imported plans ---------------------------------------------------------------------------------------------------
+
+
+class ImportedPlan(Table):
+    """A plan that was brought as a file: read-only, and never in the event log. The file is in `ImportedChunk`s."""
+
+    __tablename__ = "imported_plans"
+    id: Mapped[str] = mapped_column(ID, primary_key=True)
+    """Follows from owner and digest (`services.gateway.archives.imported.imported_id`): importing twice is once."""
+    owner_id: Mapped[str] = mapped_column(ForeignKey("user_account.id"))
+    imported_by: Mapped[str] = mapped_column(String(80))
+    """`user:<name>`, as in events."""
+    digest: Mapped[str] = mapped_column(String(64))
+    """SHA-256 of its manifest, in hex: what `Archive.digest` is."""
+    origin_plan: Mapped[str] = mapped_column(ID)
+    """Its id where it ran."""
+    name: Mapped[str] = mapped_column(String(200))
+    status: Mapped[str] = mapped_column(String(16))
+    standing: Mapped[str] = mapped_column(String(16))
+    tasks: Mapped[int]
+    events: Mapped[int] = mapped_column(BigInteger)
+    size_bytes: Mapped[int] = mapped_column(BigInteger)
+    """Of the file."""
+    is_whole: Mapped[bool] = mapped_column(default=False)
+    """Whether all of the file is stored; until then the plan is not there."""
+    created_at: Mapped[datetime]
+    """When it was imported."""
+    __table_args__ = (Index("ix_imported_plans_owner", "owner_id", "created_at"),)
+
+
+class ImportedChunk(Table):
+    """A part of an imported file."""
+
+    __tablename__ = "imported_chunks"
+    plan_id: Mapped[str] = mapped_column(ForeignKey("imported_plans.id", ondelete="CASCADE"), primary_key=True)
+    number: Mapped[int] = mapped_column(primary_key=True, autoincrement=False)
+    """From 0."""
+    content: Mapped[bytes] = mapped_column(LargeBinary)
+    """`services.gateway.archives.imported.CHUNK_BYTES`; the last one fewer."""
+
+
 # The projection ---------------------------------------------------------------------------------------------------
 
 

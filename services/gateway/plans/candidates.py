@@ -199,6 +199,11 @@ async def replace_spec(
     loaded = await promptly(load_plan(state.store, plan))
     _check_early(loaded.state)
     name, found = _named(plan, loaded.state, candidate)
+    if found.fork is not None:
+        raise Refused(
+            f"the plan is a fork of {found.fork.plan}: fork that one again with other changes, POST "
+            f"/api/plans/{found.fork.plan}/fork"
+        )
     replaces = digest(found.spec)
     check_if_match(seen, replaces)
     seq = await import_candidate(

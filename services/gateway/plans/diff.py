@@ -9,6 +9,8 @@ from litestar.params import FromPath
 
 from services.gateway.accounts.access import Caller
 from services.gateway.agents.connection_test import NO_RUNNER, ask, choose_runner
+from services.gateway.archives.looking import diff
+from services.gateway.archives.rows import is_imported
 from services.gateway.credentials import stored
 from services.gateway.credentials.keyring import CredentialUnreadable
 from services.gateway.plans.lookup import find_task
@@ -53,14 +55,28 @@ async def read_diff(
     """What the task changed against what it started from, as a runner finds it in the code repository."""
     fold = await find_task(state, request.user, plan, code)
     base, commit = _ends(fold, code)
+    if is_imported(plan):
+        found = await diff(await state.imported.known(plan), code)
+        return _shown(found, plan, code, base, commit)
     chosen = fold.board.plan.chosen
     project, repo_url = (chosen.project, chosen.repo_url) if chosen is not None else ("", "")
-    runner, sealed = await choose_runner(state.nc, "git", await _credentials(state, project))
-    asked = DiffRequest(project=project, plan=plan, repo_url=repo_url, base=base, commit=commit, sealed=sealed)
-    found = await ask(state.nc, runner_diff(runner), msgspec.json.encode(asked), DiffReply, DIFF_TIMEOUT_S)
+    done_by = fold.board.tasks[code].inherited or plan
+    found = await ask_for_diff(state, project, done_by, repo_url, base, commit)
+    return _shown(found, plan, code, base, commit)
+
+
+def _shown(found: DiffReply, plan: str, code: str, base: str, commit: str) -> TaskDiff:
+    """Raises `ProblemError` 409 `no_diff`."""
     if found.refused:
         raise ProblemError(NO_DIFF.status, NO_DIFF.code, NO_DIFF.title, found.refused)
     return TaskDiff(plan=plan, task=code, base=base, commit=commit, stat=found.stat, patch=found.patch, cut=found.cut)
+
+
+async def ask_for_diff(state: State, project: str, plan: str, repo_url: str, base: str, commit: str) -> DiffReply:
+    """What some runner finds between two commits, or why it can't. Raises `ProblemError` 503 `no_runner`, 409."""
+    runner, sealed = await choose_runner(state.nc, "git", await _credentials(state, project))
+    asked = DiffRequest(project=project, plan=plan, repo_url=repo_url, base=base, commit=commit, sealed=sealed)
+    return await ask(state.nc, runner_diff(runner), msgspec.json.encode(asked), DiffReply, DIFF_TIMEOUT_S)
 
 
 def _ends(fold: PlanFold, code: str) -> tuple[str, str]:

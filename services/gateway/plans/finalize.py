@@ -98,7 +98,8 @@ async def _checked_settings(state: State, caller: Caller, candidate: Candidate) 
 
 
 def _unusable(candidate: Candidate, mode: str, agents: dict[str, ProjectAgent]) -> list[str]:
-    used = {name for task in candidate.spec.tasks for name in (task.assignee, task.fixer)}
+    done = {kept.task for kept in candidate.fork.kept} if candidate.fork is not None else set()
+    used = {name for task in candidate.spec.tasks if task.code not in done for name in (task.assignee, task.fixer)}
     faults = []
     for name, spec in candidate.spec.agents.items():
         if name not in used:

@@ -13,6 +13,8 @@ from sqlalchemy import select
 from sqlalchemy.ext.asyncio import AsyncSession
 
 from services.gateway.accounts.access import Caller
+from services.gateway.archives.copies import Copies
+from services.gateway.archives.rows import is_imported
 from services.gateway.database.tables import PlanRow, Project
 from services.gateway.problems import ProblemError, not_found
 from services.gateway.projection import reads
@@ -28,11 +30,23 @@ LOG_PATIENCE_S = 5.0
 
 
 async def find_plan(state: State, caller: Caller, plan: str) -> PlanFold:
-    """The plan as this gateway knows it, from the log itself where it is new. Raises `ProblemError` 404."""
+    """The plan as this gateway knows it, from the log itself where it is new; an imported one. Raises 404.
+
+    Nothing can be changed of an imported plan: whatever would is refused before any route is asked
+    (`services.gateway.archives.read_only`).
+    """
+    if is_imported(plan):
+        return await find_imported(state, caller, plan)
     fold: PlanFold | None = await promptly(state.live.fold(plan)) if PLAN_ID.fullmatch(plan) else None
     if fold is None or not await _may_see(state, caller, fold.board.plan.project):
         raise not_found(f"plan {plan[:80]}", "GET /api/plans")
     return fold
+
+
+async def find_imported(state: State, caller: Caller, plan: str) -> PlanFold:
+    """An imported plan. Raises `ProblemError` 404, 409 `unreadable_archive`."""
+    copies: Copies = state.imported
+    return (await copies.find(caller, plan)).fold
 
 
 async def find_task(state: State, caller: Caller, plan: str, code: str) -> PlanFold:

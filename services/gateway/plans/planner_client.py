@@ -18,6 +18,8 @@ from shared.requests import (
     CompareRequest,
     EditReply,
     EditRequest,
+    ForkReply,
+    ForkRequest,
     ImportReply,
     ImportRequest,
     PromptReply,
@@ -27,7 +29,7 @@ from shared.requests import (
 )
 from shared.spec import PLAN_MAX_BYTES
 from shared.store import StoreUnavailable
-from shared.subjects import PLANNER_COMPARE, PLANNER_EDIT, PLANNER_IMPORT, PLANNER_PROMPT, PLANNER_RENDER
+from shared.subjects import PLANNER_COMPARE, PLANNER_EDIT, PLANNER_FORK, PLANNER_IMPORT, PLANNER_PROMPT, PLANNER_RENDER
 
 R = TypeVar("R")
 
@@ -98,6 +100,21 @@ async def compare(nc: Client, plan: str, first: str, second: str) -> CompareRepl
 async def render(nc: Client, request: RenderRequest) -> RenderReply:
     """A template filled in, or looked at. Raises `ProblemError` 413, `StoreUnavailable`."""
     return await _ask(nc, PLANNER_RENDER, request, RenderReply, RENDER_TIMEOUT_S)
+
+
+async def fork_plan(nc: Client, request: ForkRequest) -> ForkReply:
+    """Has a fork stored, or only looked at. It names the new plan, so it may be repeated.
+
+    Raises `ProblemError` 422 `invalid_plan` with every fault, 413; `Refused`; `StoreUnavailable`.
+    """
+    if len(request.edit.encode(errors="replace")) > PLAN_MAX_BYTES:
+        raise too_large()
+    reply = await _ask(nc, PLANNER_FORK, request, ForkReply, IMPORT_TIMEOUT_S)
+    if reply.faults:
+        raise invalid(reply.faults, "Not a valid plan")
+    if reply.refused:
+        raise Refused(reply.refused)
+    return reply
 
 
 def invalid(faults: tuple[PlanFault, ...], title: str) -> ProblemError:

@@ -9,6 +9,7 @@ from litestar.di import NamedDependency, Provide
 from litestar.params import FromPath, JSONBody, QueryParameter
 
 from services.gateway.accounts.access import Caller
+from services.gateway.archives.rows import is_imported
 from services.gateway.conditions import ETAG, etag
 from services.gateway.paging import Asked, Page, asked_page
 from services.gateway.plans.by_hand import by_hand_router
@@ -16,6 +17,7 @@ from services.gateway.plans.candidates import candidates_router
 from services.gateway.plans.commands import REFUSED, Accepted, Note, command_plan, note_of
 from services.gateway.plans.comparison import comparison_router
 from services.gateway.plans.finalize import AGENT_UNUSABLE, PLAN_IN_PROGRESS, Choice, finalize
+from services.gateway.plans.fork import fork_router
 from services.gateway.plans.generate import generate_router
 from services.gateway.plans.lookup import find_plan, reading_plan
 from services.gateway.problems import documented
@@ -76,6 +78,9 @@ async def read_plan(
     plan: FromPath[str], state: State, request: Request[Caller, Any, Any], min_seq: MinSeq = 0
 ) -> Response[PlanView]:
     """One plan."""
+    if is_imported(plan):
+        fold = await find_plan(state, request.user, plan)
+        return json_answer(fold.view_json(), {"ETag": etag(fold.seq)})
     async with reading_plan(state, request.user, plan, min_seq) as (session, row):
         return json_answer(await reads.plan_json(session, row), {"ETag": etag(row.seq)})
 
@@ -126,6 +131,6 @@ plans_router = Router(
     tags=["plans"],
     route_handlers=[
         list_plans, list_project_plans, read_plan, finalize_plan, pause_plan, resume_plan, cancel_plan,
-        candidates_router, generate_router, by_hand_router, comparison_router,
+        candidates_router, generate_router, by_hand_router, comparison_router, fork_router,
     ],
 )  # fmt: skip

@@ -24,7 +24,7 @@ KEEP_ALIVE_S = 15.0
 """At least so often something is sent, and whether the reader may read on is asked."""
 ALIVE = b": alive\n\n"
 UNAVAILABLE_NOW = b": this stream ends, since the event log or the database does not answer; open it again\n\n"
-_UNAVAILABLE = (StoreUnavailable, SQLAlchemyError, NatsError, OSError)
+UNAVAILABLE = (StoreUnavailable, SQLAlchemyError, NatsError, OSError)
 """TimeoutError is an OSError."""
 MEDIA_TYPE = "text/event-stream"
 _HEADERS = {"Cache-Control": "no-cache", "X-Accel-Buffering": "no"}
@@ -47,7 +47,7 @@ async def ending_in_words(messages: AsyncGenerator[bytes]) -> AsyncIterator[byte
         try:
             async for chunk in messages:
                 yield chunk
-        except _UNAVAILABLE as error:
+        except UNAVAILABLE as error:
             log.warning("a stream ends: %r", error)
             yield UNAVAILABLE_NOW
 

@@ -5,9 +5,9 @@ Messages: `log` (an event of the log; its id resumes the stream), `plan` and `ta
 `activity` (what an agent does), `live` (what follows is new).
 """
 
-from collections.abc import AsyncGenerator, Awaitable
+from collections.abc import AsyncGenerator
 from functools import partial
-from typing import Annotated, Any, Protocol
+from typing import Annotated, Any
 
 import msgspec
 from litestar import Request, Response, Router, get
@@ -18,7 +18,9 @@ from nats.aio.client import Client
 from nats.aio.msg import Msg
 
 from services.gateway.accounts.access import Caller
-from services.gateway.direct_get import EventsRead, read_events
+from services.gateway.archives.looking import events_reader
+from services.gateway.direct_get import read_events
+from services.gateway.plans.event_filter import About, ActorWord, EventFilter, ReadEvents, TaskWord, TypeWord, When
 from services.gateway.plans.lookup import find_plan, promptly
 from services.gateway.plans.sse import ALIVE, Reader, documented_stream, event_stream, message
 from services.gateway.plans.transcripts import live_entry
@@ -35,14 +37,6 @@ CHUNK_BYTES = 64 * 1024
 """Messages are sent together up to here."""
 
 
-class ReadEvents(Protocol):
-    """Reads some events of a plan: `read_events` with a connection and a store."""
-
-    def __call__(self, plan: str, *, after: int, limit: int) -> Awaitable[EventsRead]:
-        """Raises `StoreUnavailable`."""
-        ...
-
-
 class EventsPage(msgspec.Struct, frozen=True):
     """Some events of a plan; `next_after` continues, null at the end."""
 
@@ -57,15 +51,24 @@ async def list_events(
     request: Request[Caller, Any, Any],
     after: Annotated[int, QueryParameter(ge=0, le=SEQUENCE_MAX)] = 0,
     limit: Annotated[int, QueryParameter(ge=1, le=EVENTS_LIMIT_MAX)] = EVENTS_LIMIT,
+    task: TaskWord = None,
+    type_: TypeWord = None,
+    actor: ActorWord = None,
+    since: When = None,
+    until: When = None,
 ) -> Response[EventsPage]:
     """The plan's events from the log itself, those after the sequence `after`.
 
-    A page has fewer than `limit` where they are large, some megabytes together.
+    A page has fewer than `limit` where they are large, some megabytes together; with filters also where thousands that
+    are not wanted lie between: it may be empty then, and still have a `next_after`. An event that this Treadle can't
+    read has `unreadable` instead of its own fields: why, and its bytes.
     """
     await find_plan(state, request.user, plan)
-    read = await promptly(read_events(state.nc, state.store, plan, after=after, limit=limit))
-    events = b",".join(msgspec.json.encode(event_json(record)) for record in read.records)
-    return json_answer(b'{"events":[%b],"next_after":%b}' % (events, msgspec.json.encode(read.next_after)))
+    wanted = EventFilter.asked(task, type_, actor, since, until)
+    read = events_reader(state, plan)
+    records, next_after = await promptly(wanted.page(state.nc, read, plan, after=after, limit=limit))
+    events = b",".join(msgspec.json.encode(event_json(record)) for record in records)
+    return json_answer(b'{"events":[%b],"next_after":%b}' % (events, msgspec.json.encode(next_after)))
 
 
 @get(
@@ -82,19 +85,32 @@ async def stream_plan(
     after: Annotated[int, QueryParameter(ge=0, le=SEQUENCE_MAX)] = 0,
     last_event_id: Annotated[int | None, HeaderParameter(name="Last-Event-ID", ge=0, le=SEQUENCE_MAX)] = None,
     activity: FromQuery[bool] = False,
+    task: TaskWord = None,
+    type_: TypeWord = None,
+    actor: ActorWord = None,
 ) -> Stream:
-    """Everything about a plan after the sequence `after`, or `Last-Event-ID` where that is sent, for ever."""
+    """Everything about a plan after the sequence `after`, or `Last-Event-ID` where that is sent, for ever.
+
+    With filters it is only the events that fit, and `live`.
+    """
     await find_plan(state, request.user, plan)
     reader = Reader(state, request.user, plan)
     start = last_event_id if last_event_id is not None else after
     nc = state.nc if activity else None
-    return event_stream(
-        plan_messages(state.live, partial(read_events, state.nc, state.store), reader, plan, after=start, nc=nc)
-    )
+    wanted = EventFilter.asked(task, type_, actor)
+    read = partial(read_events, state.nc, state.store)
+    return event_stream(plan_messages(state.live, read, reader, plan, after=start, nc=nc, wanted=wanted))
 
 
 async def plan_messages(
-    live: LivePlans, read: ReadEvents, reader: Reader, plan: str, *, after: int, nc: Client | None = None
+    live: LivePlans,
+    read: ReadEvents,
+    reader: Reader,
+    plan: str,
+    *,
+    after: int,
+    nc: Client | None = None,
+    wanted: EventFilter = EventFilter(),  # noqa: B008 - frozen
 ) -> AsyncGenerator[bytes]:
     """The stream, as it is sent. It ends where its reader may not read on, or reads too slowly.
 
@@ -109,22 +125,23 @@ async def plan_messages(
             live_from = live.seq
             following: int | None = after
             while following is not None and following < live_from:
-                page = await read(plan, after=following, limit=HISTORY_PAGE)
+                page = await read(plan, after=following, limit=HISTORY_PAGE, entity=wanted.task)
                 following = page.next_after
                 for record in page.records:
-                    yield message("log", msgspec.json.encode(event_json(record)), record.seq)
                     after = record.seq
+                    if wanted.wants(About.of(record)):
+                        yield message("log", msgspec.json.encode(event_json(record)), record.seq)
                     if listener.ended or not (reader.ask_in_s or await reader.may_read_on()):
                         return
             await live.at_least(after)  # what follows must not be older than the history that was told
             fold = await promptly(live.fold(plan))
             if fold is None or listener.ended:
                 return
-            for chunk in _standing(fold, live.seq):
+            for chunk in _standing(fold if wanted.is_empty else None, live.seq):
                 yield chunk
             subscription = await nc.subscribe(transcript_filter(plan), cb=_teller(listener, fold)) if nc else None
             try:
-                async for chunk in _news(listener, reader, fold, after):
+                async for chunk in _news(listener, reader, fold, after, wanted):
                     yield chunk
             except FellBehind:
                 return  # the reader comes back with the last id that it saw
@@ -133,14 +150,19 @@ async def plan_messages(
                     await subscription.unsubscribe()
 
 
-def _standing(fold: PlanFold, seq: int) -> list[bytes]:
-    """How everything stands, in chunks."""
+def _standing(fold: PlanFold | None, seq: int) -> list[bytes]:
+    """How everything stands, in chunks; None: only where the news begin."""
+    live = message("live", msgspec.json.encode({"seq": seq}))
+    if fold is None:
+        return [live]
     tasks = (message("task", fold.task_json(code)) for code in fold.board.codes)
-    return _chunks([message("plan", fold.view_json()), *tasks, message("live", msgspec.json.encode({"seq": seq}))])
+    return _chunks([message("plan", fold.view_json()), *tasks, live])
 
 
-async def _news(listener: Listener, reader: Reader, fold: PlanFold, after: int) -> AsyncGenerator[bytes]:
-    """What comes, with how it leaves the plan and its tasks."""
+async def _news(
+    listener: Listener, reader: Reader, fold: PlanFold, after: int, wanted: EventFilter
+) -> AsyncGenerator[bytes]:
+    """What comes, with how it leaves the plan and its tasks; with a filter only the events that fit."""
     while True:
         arrived = await listener.take(reader.ask_in_s)
         if listener.ended:
@@ -156,11 +178,16 @@ async def _news(listener: Listener, reader: Reader, fold: PlanFold, after: int) 
         for item in arrived:
             if item.kind == "log" and item.seq <= after:
                 continue
+            if item.kind == "log" and not wanted.is_empty:
+                after = item.seq
+                if wanted.wants(msgspec.json.decode(item.json, type=About)):
+                    messages.append(message(item.kind, item.json, item.seq))
+                continue
             messages.append(message(item.kind, item.json, item.seq or None))
             if item.kind == "log":
                 after = item.seq
                 changed.update(dict.fromkeys(item.changed))
-        if any(item.kind == "log" for item in arrived):
+        if wanted.is_empty and any(item.kind == "log" for item in arrived):
             messages += (message("task", fold.task_json(code)) for code in changed)
             messages.append(message("plan", fold.view_json()))
         for chunk in _chunks(messages):

@@ -10,11 +10,12 @@ from litestar.params import FromPath, HeaderParameter, JSONBody, QueryParameter
 
 from services.gateway.accounts.access import Caller
 from services.gateway.agents.roster import roster
+from services.gateway.archives.rows import is_imported
 from services.gateway.conditions import ETAG, check_if_match, etag, wanted_if_match
 from services.gateway.database.tables import Mode, Project
 from services.gateway.paging import Asked, Page
 from services.gateway.plans.commands import NOTE_MAX_CHARS, REFUSED, Accepted, Note, command_task, note_of
-from services.gateway.plans.lookup import find_execution, find_task, promptly, reading_plan
+from services.gateway.plans.lookup import find_execution, find_imported, find_task, promptly, reading_plan
 from services.gateway.plans.planner_client import check_edit
 from services.gateway.plans.watching import watching_router, with_what_lies_there
 from services.gateway.problems import Problem, ProblemError, documented
@@ -109,6 +110,8 @@ async def list_tasks(
 ) -> Response[Page[TaskView]]:
     """The plan's tasks in topological order; none until the plan is finalized."""
     filters = TaskFilters(status=status, agent=agent)
+    if is_imported(plan):
+        return json_answer(reads.tasks_of(await find_imported(state, request.user, plan), filters, asked))
     await fresh(state, min_seq)
     if (quick := await reads.tasks_in_memory(state, request.user, plan, filters, asked)) is not None:
         return json_answer(quick)
@@ -121,12 +124,16 @@ async def read_task(
     plan: FromPath[str], code: FromPath[str], state: State, request: Request[Caller, Any, Any], min_seq: MinSeq = 0
 ) -> Response[TaskView]:
     """One task. Its ETag is what a change of it must carry as `If-Match`."""
-    async with reading_plan(state, request.user, plan, min_seq) as (session, _):
-        task = await reads.find_task(session, request.user, plan, code)
-    body = task.view
+    if is_imported(plan):
+        fold = await find_task(state, request.user, plan, code)
+        body, seq = fold.task_json(code), fold.board.seqs[code]
+    else:
+        async with reading_plan(state, request.user, plan, min_seq) as (session, _):
+            task = await reads.find_task(session, request.user, plan, code)
+        body, seq = task.view, task.seq
     if IS_CUT in body:  # never within a text, where quotes are escaped
         body = await _with_whole_input(state, plan, code, body)
-    return json_answer(body, {"ETag": etag(task.seq)})
+    return json_answer(body, {"ETag": etag(seq)})
 
 
 async def _with_whole_input(state: State, plan: str, code: str, body: bytes) -> bytes:

@@ -14,9 +14,12 @@ from nats.aio.client import Client
 from nats.aio.msg import Msg
 
 from services.gateway.accounts.access import Caller
-from services.gateway.direct_get import read_batch
+from services.gateway.archives.looking import transcript_page
+from services.gateway.archives.rows import is_imported
+from services.gateway.direct_get import Found, read_batch
 from services.gateway.plans.lookup import find_execution
 from services.gateway.plans.sse import ALIVE, Reader, documented_stream, event_stream, message
+from services.gateway.plans.transcript_entry import TranscriptEntry, TranscriptPage
 from services.gateway.problems import documented
 from services.gateway.projection.live import LivePlans
 from services.gateway.projection.reads import SEQUENCE_MAX
@@ -28,23 +31,6 @@ QUIET_S = 0.5
 """The last words of an agent may arrive a little after its task's end."""
 LIMIT = 200
 LIMIT_MAX = 500
-
-
-class TranscriptEntry(msgspec.Struct, frozen=True):
-    """One thing that an agent did. The text is the agent's: strip control characters before showing it."""
-
-    seq: int
-    time: datetime
-    task: str
-    lease: int
-    activity: dict[str, Any]
-
-
-class TranscriptPage(msgspec.Struct, frozen=True):
-    """Some entries, the oldest first; `next_after` continues, null at the end."""
-
-    items: list[TranscriptEntry]
-    next_after: int | None
 
 
 @get("/plans/{plan:str}/tasks/{code:str}/transcript", responses=documented(400, 401, 404, 503))
@@ -61,9 +47,11 @@ async def read_transcript(
     `_draft-1` is the making of candidate 1.
     """
     await find_execution(state, request.user, plan, code)
+    if is_imported(plan):
+        return await transcript_page(await state.imported.known(plan), code, after=after, limit=limit)
     subjects = transcript_filter(plan, code)
     found, more = await read_batch(state.nc, TRANSCRIPTS, subjects, after=after, limit=limit)
-    items = [_entry(one.subject, one.seq, one.time, one.body) for one in found]
+    items = [stored_entry(one) for one in found]
     return TranscriptPage(items, items[-1].seq if more else None)
 
 
@@ -126,6 +114,11 @@ async def _transcript_messages(
 def live_entry(said: Msg, time: datetime) -> bytes:
     """What an agent just said, in JSON, without a sequence: it is not known to be stored."""
     return msgspec.json.encode(_entry(said.subject, 0, time, said.data))
+
+
+def stored_entry(found: Found) -> TranscriptEntry:
+    """An entry as it is kept."""
+    return _entry(found.subject, found.seq, found.time, found.body)
 
 
 def _stored_entry(said: Msg) -> TranscriptEntry:

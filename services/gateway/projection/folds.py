@@ -4,9 +4,9 @@ from collections import OrderedDict
 from collections.abc import AsyncIterator, Callable
 
 from services.gateway.projection.views import PlanFold
-from shared.spec import DELIVER, TASK_CODE
+from shared.skipped import skipped_seq
 from shared.store import EventStore, Recorded
-from shared.subjects import PLAN, PLAN_ID, is_draft
+from shared.subjects import PLAN, can_be, is_draft
 from shared.transact import patiently
 
 PAGE_EVENTS = 500
@@ -56,9 +56,11 @@ class Folds:
             self._weight_bytes -= self._weights_bytes.pop(plan)
 
 
-async def plan_events(store: EventStore, plan: str, *, before: int | None = None) -> AsyncIterator[Recorded]:
-    """The plan's events from its beginning, to the log's end or to the sequence `before`; outages are waited out."""
-    after, limit = 0, PAGE_DRAFTS
+async def plan_events(
+    store: EventStore, plan: str, *, after: int = 0, before: int | None = None
+) -> AsyncIterator[Recorded]:
+    """The plan's events behind a sequence, to the log's end or to the sequence `before`; outages are waited out."""
+    limit = PAGE_DRAFTS
     while True:
         page = await patiently(lambda: store.read(plan, after=after, limit=limit))  # noqa: B023 - called here
         for record in page:
@@ -77,19 +79,25 @@ def _may_be_large(record: Recorded) -> bool:
 
 
 async def read_fold(store: EventStore, plan: str, *, before: int | None = None) -> PlanFold | None:
-    """The plan's fold, read from the log; None where it has no events."""
-    fold: PlanFold | None = None
-    async for record in plan_events(store, plan, before=before):
-        if fold is None:
-            fold = PlanFold(plan, record)
-        fold.apply(record)
-    return fold
+    """The plan's fold, read from the log, without what was skipped by then; None where it has no events."""
+    left_out: set[tuple[str, int]] = set()
+    while True:
+        fold: PlanFold | None = None
+        is_whole = True
+        async for record in plan_events(store, plan, before=before):
+            key = (record.entity, skipped_seq(record))
+            if key[1] and key not in left_out:
+                left_out.add(key)
+                is_whole = False  # it was folded a moment ago: once more, as soon as all such words are known
+            if (record.entity, record.seq) in left_out:
+                continue
+            if fold is None:
+                fold = PlanFold(plan, record)
+            fold.apply(record)
+        if is_whole:
+            return fold
 
 
 def is_ours(record: Recorded) -> bool:
-    """Whether the event is of a plan and a task that there can be.
-
-    Somebody else may have put anything on the log's subjects; the deciders and the database know no such names.
-    """
-    named = record.entity in (PLAN, DELIVER) or is_draft(record.entity) or TASK_CODE.fullmatch(record.entity)
-    return bool(named and PLAN_ID.fullmatch(record.plan))
+    """Whether the event is of a plan and a task that there can be: the deciders and the database know no others."""
+    return can_be(record.plan, record.entity)

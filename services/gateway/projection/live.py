@@ -18,6 +18,7 @@ from nats.js.errors import APIError
 from services.gateway.projection.folds import Folds, is_ours, read_fold
 from services.gateway.projection.views import PlanFold, event_json
 from shared.requests import ProjectDeleted
+from shared.skipped import skipped_seq
 from shared.store import EventStore, Recorded, StoreUnavailable
 from shared.streams import EVENTS
 from shared.subjects import MANY_PROJECT_EVENTS, PLAN, PLAN_ID
@@ -90,12 +91,12 @@ class Listener:
         return items
 
 
-async def log_end(nc: Client) -> int:
-    """The sequence of the log's newest event. Raises `StoreUnavailable`."""
+async def log_end(nc: Client, stream: str = EVENTS) -> int:
+    """The sequence of the log's newest event, or of another stream's. Raises `StoreUnavailable`."""
     try:
-        return (await nc.jetstream(timeout=LOG_TIMEOUT_S).stream_info(EVENTS)).state.last_seq
+        return (await nc.jetstream(timeout=LOG_TIMEOUT_S).stream_info(stream)).state.last_seq
     except (NatsError, APIError, OSError, TimeoutError) as error:
-        raise StoreUnavailable(f"NATS does not say where the log ends: {error!r}") from error
+        raise StoreUnavailable(f"NATS does not say where {stream} ends: {error!r}") from error
 
 
 class LivePlans:
@@ -123,19 +124,28 @@ class LivePlans:
         self.ready.set()
         async for batch in self._store.follow(after=self.seq):
             for record in filter(is_ours, batch.events):
-                self._hear(record)
+                self._hear(record, await self._folded_anew(record) if skipped_seq(record) else [])
             async with self._advanced:
                 self._advanced.notify_all()
 
-    def _hear(self, record: Recorded) -> None:
+    async def _folded_anew(self, skipped: Recorded) -> list[str]:
+        """Without the event that is left out from now on: all tasks, where somebody looks at the plan."""
+        fold = self._folds.get(skipped.plan)
+        anew = await read_fold(self._store, skipped.plan, before=skipped.seq + 1) if fold is not None else None
+        if fold is None or anew is None:
+            return []
+        fold.become(anew)
+        return list(fold.board.codes)
+
+    def _hear(self, record: Recorded, changed: list[str]) -> None:
+        """`changed`: the tasks that look otherwise already."""
         self.seq = record.seq
         if record.entity == PLAN:
             self.stirred.set()
         if record.plan in self._heard_meanwhile:
             self._heard_meanwhile[record.plan].append(record)
-        changed: list[str] = []
         if fold := self._folds.get(record.plan):
-            changed = fold.apply(record)
+            changed = [*changed, *fold.apply(record)]
             self._folds.keep(fold)
         if listeners := self._listeners.get(record.plan):
             told = Told("log", msgspec.json.encode(event_json(record)), record.seq, tuple(changed))
@@ -179,6 +189,8 @@ class LivePlans:
         heard = self._heard_meanwhile[plan] = []
         try:
             fold = await read_fold(self._store, plan)
+            while any(skipped_seq(record) and (fold is None or record.seq > fold.seq) for record in heard):
+                fold = await read_fold(self._store, plan)
             for record in heard:
                 if fold is None:
                     fold = PlanFold(plan, record)

@@ -5,6 +5,8 @@ from datetime import datetime
 import msgspec
 
 from services.gateway.projection.draft_view import CandidateView, RequestView
+from services.gateway.projection.fork_view import ForkedFrom, ForkMade
+from services.gateway.projection.imported_view import ImportedFrom
 from shared.board import Standing
 from shared.events import Usage
 from shared.plan import PlanStatus
@@ -55,5 +57,11 @@ class PlanView(msgspec.Struct, frozen=True, kw_only=True):
     """Whether its only candidate is to be finalized by itself."""
     held_up: str
     """Why that could not be done; it is tried again. Empty: nothing hinders it. Not told in streams."""
+    forked_from: ForkedFrom | None
+    """Set where it goes on from a moment of another plan."""
+    forks: tuple[ForkMade, ...]
+    """Plans that go on from a moment of this one; the newest 100."""
     fault: str
     """Set where the log holds an event of the plan that can't be read."""
+    imported: ImportedFrom | None = None
+    """Set where the plan was brought as a file: it is read-only."""

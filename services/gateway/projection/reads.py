@@ -28,6 +28,7 @@ from services.gateway.paging import CURSOR_MAX_CHARS, SORT_MAX_CHARS, Asked, Ord
 from services.gateway.problems import RETRY_AFTER_S, ProblemError, bad_request, not_found
 from services.gateway.projection.live import LivePlans
 from services.gateway.projection.projector import Projector
+from services.gateway.projection.views import PlanFold
 from shared.plan import EARLY
 from shared.spec import DELIVER, TASK_CODE
 from shared.subjects import PLAN_ID
@@ -189,6 +190,14 @@ async def tasks_in_memory(state: State, caller: Caller, plan: str, filters: Task
     shown = fold.board.codes[: asked.limit]
     more = len(shown) < len(fold.board.codes)
     return _page_json(map(fold.task_json, shown), TASKS.cursor(len(shown) - 1, shown[-1]) if more else None)
+
+
+def tasks_of(fold: PlanFold, filters: TaskFilters, asked: Asked) -> bytes:
+    """What `list_tasks` answers, of a plan that is in no projection."""
+    tasks = (fold.task(code) for code in fold.board.codes)
+    wanted = [task for task in tasks if filters.status in (None, task.status) and filters.agent in (None, task.agent)]
+    shown, following = TASKS.page_of(wanted, asked)
+    return _page_json((fold.task_json(task.code) for task in shown), following)
 
 
 async def is_any_busy(session: AsyncSession, now: datetime) -> bool:

@@ -10,9 +10,11 @@ import contextlib
 import fcntl
 import logging
 import os
-from collections.abc import AsyncIterator, Iterator, Sequence
-from contextlib import asynccontextmanager, contextmanager
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Sequence
+from contextlib import AsyncExitStack, asynccontextmanager, contextmanager
+from functools import partial
 from pathlib import Path
+from typing import Literal
 
 import msgspec
 from sqlalchemy import delete, func, select, text, tuple_
@@ -21,6 +23,8 @@ from sqlalchemy.ext.asyncio import AsyncSession
 from services.gateway.database.engine import Database
 from services.gateway.database.tables import PlanRow, ProjectionHead, TaskRow
 from services.gateway.problems import ProblemError
+from services.gateway.projection.compare import Compared, RowDifference, Side, compare_generations
+from services.gateway.projection.heard import Heard
 from services.gateway.projection.projector import UNREACHABLE, persistently
 from services.gateway.projection.rows import Changes, Folding, known_plans, write_changes
 from shared.store import EventStore, Recorded
@@ -29,6 +33,8 @@ log = logging.getLogger("treadle.gateway.projection")
 
 BATCH_EVENTS = 250
 CHUNK_ROWS = 500
+CATCH_UP_WITHIN_S = 5.0
+"""Nobody writes to the projection meanwhile."""
 LOCK = 0x7472_6561_646C_66
 """PostgreSQL's advisory lock that a rebuild holds; the number means nothing."""
 
@@ -50,6 +56,22 @@ class ProjectionStands(msgspec.Struct, frozen=True, kw_only=True):
     rebuilding: RebuildStands | None
 
 
+class Verification(msgspec.Struct, frozen=True, kw_only=True):
+    """What came of comparing the projection with the log, or how far it is. Of this gateway, since its start."""
+
+    state: Literal["never", "at work", "agrees", "differs", "failed"]
+    position: int = 0
+    """At work: how far; else the event up to which both were compared."""
+    rows: int = 0
+    differences: int = 0
+    first: tuple[RowDifference, ...] = ()
+    """The first of them."""
+    replaced: bool = False
+    """Whether the new rows are the ones that are read now."""
+    message: str = ""
+    """Why it failed."""
+
+
 class AlreadyRebuilding(ProblemError):
     """Another rebuild is at work, here or in another gateway."""
 
@@ -69,11 +91,23 @@ class Rebuilder:
         self._store = store
         self._db = db
         self._running: asyncio.Task[None] | None = None
+        self.verification = Verification(state="never")
+        """The newest one that was asked for here."""
 
     async def start(self) -> None:
         """Begins a rebuild in the background. Raises `AlreadyRebuilding`."""
+        await self._start(self._rebuild)
+
+    async def start_verifying(self, *, replace: bool) -> None:
+        """Begins to fill a new generation and to compare it with the current one; see `verification`.
+
+        `replace`: it takes the current one's place then, where they differ. Raises `AlreadyRebuilding`.
+        """
+        await self._start(partial(self._verify, replace=replace))
+
+    async def _start(self, work: Callable[[], Awaitable[None]]) -> None:
         begun: asyncio.Future[None] = asyncio.get_running_loop().create_future()
-        running = asyncio.create_task(self._run_logged(begun))
+        running = asyncio.create_task(self._run_logged(begun, work))
         await begun
         self._running = running
 
@@ -89,11 +123,11 @@ class Rebuilder:
         async with self._lock():
             await self._rebuild()
 
-    async def _run_logged(self, begun: "asyncio.Future[None]") -> None:
+    async def _run_logged(self, begun: "asyncio.Future[None]", work: Callable[[], Awaitable[None]]) -> None:
         try:
             async with self._lock():
                 begun.set_result(None)
-                await self._rebuild()
+                await work()
         except asyncio.CancelledError:
             raise
         except BaseException as error:  # told to whoever waits for the start, else to the log
@@ -122,14 +156,81 @@ class Rebuilder:
         await self._remove_leftovers()
         generation = await persistently(self._begin)
         log.info("rebuilding the projection as generation %d", generation)
+        await self._fill(generation)
+        await self._remove_leftovers()
+
+    async def _fill(self, generation: int, after: int = 0) -> None:
+        """Goes on to the log's end and makes the generation the current one."""
         folding = Folding(self._store)
-        async for batch in self._store.follow():
+        async for batch in self._store.follow(after=after):
             for place in range(0, len(batch.events), BATCH_EVENTS):
                 await self._project(folding, generation, batch.events[place : place + BATCH_EVENTS])
             if await persistently(lambda: self._exchange(generation)):
                 break
-        await self._remove_leftovers()
         log.info("the projection is rebuilt: generation %d is read now", generation)
+
+    async def _verify(self, *, replace: bool) -> None:
+        self.verification = Verification(state="at work")
+        try:
+            await self._remove_leftovers()
+            generation = await persistently(self._begin)
+            log.info("verifying the projection by generation %d", generation)
+            position, compared = await self._compare_at_one_position(generation)
+            replaced = replace and compared.differences > 0
+            if replaced:
+                await self._fill(generation, after=position)
+            await self._remove_leftovers()
+        except Exception as error:
+            self.verification = Verification(state="failed", message=f"{type(error).__name__}: {error}")
+            raise
+        self.verification = Verification(
+            state="differs" if compared.differences else "agrees",
+            position=position,
+            rows=compared.rows,
+            differences=compared.differences,
+            first=compared.first,
+            replaced=replaced,
+        )
+        level = logging.WARNING if compared.differences else logging.INFO
+        found = compared.differences, compared.rows
+        log.log(level, "the projection at event %d: %d differences in %d rows", position, *found)
+
+    async def _compare_at_one_position(self, generation: int) -> tuple[int, Compared]:
+        """Fills the generation to where the current one is, and no further, and looks at both there."""
+        folding = Folding(self._store)
+        async with Heard(self._store) as heard:
+            async with self._db.read() as session:
+                reached = await session.scalar(select(ProjectionHead.position).where(ProjectionHead.is_current)) or 0
+            while events := await heard.up_to(reached, BATCH_EVENTS):
+                await self._project(folding, generation, events)
+                self.verification = Verification(state="at work", position=events[-1].seq)
+            return await self._compare(folding, heard, generation)
+
+    async def _compare(self, folding: Folding, heard: Heard, generation: int) -> tuple[int, Compared]:
+        """What tells the two apart.
+
+        The heads are locked while ours makes up for the last few events, and until the look at the current one has
+        begun: what is written to it from then on is not seen. Ours is nobody else's to write.
+        """
+
+        async def are_known(plans: set[str]) -> set[str]:
+            return await known_plans(self._db, generation, plans)
+
+        async with AsyncExitStack() as held:
+            async with self._db.write() as session:
+                current = await session.scalar(select(ProjectionHead.generation).where(ProjectionHead.is_current)) or 0
+                heads = await _locked_heads(session, [generation, current])
+                if generation not in heads:
+                    raise _Overtaken(f"generation {generation} was removed by another rebuild")
+                position = heads[current].position if current in heads else 0
+                async with asyncio.timeout(CATCH_UP_WITHIN_S):
+                    while events := await heard.up_to(position, BATCH_EVENTS):
+                        await write_changes(self._db, session, generation, await folding.fold(events, are_known))
+                        heads[generation].position = events[-1].seq
+                looking = await held.enter_async_context(self._db.read())
+                await looking.execute(select(ProjectionHead.generation))  # its look begins with its first statement
+            async with self._db.read() as ours:
+                return position, await compare_generations(Side(looking, current), Side(ours, generation))
 
     async def _begin(self) -> int:
         async with self._db.write() as session:

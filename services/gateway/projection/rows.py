@@ -6,7 +6,7 @@ from typing import Any, cast
 
 import msgspec
 from sqlalchemy import Table as SqlTable
-from sqlalchemy import select
+from sqlalchemy import delete, select
 from sqlalchemy.dialects import postgresql, sqlite
 from sqlalchemy.ext.asyncio import AsyncSession
 
@@ -16,6 +16,7 @@ from services.gateway.notifications.happenings import Happening
 from services.gateway.projection.folds import Folds, is_ours, read_fold
 from services.gateway.projection.views import PlanFold
 from shared.plan import ENDED
+from shared.skipped import skipped_seq
 from shared.store import EventStore, Recorded
 
 BREATH_STEPS = 200
@@ -31,6 +32,8 @@ class Changes(msgspec.Struct, frozen=True):
 
     plans: list[Row]
     tasks: list[Row]
+    anew: set[str] = set()
+    """Plans of which `tasks` are all that there are: others are not the plan's any more."""
     happened: list[Happening] = []
     """What people may want to be told of the batch's events, in their order. No rows: they are not made anew."""
 
@@ -53,14 +56,20 @@ class Folding:
         changed: dict[str, dict[str, None]] = {}
         folds: dict[str, PlanFold] = {}
         happened: list[Happening] = []
+        anew: set[str] = set()
         for step, record in enumerate(ours):
+            if skipped_seq(record):
+                folds[record.plan] = await self._read(record)
+                changed[record.plan] = dict.fromkeys(folds[record.plan].board.codes)
+                anew.add(record.plan)
+                continue
             if record.plan not in folds:
                 folds[record.plan] = await self._find(record, is_known=record.plan in known)
             changed.setdefault(record.plan, {}).update(dict.fromkeys(folds[record.plan].apply(record)))
             happened += folds[record.plan].happened
             if step % BREATH_STEPS == 0:
                 await asyncio.sleep(0)
-        changes = Changes([], [], happened)
+        changes = Changes([], [], anew, happened)
         for plan, codes in changed.items():
             await self._describe(folds[plan], list(codes), changes)
         return changes
@@ -70,6 +79,11 @@ class Folding:
         if fold is None and (is_known or record.type not in ("requested", "drafted")):  # with which every plan begins
             fold = await read_fold(self._store, record.plan, before=record.seq)
         return fold or PlanFold(record.plan, record)
+
+    async def _read(self, skipped: Recorded) -> PlanFold:
+        """The plan as it is without the event that is left out from now on."""
+        fold = await read_fold(self._store, skipped.plan, before=skipped.seq + 1)
+        return fold or PlanFold(skipped.plan, skipped)
 
     async def _describe(self, fold: PlanFold, codes: list[str], changes: Changes) -> None:
         changes.plans.append(_plan_row(fold))
@@ -124,6 +138,9 @@ def _fitting(text: str, chars_max: int) -> str:
 
 async def write_changes(db: Database, session: AsyncSession, generation: int, changes: Changes) -> None:
     """Writes the rows over what was there."""
+    if changes.anew:
+        gone = TaskRow.generation == generation, TaskRow.plan_id.in_(changes.anew)
+        await session.execute(delete(TaskRow).where(*gone))
     for table, rows in ((PlanRow, changes.plans), (TaskRow, changes.tasks)):
         if rows:
             await session.execute(_upsert(db, table), [{**row, "generation": generation} for row in rows])

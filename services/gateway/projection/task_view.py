@@ -6,6 +6,7 @@ import msgspec
 
 from services.gateway.database.tables import Mode
 from services.gateway.projection.approval_view import ApprovalView
+from services.gateway.projection.fork_view import InheritedView
 from services.gateway.projection.review_view import ReviewView
 from shared.events import Conflict, FailureKind, Usage
 from shared.task import TaskStatus
@@ -47,6 +48,8 @@ class TaskView(msgspec.Struct, frozen=True, kw_only=True):
     """What the newest attempt asked a person last."""
     conflict: Conflict | None
     """Whose work could not be merged, and which files; only of a failure that is shown."""
+    inherited: InheritedView | None
+    """Set where another plan has done it, of which this one is a fork; its cost is not in `usage`."""
     waiting_for: tuple[str, ...]
     """Predecessors that have not ended, at most `WAITING_FOR_SHOWN_MAX`; only while the task is pending."""
     reviews: str

@@ -1,5 +1,6 @@
 """A plan's fold as the API shows it: plain records made from the board."""
 
+from base64 import b64encode
 from datetime import datetime
 from hashlib import sha256
 
@@ -13,12 +14,14 @@ from services.gateway.projection.draft_view import (
     name_from,
     request_view,
 )
+from services.gateway.projection.fork_view import ForkedFrom, forked_from, forks_made, inherited_view
 from services.gateway.projection.plan_view import PlanView
 from services.gateway.projection.review_view import review_view
 from services.gateway.projection.task_view import WAITING_FOR_SHOWN_MAX, TaskView
 from shared.board import Board
-from shared.events import PlanRequested, TaskApprovalRequested, Usage
+from shared.events import ForkOf, Kept, PlanRequested, TaskApprovalRequested, TaskInherited, Usage
 from shared.plan import Candidate
+from shared.skipped import skipped_seq, take
 from shared.spec import DELIVER, PlanSpec, encode_spec
 from shared.store import Recorded
 from shared.subjects import PLAN, is_draft
@@ -27,6 +30,9 @@ from shared.task import LEASED, TaskState
 _LEASE_ENDS = ("completed", "failed", "cancelled", "released", "approval_requested")
 _TASK_ENDS = ("abandoned", "marked_complete", "decided", "cancel_requested")
 """End a person's lease too, which has no event of its own for that; what has ended keeps its time."""
+_STANDS = ("seq", "time", "plan", "task", "type", "actor")
+"""Where an event stands, as people and programs see it."""
+UNREADABLE_SHOWN_MAX_BYTES = 64 * 1024
 TASK_BYTES = 4096
 """What a task takes in memory beside the texts that its plan gives it."""
 
@@ -65,6 +71,10 @@ class PlanFold:
         """Names of candidates that were asked for so."""
         self._times: dict[str, TaskTimes] = {}
         self._bases: dict[str, str] = {}
+        self._kept: dict[str, Kept] = {}
+        """What was inherited."""
+        self._forked_from: tuple[ForkOf, ForkedFrom] | None = None
+        """What is shown of it: what is kept can be thousands of tasks."""
         self._asked_bytes: dict[str, int] = {}
         """By task, what its newest approval takes in memory."""
         self._texts: dict[str, _Text] = {}
@@ -92,13 +102,15 @@ class PlanFold:
             self._task_json.pop(code, None)
         return changed
 
+    def become(self, other: "PlanFold") -> None:
+        """Takes the other's place for whoever looks at this one: it was folded anew."""
+        vars(self).update(vars(other))
+
     def _fold(self, record: Recorded) -> list[str]:
         self.seq, self.updated_at = record.seq, record.time
-        if record.event is None:
-            self.board.fault = f"event {record.seq} ({record.type}) can't be read: {record.fault}"
-            return []
         before = self.board.tasks.get(record.entity)
-        self.board.apply(record.entity, record.event, record.seq)
+        if not take(self.board, record) or skipped_seq(record):
+            return []
         if record.entity == PLAN:
             if isinstance(record.event, PlanRequested):
                 self._keep_request(record.event)
@@ -149,6 +161,9 @@ class PlanFold:
             self.usage += usage
         if isinstance(record.event, TaskApprovalRequested):
             self._asked_bytes[record.entity] = len(record.event.input)
+        if isinstance(record.event, TaskInherited):
+            self._kept[record.entity] = record.event.kept
+            self._bases[record.entity] = record.event.kept.base_commit
         if record.type == "completed":
             self._bases[record.entity] = getattr(record.event, "base_commit", "")
 
@@ -263,8 +278,17 @@ class PlanFold:
             is_busy=self.is_busy,
             is_due=self.is_due,
             held_up="",
+            forked_from=self._origin(candidate),
+            forks=forks_made(state.forks),
             fault=self.board.fault,
         )
+
+    def _origin(self, candidate: Candidate | None) -> ForkedFrom | None:
+        if candidate is None or candidate.fork is None:
+            return None
+        if self._forked_from is None or self._forked_from[0] is not candidate.fork:
+            self._forked_from = candidate.fork, forked_from(candidate.fork)
+        return self._forked_from[1]
 
     def _count(self, candidate: Candidate | None) -> int:
         if self._places:
@@ -317,6 +341,7 @@ class PlanFold:
             base_commit=self._bases.get(code, ""),
             approval=approval_view(state.approval) if state.approval else None,
             conflict=state.conflict if _has_failed(state) else None,
+            inherited=inherited_view(self._kept[code]) if code in self._kept else None,
             waiting_for=tuple(waiting),
             reviews=spec.reviews if spec else "",
             review=review_view(state.review) if state.review else None,
@@ -343,14 +368,35 @@ def _has_failed(state: TaskState) -> bool:
 
 
 def event_json(record: Recorded) -> dict[str, object]:
-    """One event as people and programs see it: where it stands, then its own fields."""
-    fields = msgspec.to_builtins(record.event) if record.event is not None else {"fault": record.fault}
-    return {
+    """One event as people and programs see it: where it stands, then its own fields.
+
+    One of its own that is called like where it stands has the event's type before its name: `forked_plan`.
+    """
+    fields = msgspec.to_builtins(record.event) if record.event is not None else {"unreadable": _unreadable(record)}
+    stands = {
         "seq": record.seq,
         "time": record.time,
         "plan": record.plan,
         "task": None if record.entity == "_plan" else record.entity,
         "type": record.type,
         "actor": record.meta.actor,
-        **fields,
+    }
+    own = {f"{record.type}_{name}" if name in stands else name: value for name, value in fields.items()}
+    return {**stands, **own}
+
+
+def _unreadable(record: Recorded) -> dict[str, object]:
+    """What is stored of an event that can't be read: for people, who have to decide what becomes of it."""
+    shown = record.body[:UNREADABLE_SHOWN_MAX_BYTES]
+    try:
+        record.body.decode()
+        text: str | None = shown.decode(errors="ignore")  # but for a character that was cut
+    except UnicodeDecodeError:
+        text = None
+    return {
+        "fault": record.fault,
+        "version": record.version,
+        "size": len(record.body),
+        "bytes": b64encode(shown).decode(),
+        "text": text,
     }

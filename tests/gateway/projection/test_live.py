@@ -10,8 +10,9 @@ import msgspec
 import pytest
 
 from services.gateway.direct_get import EventsRead
+from services.gateway.plans.event_filter import ReadEvents
 from services.gateway.plans.sse import UNAVAILABLE_NOW, ending_in_words
-from services.gateway.plans.stream import ReadEvents, plan_messages
+from services.gateway.plans.stream import plan_messages
 from services.gateway.projection.folds import Folds, read_fold
 from services.gateway.projection.live import LISTENER_BYTES_MAX, FellBehind, Listener, LivePlans, Told
 from services.gateway.projection.views import TASK_BYTES, PlanFold
@@ -167,8 +168,8 @@ class SuspectReader(AnyReader):
 
 
 def reading(store: MemoryStore) -> ReadEvents:
-    async def read(plan: str, *, after: int, limit: int) -> EventsRead:
-        records = await store.read(plan, after=after, limit=limit)
+    async def read(plan: str, *, after: int, limit: int, entity: str | None = None) -> EventsRead:
+        records = await store.read(plan, entity, after=after, limit=limit)
         return EventsRead(records, records[-1].seq if len(records) == limit else None)
 
     return read
@@ -205,7 +206,7 @@ async def test_a_stream_ends_in_words_where_the_log_goes_away() -> None:
     store = MemoryStore()
     plan = await submit(store, spec_of({"A": ()}))
 
-    async def read(plan: str, *, after: int, limit: int) -> EventsRead:
+    async def read(plan: str, *, after: int, limit: int, entity: str | None = None) -> EventsRead:
         if after:
             raise StoreUnavailable("no answer")
         return EventsRead(await store.read(plan, limit=1), 1)

@@ -1,0 +1,84 @@
+"""The commits of an archive: a git bundle, which a runner makes and hands out in parts."""
+
+import tempfile
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from hashlib import sha256
+from typing import BinaryIO
+
+import msgspec
+from litestar.datastructures import State
+
+from services.gateway.agents.connection_test import ask, choose_runner
+from services.gateway.credentials import stored
+from services.gateway.credentials.keyring import CredentialUnreadable
+from services.gateway.problems import ProblemError
+from shared.events import Head
+from shared.history.archive_format import Commits
+from shared.requests import BundlePartReply, BundlePartRequest, BundleReply, BundleRequest
+from shared.subjects import runner_bundle, runner_bundle_part
+
+MADE_WITHIN_S = 120.0
+PART_WITHIN_S = 30.0
+MISSING_SHOWN_MAX = 5
+
+
+class NoBundle(Exception):
+    """There is none; the message says why."""
+
+
+class Bundle(msgspec.Struct, frozen=True):
+    """A bundle that was fetched as a whole."""
+
+    file: BinaryIO
+    commits: Commits
+    missing: str
+    """Which commits are not in it, in words; empty: all are."""
+
+
+@asynccontextmanager
+async def bundle(
+    state: State, project: str, plan: str, repo_url: str, base: str, heads: tuple[Head, ...]
+) -> AsyncIterator[Bundle]:
+    """The commits as some runner finds them; the file is removed with the block's end. Raises `NoBundle`."""
+    with tempfile.TemporaryFile(prefix="treadle-bundle-") as file:
+        try:
+            runner, sealed = await choose_runner(state.nc, "git", await _credentials(state, project))
+            wanted = BundleRequest(project=project, plan=plan, repo_url=repo_url, base=base, heads=heads, sealed=sealed)
+            body = msgspec.json.encode(wanted)
+            made = await ask(state.nc, runner_bundle(runner), body, BundleReply, MADE_WITHIN_S)
+            if made.refused:
+                raise NoBundle(made.refused)
+            await _fetch(state, runner, made, file)
+        except (ProblemError, CredentialUnreadable) as error:
+            raise NoBundle(str(error)) from error
+        file.seek(0)
+        there = tuple(head for head in heads if head.commit not in made.missing)
+        words = ", ".join(commit[:12] for commit in made.missing[:MISSING_SHOWN_MAX])
+        missing = f"commits that the repository does not have any more: {words}" if made.missing else ""
+        yield Bundle(file, Commits(base=base, heads=there, complete=made.complete), missing)
+
+
+async def _fetch(state: State, runner: str, made: BundleReply, file: BinaryIO) -> None:
+    digest = sha256()
+    offset = 0
+    while True:
+        body = msgspec.json.encode(BundlePartRequest(bundle=made.bundle, offset=offset))
+        reply = await ask(state.nc, runner_bundle_part(runner), body, BundlePartReply, PART_WITHIN_S)
+        if reply.refused:
+            raise NoBundle(reply.refused)
+        if not reply.part:
+            break
+        offset += len(reply.part)
+        if offset > made.size_bytes:
+            break
+        digest.update(reply.part)
+        file.write(reply.part)
+    if (offset, digest.hexdigest()) != (made.size_bytes, made.sha256):
+        raise NoBundle("what the runner handed out is not what it had made: export again")
+
+
+async def _credentials(state: State, project: str) -> bytes | None:
+    async with state.db.read() as session:
+        credentials = await stored.read_git_credentials(session, state.keyring, project)
+    return msgspec.json.encode(credentials) if credentials is not None else None
