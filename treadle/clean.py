@@ -155,11 +155,14 @@ def _tree_remover(path: Path) -> Callable[[], object]:
 
 def _refs(data_dir: Path, plans: dict[str, Plan], now: datetime) -> list[Item]:
     items = []
+    needed = _needed_by_forks(plans)
     for plan, view in plans.items():
         ended = datetime.fromisoformat(view["updated_at"])
         if view["status"] not in ("completed", "cancelled") or now.astimezone(UTC) - ended < timedelta(
             days=REFS_KEPT_DAYS
         ):
+            continue
+        if plan in needed:
             continue
         mirror = _mirror(data_dir, view)
         if not mirror.path.exists() or not _has_refs(mirror, plan):
@@ -169,6 +172,19 @@ def _refs(data_dir: Path, plans: dict[str, Plan], now: datetime) -> list[Item]:
             Item("refs", f"refs/treadle/{plan}/ in {mirror.shown}", 0, reason, False, _ref_remover(mirror, plan))
         )
     return items
+
+
+def _needed_by_forks(plans: dict[str, Plan]) -> set[str]:
+    """Plans whose work a plan that has not ended may rest on: its origin, and that one's where it is a fork too."""
+    needed: set[str] = set()
+    for view in plans.values():
+        if view["status"] in ("completed", "cancelled"):
+            continue
+        at: Plan | None = view
+        while at is not None and (origin := at.get("forked_from")) and origin["plan"] not in needed:
+            needed.add(origin["plan"])
+            at = plans.get(origin["plan"])
+    return needed
 
 
 def _has_refs(mirror: Mirror, plan: str) -> bool:

@@ -6,7 +6,7 @@ import contextlib
 from collections.abc import Iterator
 from typing import Any
 
-from shared.subjects import PLAN_ID
+from shared.subjects import IMPORTED_ID, PLAN_ID
 from treadle.api import ApiError, Gateway
 from treadle.bad_input import BadInput
 from treadle.plain_text import one_line
@@ -32,7 +32,7 @@ def find_plan(gateway: Gateway, wanted: str | None) -> Plan:
 
 
 def _plans_like(gateway: Gateway, wanted: str) -> list[Plan]:
-    if not PLAN_ID.fullmatch(wanted):
+    if not (PLAN_ID.fullmatch(wanted) or IMPORTED_ID.fullmatch(wanted)):
         # A gateway that does not know the filter lists all plans.
         return [plan for plan in gateway.pages("/plans", id_prefix=wanted) if plan["plan"].startswith(wanted)]
     try:

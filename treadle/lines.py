@@ -18,12 +18,21 @@ FAULT_SHOWN_CHARS = 500
 
 def event_line(event: Event) -> str | None:
     """One line for an event of the log; None for those that say nothing to a person."""
-    said = _SAYINGS.get((event["task"] is None, event["type"]))
-    if said is None:
+    said = saying(event)
+    if not said:
         return None
     time = datetime.fromisoformat(event["time"]).astimezone().strftime("%H:%M:%S")
     what = "plan" if event["task"] is None else str(event["task"])
-    return f"{time}  {what:<12}  {said(event)}"
+    return f"{time}  {what:<12}  {said}"
+
+
+def saying(event: Event) -> str:
+    """What an event says, in words; empty for those that say nothing to a person."""
+    if unreadable := event.get("unreadable"):
+        look = f"treadle events {event['plan']} --since {event['seq']}"
+        return f"event {event['seq']} ({event['type']}) can't be read: {one_line(unreadable['fault'], 300)}: {look}"
+    said = _SAYINGS.get((event["task"] is None, event["type"]))
+    return str(said(event)) if said is not None else ""
 
 
 def _requested(event: Event) -> str:
@@ -39,6 +48,9 @@ def _drafted(event: Event) -> str:
 def drafted_words(event: Event) -> str:
     """How large a candidate is, and what the making of it took."""
     words = tasks_words(len(event["spec"]["tasks"]))
+    if fork := event.get("fork"):
+        words += f", a fork of plan {one_line(fork['plan'], 40)} at event {fork['seq']}"
+        words += f" that keeps {tasks_words(len(fork.get('kept') or ()))}"
     origin = event.get("origin") or {}
     if model := origin.get("model"):
         words += f", by {one_line(model, 60)}"
@@ -69,7 +81,7 @@ def _failed(event: Event) -> str:
 
 def _started(event: Event) -> str:
     again = f", lease {event['supersedes']} was lost" if event.get("supersedes") else ""
-    return f"started on {event['runner']}{again}"
+    return f"started on {one_line(event['runner'])}{again}"
 
 
 def _completed(event: Event) -> str:
@@ -92,7 +104,9 @@ def _watch_failed(event: Event) -> str:
 
 
 def _watch_restored(event: Event) -> str:
-    return f"is looked for again, until {datetime.fromisoformat(event['deadline']).astimezone():%Y-%m-%d %H:%M}"
+    if not (deadline := event.get("deadline")):
+        return "is looked for again; its time was over before"
+    return f"is looked for again, until {datetime.fromisoformat(deadline).astimezone():%Y-%m-%d %H:%M}"
 
 
 def _readied(event: Event) -> str:
@@ -116,6 +130,10 @@ def _extended(event: Event) -> str:
     return f"has {len(tasks)} more tasks ({added}{round_}): {one_line(event['reason'])}"
 
 
+def _skipped(event: Event) -> str:
+    return f"event {event['skipped_seq']} is left out: {one_line(event['reason'], 300)}"
+
+
 def _because(words: str, field: str) -> Any:
     return lambda event: f"{words}: {one_line(event[field])}" if event.get(field) else words
 
@@ -131,6 +149,10 @@ _SAYINGS: Mapping[tuple[bool, str], Any] = {
     (True, "cancel_requested"): _because("is being cancelled", "reason"),
     (True, "cancelled"): lambda e: "cancelled",
     (True, "completed"): lambda e: f"completed: branch treadle/{e['plan']} is at {e['head_commit'][:12]}",
+    (True, "forked"): lambda e: f"went on as plan {one_line(e['forked_plan'], 40)}, from event {e['forked_seq']}",
+    (True, "skipped"): _skipped,
+    (False, "skipped"): _skipped,
+    (False, "inherited"): lambda e: f"is completed already: plan {one_line(e['kept']['plan'], 40)} did it",
     (False, "readied"): _readied,
     (False, "dispatched"): lambda e: _because(f"dispatched, attempt {e['attempt']}", "note")(e),
     (False, "started"): _started,
@@ -182,6 +204,18 @@ def duration(seconds: float) -> str:
     return f"{whole // 60}m{whole % 60:02d}s" if whole < 3600 else f"{whole // 3600}h{whole % 3600 // 60:02d}m"
 
 
+def lineage_lines(plan: Mapping[str, Any]) -> list[str]:
+    """Where a plan comes from that is a fork, and which forks were made of it."""
+    lines = []
+    if origin := plan.get("forked_from"):
+        cost = origin["usage"].get("cost_usd", 0)
+        there = f", which cost {money(cost)} there" if cost else ""
+        kept = f"keeps {tasks_words(origin['kept'])} of it{there}"
+        lines.append(f"a fork of plan {origin['plan']} at event {origin['seq']}: {kept}")
+    lines += [f"forked at event {fork['seq']}: plan {fork['plan']}" for fork in plan.get("forks") or ()]
+    return lines
+
+
 def standing_line(plan: Mapping[str, Any]) -> str:
     """How a plan stands, in one line."""
     counts = ", ".join(f"{count} {status.replace('_', ' ')}" for status, count in sorted(plan["counts"].items()))
@@ -194,4 +228,5 @@ def standing_line(plan: Mapping[str, Any]) -> str:
         standing = f"paused, {standing}"
     if not counts and (candidates := len(plan.get("candidates") or ())):
         counts = f"{candidates} candidate{'s' if candidates != 1 else ''}"
-    return f"{plan['plan']}  {standing}  {name}  ({counts or 'no task yet'}{spent}){fault}"
+    forked = f", a fork of {plan['forked_from']['plan']}" if plan.get("forked_from") else ""
+    return f"{plan['plan']}  {standing}  {name}  ({counts or 'no task yet'}{spent}{forked}){fault}"

@@ -17,7 +17,10 @@ from shared.memory import hide_memory
 from treadle import repository
 from treadle.api import ApiError
 from treadle.approval_commands import approval_commands
+from treadle.archives import archive_commands
 from treadle.bad_input import BadInput
+from treadle.events import events
+from treadle.fork import fork
 from treadle.goal_commands import goal_commands
 from treadle.instance import Instance
 from treadle.logs import logs
@@ -25,6 +28,7 @@ from treadle.operation_commands import operation_commands
 from treadle.plan_commands import plan_commands
 from treadle.plan_file import describe, read_plan_file
 from treadle.project_commands import projects
+from treadle.replay.command import replay
 from treadle.run import ATTENTION, BAD_INPUT, INTERRUPTED, run_plan, say
 from treadle.suite_choice import suite_options
 from treadle.supervision.ensure import stop_suite
@@ -34,6 +38,7 @@ from treadle.supervision.suite_info import SuiteOptions
 from treadle.task_commands import task
 from treadle.template_commands import templates
 from treadle.templates import Filling, run_template
+from treadle.why import why_command
 from treadle.workspaces import workspaces
 
 
@@ -185,7 +190,21 @@ def doctor_command(instance: Instance, as_json: bool) -> None:
     sys.exit(doctor.exit_status(found))
 
 
-for _command in (*plan_commands, *goal_commands, task, logs, projects, templates, workspaces, *operation_commands):
+for _command in (
+    *plan_commands,
+    replay,
+    events,
+    why_command,
+    fork,
+    *archive_commands,
+    *goal_commands,
+    task,
+    logs,
+    projects,
+    templates,
+    workspaces,
+    *operation_commands,
+):
     main.add_command(_command)
 for _command in approval_commands:
     task.add_command(_command)

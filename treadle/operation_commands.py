@@ -5,11 +5,14 @@ from __future__ import annotations
 import sys
 import time
 from collections.abc import Callable
+from datetime import datetime
+from urllib.parse import quote
 
 import click
 import msgspec
 
 from treadle.api import ApiError, Gateway, Resource
+from treadle.bad_input import BadInput
 from treadle.instance import Instance
 from treadle.plain_text import one_line
 from treadle.run import ATTENTION, say
@@ -79,6 +82,67 @@ def rebuild(instance: Instance) -> None:
         _follow_rebuild(gateway, before["generation"])
 
 
+@projection.command(name="show")
+@json_option
+@click.pass_obj
+def show_projection(instance: Instance, as_json: bool) -> None:
+    """Shows how far the tables are, and a rebuild of them."""
+    with instance.reach() as reached:
+        stands = reached.gateway().get("/projection", Resource)
+    if as_json:
+        click.echo(msgspec.json.encode(stands).decode())
+        return
+    click.echo(
+        f"generation {stands['generation']}: {stands['position']} of {stands['log_end']} events are in the tables"
+    )
+    if rebuilding := stands["rebuilding"]:
+        click.echo(f"they are made anew: {rebuilding['position']} of {stands['log_end']} events")
+
+
+@projection.command()
+@click.option("--replace", is_flag=True, help="Read the rows that were made anew, where any differ.")
+@json_option
+@click.pass_obj
+def verify(instance: Instance, replace: bool, as_json: bool) -> None:
+    """Makes the tables anew beside the present ones, and compares all rows at one position of the event log.
+
+    Exit status: 0 they agree, 1 they differ.
+    """
+    with instance.reach() as reached:
+        gateway, progress = reached.gateway(), _Progress()
+        found = gateway.post("/projection/verify", {"replace": replace})
+        while found["state"] == "at work":
+            progress.show(found["position"], gateway.get("/projection", Resource)["log_end"])
+            time.sleep(LOOK_EVERY_S)
+            found = gateway.get("/projection/verify", Resource)
+        progress.end()
+    if found["state"] not in ("agrees", "differs"):
+        raise ApiError(500, "verify_failed", f"the comparison did not come to its end: {found['message']}")
+    if as_json:
+        click.echo(msgspec.json.encode(found).decode())
+    else:
+        for line in verification_lines(found):
+            click.echo(line)
+    if found["state"] == "differs":
+        sys.exit(ATTENTION)
+
+
+def verification_lines(found: Resource) -> list[str]:
+    """What came of comparing the tables with the log, for people."""
+    compared = f"{found['rows']} rows at event {found['position']}"
+    if found["state"] == "agrees":
+        return [f"the tables are what the log says: {compared}"]
+    lines = []
+    for one in found["first"]:
+        where = one_line(f"{one['plan']}/{one['task']}" if one["task"] else one["plan"], 90)
+        field = one_line(one["field"], 60) or "the row"
+        lines.append(f"{where}  {field}: is {one_line(one['stored'])}, the log says {one_line(one['right'])}")
+    if (more := found["differences"] - len(lines)) > 0:
+        lines.append(f"… and {more} more")
+    then = "the new rows are read now" if found["replaced"] else "`treadle projection rebuild` puts that right"
+    return [*lines, f"{found['differences']} differences in {compared}; {then}"]
+
+
 def _follow_rebuild(gateway: Gateway, former_generation: int) -> None:
     """Shows how far the rebuild is until its tables are the ones that are read. Raises `ApiError` where it failed."""
     progress, idle_since_s = _Progress(), time.monotonic()
@@ -140,4 +204,58 @@ def _runner_line(runner: Resource) -> str:
     return one_line(f"{runner['runner']}  {runner['busy']} of {runner['slots']} slots busy  ({about}){at_work}{full}")
 
 
-operation_commands: tuple[click.Command, ...] = (runners, keys, projection)
+@click.group(invoke_without_command=True)
+@json_option
+@click.pass_context
+def consumers(ctx: click.Context, as_json: bool) -> None:
+    """Lists who reads the event log, and how far they are. For admins."""
+    if ctx.invoked_subcommand is not None:
+        return
+    instance: Instance = ctx.obj
+    with instance.reach() as reached:
+        found = reached.gateway().get("/consumers", Resource)
+    if as_json:
+        click.echo(msgspec.json.encode(found).decode())
+        return
+    click.echo(f"the log ends at event {found['log_end']}; the projection has event {found['projection_position']}")
+    for one in found["items"]:
+        click.echo(consumer_line(one))
+
+
+def consumer_line(one: Resource) -> str:
+    """A reader of the log, for people."""
+    words = f"{one['name']}  {one['kind']} {one['of']}: at event {one['position']}, {one['pending']} to come"
+    if one["kind"] == "pool":
+        words += f", {one['unacknowledged']} in runners' hands, {one['redelivered']} delivered again"
+    if one["last_active"]:
+        words += f"; last active {datetime.fromisoformat(one['last_active']).astimezone():%Y-%m-%d %H:%M:%S}"
+    return one_line(words, 300)
+
+
+@consumers.command(name="reset")
+@click.argument("name")
+@click.option("--to", required=True, metavar="SEQ|TIME|start|end", help="The first event that it delivers then.")
+@click.option("--reason", required=True, help="Why; kept in the audit log.")
+@click.option("--yes", is_flag=True, help="Also where what was not taken yet is passed over.")
+@click.pass_obj
+def reset_consumer(instance: Instance, name: str, to: str, reason: str, yes: bool) -> None:
+    """Lets the pool's consumer NAME begin at another place of the log. For admins.
+
+    Back: what was dispatched from there on is delivered again, and nothing runs twice. Forward (with --yes): what was
+    dispatched before and not taken stays in the queue, and nobody takes it.
+    """
+    with instance.reach() as reached:
+        gateway = reached.gateway()
+        if not yes and to != "start":
+            known = {one["name"]: one for one in gateway.get("/consumers", Resource)["items"]}
+            at = known.get(name, {}).get("position", 0)
+            if not (to.isascii() and to.isdecimal() and int(to) <= at):
+                raise BadInput(
+                    f"{name} is at event {at}: what was dispatched before {one_line(to, 40)} and not taken would be "
+                    "passed over, and its tasks would stay in the queue. Say --yes if that is meant"
+                )
+        done = gateway.post(f"/consumers/{quote(name, safe='')}/reset", {"to": to, "reason": reason})
+    say(f"{done['name']} begins at event {done['seq']} now: {done['consequence']}")
+
+
+operation_commands: tuple[click.Command, ...] = (runners, keys, projection, consumers)

@@ -22,7 +22,7 @@ from treadle.clean import find_items, size_words, total
 from treadle.found import Plan, find_plan, known_task
 from treadle.goal import candidate_lines, is_being_made, request_lines, see_drafted
 from treadle.instance import Instance
-from treadle.lines import standing_line
+from treadle.lines import lineage_lines, standing_line
 from treadle.plain_text import one_line, plain
 from treadle.reviewing import NO_VERDICT, finding_lines, verdict
 from treadle.run import REASON_MAX_CHARS, say, watch_plan
@@ -91,6 +91,8 @@ def status(instance: Instance, plan: str | None, as_json: bool) -> None:
         click.echo(msgspec.json.encode({**found, "tasks": tasks}).decode())
         return
     click.echo(_table(found, tasks) if tasks else standing_line(found))
+    for line in lineage_lines(found):
+        click.echo(line)
     if found["reason"] and found["status"] in ("paused", "cancelling", "cancelled"):
         click.echo(
             f"\nplan {found['plan']} is {_PLAN_STANDS.get(found['status'], found['status'])}: {plain(found['reason'])}"

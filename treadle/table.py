@@ -100,6 +100,8 @@ def last_action(task: Task, action: str) -> str:
             return asks_for(task["approval"])
         case "completed" if task.get("review"):
             return verdict(task["review"])
+        case "completed" if origin := task.get("inherited"):
+            return one_line(f"done by plan {origin['plan']}: {task['summary']}")
         case "completed":
             return one_line(task["summary"])
         case "readied":

@@ -121,5 +121,33 @@ def test_refs_of_an_ended_plan_go_after_some_days_and_its_branch_stays(tmp_path:
     assert repo.heads[f"treadle/{PLAN}"].commit.hexsha == commit
 
 
+def test_refs_stay_as_long_as_a_fork_that_has_not_ended_may_rest_on_them(tmp_path: Path, repo: git.Repo) -> None:
+    data = tmp_path / "data"
+    done = workspace(data, repo, "T1", 1)
+    push_lease(done, commit_leftovers(done, "T1").commit)
+    fork, again = "pbbbbbbbbbbbb", "pcccccccccccc"
+
+    def kinds(status: str) -> list[str]:
+        old = (NOW - timedelta(days=REFS_KEPT_DAYS + 1)).isoformat()
+        common = {"project": "", "repo_url": str(repo.working_dir), "updated_at": old}
+        views = [
+            {"plan": PLAN, "status": "completed", **common},
+            {"plan": fork, "status": "cancelled", "forked_from": {"plan": PLAN, "seq": 9}, **common},
+            {"plan": again, "status": status, "forked_from": {"plan": fork, "seq": 12}, **common},
+        ]
+
+        def answer(request: httpx.Request) -> httpx.Response:
+            body: list[Any] = [] if request.url.path.endswith("/tasks") else views
+            return httpx.Response(200, content=msgspec.json.encode({"items": body, "next": None}))
+
+        made = Gateway(Address("http://127.0.0.1:1", "token"))
+        made.http = httpx.Client(transport=httpx.MockTransport(answer), base_url="http://127.0.0.1:1/api")
+        return [item.kind for item in find_items(data, made, NOW)]
+
+    # The fork in between has not done the work itself: what the last one rests on is the first one's.
+    assert "refs" not in kinds("active") and "refs" not in kinds("drafted")
+    assert "refs" in kinds("completed")
+
+
 def test_sizes_are_readable() -> None:
     assert [size_words(n) for n in (0, 2048, 5 * 1024**2, 3 * 1024**3)] == ["0 B", "2.0 KiB", "5.0 MiB", "3.0 GiB"]

@@ -1,0 +1,92 @@
+"""The history that a person means: of a plan that a gateway knows, or of a `.treadle` file.
+
+A gateway's is downloaded as a light archive into a temporary directory. From then on nothing but that file is looked
+at, so that looking back needs no more than the right to read the plan.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import tempfile
+from collections.abc import Iterator
+from datetime import datetime
+from pathlib import Path
+
+from shared.history.archive import Archive
+from shared.history.archive_format import SUFFIX
+from shared.history.event_file import HistoryDamaged
+from shared.history.history import History, NoSuchMoment
+from treadle.api import Gateway, checked
+from treadle.bad_input import BadInput
+from treadle.found import find_plan
+from treadle.instance import Instance
+from treadle.plain_text import one_line, plain
+
+
+@contextlib.contextmanager
+def open_history(instance: Instance, plan_or_file: str | None) -> Iterator[History]:
+    """The history of a plan (an id, the beginning of one, None for the newest) or of a `.treadle` file.
+
+    The suite is needed no longer than the download takes. Raises `BadInput` for what is no plan, no moment of it, or a
+    damaged file (also where the body of the `with` raises these), `ApiError` and httpx's errors.
+    """
+    with tempfile.TemporaryDirectory(prefix="treadle-") as made, _damage_is_bad_input():
+        directory = Path(made)
+        path = named_file(plan_or_file) or _downloaded(instance, plan_or_file, directory / f"plan{SUFFIX}")
+        with _opened(path) as archive, archive.event_file(directory) as file:
+            yield History(file)
+
+
+def seq_of(history: History, at: str) -> int:
+    """The sequence that a person means: `123`, `end`, or a time, which is this machine's where it names no zone.
+
+    Times are shown so too. Raises `NoSuchMoment`.
+    """
+    return history.seq_of(_with_zone(at))
+
+
+def _with_zone(at: str) -> str:
+    if at.strip().isdecimal():  # a sequence can look like a date
+        return at
+    try:
+        time = datetime.fromisoformat(at.strip())
+        return (time if time.tzinfo else time.astimezone()).isoformat()
+    except (ValueError, OverflowError):  # what it has to be, the history says
+        return at
+
+
+def named_file(plan_or_file: str | None) -> Path | None:
+    """The file that is meant; None for a plan's id, which has neither dot nor slash."""
+    if plan_or_file is None or not (os.sep in plan_or_file or "." in plan_or_file):
+        return None
+    return Path(plan_or_file)
+
+
+def _opened(path: Path) -> Archive:
+    try:
+        return Archive.open(path)
+    except OSError as error:
+        raise BadInput(f"{one_line(str(path))} can't be read: {error.strerror}") from error
+
+
+def _downloaded(instance: Instance, plan: str | None, path: Path) -> Path:
+    with instance.reach() as reached:
+        gateway = reached.gateway()
+        download(gateway, find_plan(gateway, plan)["plan"], path, parts="events")
+    return path
+
+
+def download(gateway: Gateway, plan: str, path: Path, **params: str) -> None:
+    """A plan's archive, as the gateway makes it. Raises `ApiError`, httpx's errors and `OSError`."""
+    with gateway.http.stream("GET", f"/plans/{plan}/export", params=params) as answer, path.open("xb") as file:
+        for piece in checked(answer).iter_bytes():
+            file.write(piece)
+
+
+@contextlib.contextmanager
+def _damage_is_bad_input() -> Iterator[None]:
+    try:
+        yield
+    except (HistoryDamaged, NoSuchMoment) as error:
+        raise BadInput(plain(str(error))) from error
