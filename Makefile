@@ -8,7 +8,7 @@ LOCK := $(BIN)/uv pip compile --quiet --universal --python-version 3.11 --genera
 	$(foreach name,shared planner dispatcher runner gateway,--no-emit-package treadle-$(name)) --no-emit-package treadle
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test check lock secrets bench bench-api bench-agent bench-watch soak clean
+.PHONY: help setup demo test check lock secrets bench bench-api bench-agent bench-watch bench-replay soak clean
 
 help: ## Show what can be made
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "make %-11s %s\n", $$1, $$2 }' $(firstword $(MAKEFILE_LIST))
@@ -42,6 +42,9 @@ bench-agent: setup ## Measure the runner with agents: overhead, memory, cancel, 
 
 bench-watch: setup ## Measure what it costs to wait for 5,000 people's results in 50 repositories
 	$(BIN)/python -m bench watch
+
+bench-replay: setup ## Measure folding a history from the log, and looking back at long ones
+	$(BIN)/python -m bench replay
 
 bench: setup ## Measure the figures that README states
 	$(BIN)/python -m bench

@@ -10,7 +10,7 @@ import tempfile
 from collections.abc import Awaitable, Callable, Mapping
 from pathlib import Path
 
-from bench import agent, api, hop, overhead, scale, throughput, watch
+from bench import agent, api, hop, overhead, replay, scale, throughput, watch
 from bench.figures import Figure
 
 FIGURES: Mapping[str, Callable[[Path, int], Awaitable[Figure]]] = {
@@ -21,6 +21,7 @@ FIGURES: Mapping[str, Callable[[Path, int], Awaitable[Figure]]] = {
     "api": api.measure,
     "agent": agent.measure,
     "watch": watch.measure,
+    "replay": replay.measure,
 }
 
 
