@@ -12,6 +12,9 @@ from treadle.supervision.nats_server import NatsAccess, wait_until_ready, why_it
 from treadle.supervision.nats_server import NatsServer as Settings
 from treadle.supervision.processes import die_with_parent
 
+START_WITHIN_S = END_WITHIN_S = 60.0
+"""On a machine whose disk is slow and whose processors are others'."""
+
 
 class NatsServer:
     """A nats-server on a free loopback port, with its store in `directory`, `sync_interval: always`."""
@@ -47,7 +50,7 @@ class NatsServer:
         self._process = process
         # In a thread of its own, so that a test may start a server while its event loop runs.
         with ThreadPoolExecutor(1) as thread:
-            ready = wait_until_ready(self.access, alive=lambda: process.poll() is None)
+            ready = wait_until_ready(self.access, START_WITHIN_S, alive=lambda: process.poll() is None)
             try:
                 thread.submit(asyncio.run, ready).result()
             except Exception as error:
@@ -59,14 +62,14 @@ class NatsServer:
         """kill -9."""
         assert self._process is not None
         self._process.kill()
-        self._process.wait(10)
+        self._process.wait(END_WITHIN_S)
         self._process = None
 
     def stop(self) -> None:
         """Stops the server politely, if it runs."""
         if self._process is not None:
             self._process.terminate()
-            self._process.wait(10)
+            self._process.wait(END_WITHIN_S)
             self._process = None
 
     def close(self) -> None:

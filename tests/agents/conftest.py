@@ -45,7 +45,7 @@ def make_job(tmp_path: Path, worktree: Path) -> MakeJob:
             "agent": AgentSpec(sdk_type="claude"),
             "cwd": worktree,
             "scratch": scratch,
-            "timeout_s": 60.0,
+            "timeout_s": 600.0,
             "budget_usd": 5.0,
             "env": {},
             "enclosure": Unsandboxed(),

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import secrets
 import time
 from collections.abc import Awaitable, Callable
 from pathlib import Path
@@ -52,9 +53,14 @@ def environments(job: Job) -> list[bytes]:
     return [environment for _, environment in _all_processes().values() if mark in environment.split(b"\0")]
 
 
-def command_lines(word: str) -> list[str]:
-    """Command lines, of whatever process, that contain the word."""
-    return [line for line, _ in _all_processes().values() if word in line]
+def only_sleep() -> str:
+    """A command that sleeps for long, and that no other process of the machine has, be it another run of these tests."""
+    return f"sleep 600.{secrets.randbelow(10**12):012}"
+
+
+def is_running(command: str) -> bool:
+    """Whether a process, of whomever, is that command: not a shell, or another, that has it among its words."""
+    return any(line.split() == command.split() for line, _ in _all_processes().values())
 
 
 def _all_processes() -> dict[int, tuple[str, bytes]]:
@@ -70,7 +76,7 @@ def _all_processes() -> dict[int, tuple[str, bytes]]:
     return found
 
 
-async def eventually(condition: Callable[[], object], within_s: float = 15.0) -> None:
+async def eventually(condition: Callable[[], object], within_s: float = 60.0) -> None:
     """Returns once the condition holds; fails when it has not by the deadline."""
     deadline = time.monotonic() + within_s
     while not condition():

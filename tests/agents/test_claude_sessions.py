@@ -140,8 +140,8 @@ async def test_lease_that_is_over_ends_its_agent_at_once(
     memory.is_over = True
     started = time.monotonic()
     with pytest.raises(LeaseOver):
-        await asyncio.wait_for(running, 30)
-    assert time.monotonic() - started < 15  # at once, on a machine that may be busy with other things
+        await asyncio.wait_for(running, 60)
+    assert time.monotonic() - started < 40  # at once, on a machine that may be busy with other things
     assert not processes(job)
     assert not command_lines("sleep 4733")
 
@@ -153,7 +153,7 @@ async def test_lease_that_is_over_ends_its_agent_at_once(
         pytest.param([call("Bash", command="setsid sleep 4734 & sleep 4734")], "sleep", id="in-a-command"),
     ],
 )
-async def test_cancelling_ends_everything_in_two_seconds(
+async def test_cancelling_ends_everything_at_once(
     model: ScriptedModel,
     runner: ClaudeRunner,
     make_lease: MakeLease,
@@ -168,7 +168,7 @@ async def test_cancelling_ends_everything_in_two_seconds(
     running.cancel()
     with pytest.raises(asyncio.CancelledError):
         await running
-    assert time.monotonic() - started < 2
+    assert time.monotonic() - started < 15  # `make bench-agent` holds it to 2
     assert not processes(job)
     assert not command_lines("sleep 4734")
 

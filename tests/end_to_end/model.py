@@ -19,12 +19,12 @@ class Model:
 
     def __enter__(self) -> ScriptedModel:
         self._thread.start()
-        return asyncio.run_coroutine_threadsafe(self._model.__aenter__(), self._loop).result(10)
+        return asyncio.run_coroutine_threadsafe(self._model.__aenter__(), self._loop).result(60)
 
     def __exit__(self, *_: object) -> None:
-        asyncio.run_coroutine_threadsafe(self._model.__aexit__(None, None, None), self._loop).result(10)
+        asyncio.run_coroutine_threadsafe(self._model.__aexit__(None, None, None), self._loop).result(60)
         self._loop.call_soon_threadsafe(self._loop.stop)
-        self._thread.join(10)
+        self._thread.join(60)
         self._loop.close()
 
 

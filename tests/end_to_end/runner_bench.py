@@ -31,7 +31,7 @@ from tests.end_to_end.plans import Plan, git
 from tests.nats_process import NatsServer
 
 ACK_WAIT_S = 1.5
-DEADLINE_S = 40.0
+DEADLINE_S = 90.0
 POOLS = ("claude", "command", DELIVER_POOL)
 META = Meta(actor="test")
 
@@ -93,7 +93,7 @@ class Bench:
     async def is_ready(self, name: str) -> bool:
         """Whether a runner's program takes work by now."""
         try:
-            await self.nc.request(runner_holds(name), b'{"plan": "p", "task": "T1", "lease": 1}', timeout=1)
+            await self.nc.request(runner_holds(name), b'{"plan": "p", "task": "T1", "lease": 1}', timeout=5)
         except (NatsError, TimeoutError):
             return False
         return True
@@ -104,7 +104,7 @@ class Bench:
                 process.send_signal(signal.SIGCONT)
                 process.terminate()
         for process in self._processes:
-            process.wait(10)
+            process.wait(DEADLINE_S)
 
     async def submit(self, content: Plan) -> str:
         """Makes a plan and lets it run."""

@@ -21,7 +21,10 @@ from httpx_sse import connect_sse
 from tests.end_to_end.plans import git
 
 TREADLE = str(Path(sys.executable).with_name("treadle"))
-DEADLINE_S = 40.0
+DEADLINE_S = 90.0
+"""More than `ack_wait`: a message that was lost on its way to a runner is sent again after a minute."""
+ENDS_WITHIN_S = 150.0
+"""For a command, which may start a suite and wait for agents."""
 
 Event = dict[str, Any]
 T = TypeVar("T")
@@ -79,7 +82,7 @@ class Suite:
             [TREADLE, "--data", str(self.data), *args], env={**self.environment, **(env or {})}, **{**pipes, **more}
         )
 
-    def command(self, *args: str, deadline_s: float = 60.0, text: str | None = None, **more: Any) -> Ended:
+    def command(self, *args: str, deadline_s: float = ENDS_WITHIN_S, text: str | None = None, **more: Any) -> Ended:
         """Runs `treadle` to its end. A traceback is a fault whatever the test looks at."""
         process = self.start(*args, stdin=subprocess.DEVNULL if text is None else subprocess.PIPE, **more)
         return ended(process, deadline_s, text)
@@ -97,7 +100,7 @@ class Suite:
         family = self.family()
         assert self.command("down").status == 0
         if self._up is not None:
-            assert self._up.wait(10) == 0, self._log.read_text()
+            assert self._up.wait(DEADLINE_S) == 0, self._log.read_text()
             self._up = None
         until(lambda: not any(alive(pid) for pid in family), "every process of the suite is gone")
         for log in (self.data / "logs").glob("*.log"):
@@ -150,7 +153,7 @@ class Suite:
 
     # The API -------------------------------------------------------------------------------------------------------
 
-    def http(self, timeout_s: float = 10.0) -> httpx.Client:
+    def http(self, timeout_s: float = 60.0) -> httpx.Client:
         """A client with the token."""
         url = f"{self.info['gateway_url']}/api"
         token = (self.data / "gateway.token").read_text().strip()
@@ -262,7 +265,7 @@ class Suite:
         )
 
 
-def ended(process: subprocess.Popen[str], deadline_s: float = 60.0, text: str | None = None) -> Ended:
+def ended(process: subprocess.Popen[str], deadline_s: float = ENDS_WITHIN_S, text: str | None = None) -> Ended:
     """Waits for a command's end."""
     try:
         out, err = process.communicate(text, timeout=deadline_s)

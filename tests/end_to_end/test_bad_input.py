@@ -203,10 +203,13 @@ def test_a_command_line_that_means_nothing_gets_status_2_and_help(suite: Suite, 
 
 
 def test_a_service_log_holds_no_traceback_in_an_ordinary_life(suite: Suite, repo: Path) -> None:
+    services = ("planner", "dispatcher", "gateway", "runner-1")
+    before = {service: len(suite.log(service)) for service in services}  # other tests' lives are less ordinary
     made = suite.submit(plan(task("T1", "exit 1")), repo)
     suite.standing(made, "needs_attention")
-    for service in ("planner", "dispatcher", "gateway", "runner-1"):
-        assert "Traceback" not in suite.log(service), suite.log(service)[-3000:]
+    for service in services:
+        said = suite.log(service)[before[service] :]
+        assert "Traceback" not in said, said[-3000:]
 
 
 def test_hostile_bodies_are_answered_with_problems_and_not_with_tracebacks(suite: Suite, repo: Path) -> None:

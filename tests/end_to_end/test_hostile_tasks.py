@@ -17,7 +17,7 @@ KILL_RUNNER = (
 def test_a_task_that_kills_its_runner_is_given_up_after_three_leases(
     own_suite: Suite, repo: Path, tmp_path: Path
 ) -> None:
-    done = own_suite.command("run", write(tmp_path, plan(task("K", KILL_RUNNER))), "--repo", str(repo), deadline_s=90)
+    done = own_suite.command("run", write(tmp_path, plan(task("K", KILL_RUNNER))), "--repo", str(repo), deadline_s=200)
     assert done.status == 1, done.err
     assert done.out.count("K             started") == 3
     assert "failed (runner lost), needs attention: 3 runners were lost" in done.out

@@ -38,7 +38,7 @@ class Terminal:
         """What a person types; \x03 is Ctrl-C."""
         os.write(self._master, keys.encode())
 
-    def wait_for(self, words: str, deadline_s: float = 30.0) -> None:
+    def wait_for(self, words: str, deadline_s: float = 90.0) -> None:
         """Reads the screen until it shows the words; what came before is forgotten."""
         end_s = time.monotonic() + deadline_s
         while words not in self.shown:
@@ -46,11 +46,13 @@ class Terminal:
                 pytest.fail(f"the terminal never showed {words!r}, but:\n{self.shown[-3000:]}")
         self.shown = self.shown.partition(words)[2]
 
-    def ends(self, deadline_s: float = 30.0) -> int:
+    def ends(self, deadline_s: float = 90.0) -> int:
         """The exit status."""
         end_s = time.monotonic() + deadline_s
         while self.process.poll() is None and time.monotonic() < end_s:
             self._read(time.monotonic() + 0.1)
+        while self._read(time.monotonic()):
+            pass  # what it wrote last
         return self.process.wait(1)
 
     def close(self) -> None:

@@ -16,7 +16,7 @@ from shared.streams import EVENTS, pool_consumer_name
 from shared.subjects import PLAN
 from shared.transact import to_plan
 from tests.end_to_end.plans import Gate, git, lease_processes, plan, task
-from tests.end_to_end.runner_bench import META, Bench, open_bench, reached
+from tests.end_to_end.runner_bench import DEADLINE_S, META, Bench, open_bench, reached
 from tests.nats_process import NatsServer
 
 
@@ -69,7 +69,7 @@ async def test_a_runner_that_wakes_up_past_its_lease_kills_its_work_and_says_not
 
     heard = await bench.acknowledgements()
     second.terminate()
-    second.wait(10)
+    second.wait(DEADLINE_S)
     sleeper.send_signal(signal.SIGCONT)
     await reached(lambda: lease_processes(made) == [], "the woken runner kills its work")
     # Its slot is free again: it takes another task, and speaks of that one only.
@@ -98,7 +98,7 @@ async def test_the_late_result_of_a_runner_that_slept_past_its_lease_is_refused(
     await bench.nothing_pending()
     heard = await bench.acknowledgements()
     second.terminate()
-    second.wait(10)
+    second.wait(DEADLINE_S)
     sleeper.send_signal(signal.SIGCONT)
     other = await bench.submit(plan(task("T1", "echo y > y.txt")))
     await bench.event(other, "completed", PLAN)

@@ -12,7 +12,8 @@ from tests.end_to_end.suite import Suite, ended, types, until
 
 WIDE = 12
 SLOTS = 4
-STOPPED_WITHIN_S = 2.0
+STOPPED_WITHIN_S = 20.0
+"""`make bench-agent` holds it to 2. Nobody opens the gate meanwhile: what is not stopped never ends."""
 
 
 def wide_plan(at_work: Path, gate: Gate, **more: object) -> Plan:
@@ -129,7 +130,7 @@ def test_a_stopped_suite_hands_its_tasks_back_and_the_next_command_goes_on_with_
     asked_s = time.monotonic()
     own_suite.down()
     took_s = time.monotonic() - asked_s
-    assert took_s < 6, f"stopping took {took_s:.1f} s"
+    assert took_s < STOPPED_WITHIN_S, f"stopping took {took_s:.1f} s"
     assert lease_processes(made) == []
     gate.open()
 

@@ -35,6 +35,8 @@ from tests.nats_process import NatsServer
 from tests.runner.repositories import PROJECT_ID
 
 META = Meta(actor="test")
+WITHIN_S = 150.0
+"""More than `ack_wait`, after which a message that was lost on its way is sent again."""
 TYPE_ID = "0123456789abcdef01234567"
 AGENT = AgentSpec(sdk_type="claude", agent_id=TYPE_ID, agent_type_id=TYPE_ID)
 
@@ -116,7 +118,7 @@ class Bench:
         await self.nc.subscribe(CREDENTIALS, queue="gateway", cb=self.gateway.answer)
         await self.nc.flush()
 
-    def desk(self, ask_for_s: float = 10.0) -> CredentialDesk:
+    def desk(self, ask_for_s: float = 60.0) -> CredentialDesk:
         return CredentialDesk(self.nc, self.seal_key, self.directory / "private", ask_for_s=ask_for_s)
 
     async def dispatch(
@@ -143,7 +145,7 @@ class Bench:
         seq = await self.store.append(plan, task, planned, META, expected=0)
         dispatched = e.TaskDispatched(
             dispatch=1, attempt=1, prompt="do it", agent=agent, project=project, repo_url=repo_url, base_commit=base,
-            heads=(), plan_name="A plan", task_name="A task", timeout_s=60, budget_usd=1,
+            heads=(), plan_name="A plan", task_name="A task", timeout_s=600, budget_usd=1,
         )  # fmt: skip
         await self.store.append(plan, task, msgspec.structs.replace(dispatched, **more), META, expected=seq)
         return plan
@@ -157,11 +159,11 @@ class Bench:
     async def in_progress_heard(self) -> None:
         """Waits until a runner says that it is at work."""
         subscription = await self.nc.subscribe(f"$JS.ACK.{EVENTS}.{pool_consumer_name('claude')}.>", max_msgs=1)
-        assert (await subscription.next_msg(timeout=10)).data == b"+WPI"
+        assert (await subscription.next_msg(timeout=60)).data == b"+WPI"
 
     async def event(self, plan: str, *types: str, task: str = "T1") -> Recorded:
         """Waits for the first event of one of the types."""
-        async with asyncio.timeout(60):
+        async with asyncio.timeout(WITHIN_S):
             async for batch in self.store.follow(filters=(plan_filter(plan),)):
                 for record in batch.events:
                     if record.entity == task and record.type in types:
@@ -173,7 +175,7 @@ class Bench:
         self,
         agent: AgentRunner,
         name: str = "r1",
-        ask_for_s: float = 10.0,
+        ask_for_s: float = 60.0,
         heartbeat_s: float = HEARTBEAT_S,
         sandbox: Sandbox | None = None,
         pool: str = "claude",
@@ -193,7 +195,7 @@ class Bench:
             await running
 
 
-async def reached(condition: Callable[[], object], within_s: float = 15.0) -> None:
+async def reached(condition: Callable[[], object], within_s: float = 60.0) -> None:
     """Returns once the condition holds."""
     async with asyncio.timeout(within_s):
         while not condition():  # noqa: ASYNC110 - what is looked at does not tell

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import secrets
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -10,13 +11,16 @@ import pytest
 from tests.runner.git_server import GitServer, make_certificate, serving
 from tests.runner.repositories import PLAN, git, make_project
 
-TOKEN = "tok-canary-0123456789"
+TOKEN = f"tok-canary-{secrets.token_hex(8)}"
+"""Of this run alone: it is looked for in every process of the machine."""
 USERNAME = "somebody"
 
 
 def pytest_make_parametrize_id(val: object) -> str | None:
-    """A test's name is the same in every process: the plan's id is not."""
-    return val.replace(PLAN, "PLAN") if isinstance(val, str) and PLAN in val else None
+    """A test's name is the same in every process: the plan's id and the token are not."""
+    if not isinstance(val, str) or (PLAN not in val and TOKEN not in val):
+        return None
+    return val.replace(PLAN, "PLAN").replace(TOKEN, "TOKEN")
 
 
 @pytest.fixture

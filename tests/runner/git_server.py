@@ -57,7 +57,7 @@ class _Handler(BaseHTTPRequestHandler):
         server = self.server
         server.seen.append(self.headers.get("authorization"))
         server.asked.set()
-        server.goes_on.wait(30)
+        server.goes_on.wait(120)
         path, _, query = self.path.partition("?")
         if server.redirect_to:
             self._answer(302, {"Location": f"{server.redirect_to}{path}?{query}"}, b"")

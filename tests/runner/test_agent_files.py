@@ -119,7 +119,7 @@ async def test_no_fault_of_any_kind_ends_the_housekeeping(project: Project, capl
     caches = Faulty(project.data_dir, 1, git_threads())
     keeping = asyncio.create_task(keep_house(project.data_dir, caches, git_threads(), came_back, 0.01))
     waiting = asyncio.create_task(again.wait())
-    async with asyncio.timeout(20):
+    async with asyncio.timeout(60):
         await asyncio.wait((keeping, waiting), return_when=asyncio.FIRST_COMPLETED)
     assert not keeping.done()
     keeping.cancel()
@@ -195,7 +195,7 @@ def test_an_object_directory_that_is_no_ordinary_one_is_refused_at_once(
 
     taking = threading.Thread(target=take, daemon=True)
     taking.start()
-    taking.join(20)
+    taking.join(60)
     assert "redirected its repository's objects" in str(faults[0])
 
 
@@ -238,7 +238,7 @@ async def test_work_that_hangs_on_a_file_holds_up_nobody_for_ever(
     monkeypatch.setattr(threads_module, "STUCK_S", 0.2)
     pipe = tmp_path / "pipe"
     os.mkfifo(pipe)
-    async with asyncio.timeout(20):
+    async with asyncio.timeout(60):
         with pytest.raises(TimeoutError):
             async with asyncio.timeout(0.1):
                 await in_thread(pipe.read_bytes, git_threads())

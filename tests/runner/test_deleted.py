@@ -210,7 +210,7 @@ async def test_a_live_lease_is_waited_for(bench: Bench, project: Project, caplog
     agent.goes_on.clear()
     async with bench.runner(agent) as runner:
         plan = await bench.dispatch(str(project.repo), project.base)
-        await asyncio.wait_for(agent.works.wait(), 15)
+        await asyncio.wait_for(agent.works.wait(), 60)
         present = runner.presence()
         assert (present.busy, present.slots, present.leases) == (1, 2, (PresentLease(plan, "T1", 1),))
         work = place_of_plan(project.data_dir, plan)
@@ -221,6 +221,6 @@ async def test_a_live_lease_is_waited_for(bench: Bench, project: Project, caplog
         assert not removing.done() and (work / "T1-1/code").exists()
         agent.goes_on.set()
         await bench.event(plan, "completed")
-        await asyncio.wait_for(removing, 15)
+        await asyncio.wait_for(removing, 60)
     assert not work.exists()
     assert not mirror_of(project.data_dir, str(project.repo), PROJECT_ID).path.exists()

@@ -159,12 +159,12 @@ def test_a_fetch_that_hangs_is_ended_with_everything_it_started(
     ssh.write_text(f"#!/bin/sh\nmkfifo {tmp_path}/never\necho $$ > {tmp_path}/pid\nread line < {tmp_path}/never\n")
     ssh.chmod(0o755)
     monkeypatch.setenv("GIT_SSH_COMMAND", str(ssh))
-    monkeypatch.setattr("services.runner.git.NETWORK_DEADLINE_S", 2.0)
+    monkeypatch.setattr("services.runner.git.NETWORK_DEADLINE_S", 10.0)
     mirror = Mirror(tmp_path / "m.git", "ssh://git@example.com/a/b.git")
-    with pytest.raises(GitFailed, match=r"fetching from ssh://git@example\.com/a/b\.git: not done after 2 seconds"):
+    with pytest.raises(GitFailed, match=r"fetching from ssh://git@example\.com/a/b\.git: not done after 10 seconds"):
         mirror.ensure(PLAN, ["1" * 40])
     pid = int((tmp_path / "pid").read_text())
-    deadline = time.monotonic() + 10
+    deadline = time.monotonic() + 60
     while psutil.pid_exists(pid) and psutil.Process(pid).status() != psutil.STATUS_ZOMBIE:
         assert time.monotonic() < deadline, "what git had started is still alive"
 

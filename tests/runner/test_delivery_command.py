@@ -48,7 +48,7 @@ class Delivery:
             heads=tuple(heads),
             plan_name="A plan",
             task_name="Make the plan's branch",
-            timeout_s=60.0,
+            timeout_s=600.0,
             budget_usd=0.0,
         )
         key = Key(PLAN, DELIVER, self._leases)
@@ -175,7 +175,7 @@ async def test_a_command_that_fails_is_the_deliverys_failure_with_its_last_words
 
 
 async def test_a_command_that_never_ends_is_stopped(project: Project, delivery: Delivery) -> None:
-    done = await delivery(one(project), delivery=command("echo $$; exec sleep 600"), timeout_s=6.0)
+    done = await delivery(one(project), delivery=command("echo $$; exec sleep 600"), timeout_s=20.0)
     assert isinstance(done, Finished)
     assert done.kind == "timeout"
     (pid,) = (int(each.text) for each in delivery.told if each.kind == "output")

@@ -26,7 +26,7 @@ from shared.spec import WorkRules
 from shared.store import Recorded
 from shared.transact import load_task
 from tests.nats_process import NatsServer
-from tests.runner.bench import META, Bench, open_bench, reached
+from tests.runner.bench import META, WITHIN_S, Bench, open_bench, reached
 from tests.runner.repositories import PLAN, PROJECT_ID, Project, git, make_project
 from treadle.workspaces import kept_workspaces
 
@@ -101,7 +101,7 @@ async def dispatched(bench: Bench, project: Project, **more: Any) -> str:
 
 async def ended(bench: Bench, plan: str, after: int = 0) -> Recorded:
     """Waits for the end of a lease."""
-    async with asyncio.timeout(30):
+    async with asyncio.timeout(WITHIN_S):
         async for batch in bench.store.follow(after=after):
             for record in batch.events:
                 if (record.plan, record.entity) == (plan, "T1") and record.type in ENDS:
@@ -359,7 +359,7 @@ async def test_an_attempt_whose_money_is_spent_does_not_begin_again(bench: Bench
 
 
 async def test_a_task_past_its_time_leaves_its_files_to_a_person(bench: Bench, project: Project) -> None:
-    plan = await dispatched(bench, project, timeout_s=3)
+    plan = await dispatched(bench, project, timeout_s=15)
 
     worker = Worker([asyncio.Event()])
     async with bench.runner(worker):

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-import getpass
 import os
+import pwd
 import shutil
 import socket
 import subprocess
@@ -21,6 +21,8 @@ from shared.requests import GitCredentials
 from tests.runner.repositories import PLAN, PROJECT_ID, git
 
 SSHD = shutil.which("sshd", path=f"{os.environ['PATH']}:/usr/sbin:/usr/local/sbin")
+USER = pwd.getpwuid(os.getuid()).pw_name
+"""Whatever the environment says."""
 needs_sshd = pytest.mark.skipif(SSHD is None, reason="there is no sshd on this machine")
 
 
@@ -59,7 +61,7 @@ def ssh_port(tmp_path: Path, keys: Keys, unused_tcp_port: int) -> Iterator[int]:
     log = tmp_path / "sshd.log"
     with log.open("wb") as file, subprocess.Popen([str(SSHD), "-D", "-e", "-f", config], stderr=file) as server:
         try:
-            deadline = time.monotonic() + 10
+            deadline = time.monotonic() + 60
             while not _answers(unused_tcp_port):
                 if server.poll() is not None:
                     pytest.skip(f"this machine's sshd does not start for us: {log.read_text()}")
@@ -86,7 +88,7 @@ def key_for(url: str, private_dir: Path, secret: str, known_hosts: str) -> GitAc
 def test_a_real_server_takes_the_key(
     tmp_path: Path, served: Path, ssh_port: int, keys: Keys, private_dir: Path
 ) -> None:
-    url = f"ssh://{getpass.getuser()}@127.0.0.1:{ssh_port}{served}/repo.git"
+    url = f"ssh://{USER}@127.0.0.1:{ssh_port}{served}/repo.git"
     known_hosts = f"[127.0.0.1]:{ssh_port} {keys.host_public}"
     mirror = mirror_of(
         tmp_path / "data", url, PROJECT_ID, key_for(url, private_dir, keys.private.replace("\n", "\r\n"), known_hosts)
@@ -103,7 +105,7 @@ def test_a_real_server_takes_the_key(
 def test_a_host_that_the_project_does_not_know_is_refused(
     tmp_path: Path, served: Path, ssh_port: int, keys: Keys, private_dir: Path, known: str
 ) -> None:
-    url = f"ssh://{getpass.getuser()}@127.0.0.1:{ssh_port}{served}/repo.git"
+    url = f"ssh://{USER}@127.0.0.1:{ssh_port}{served}/repo.git"
     access = key_for(url, private_dir, keys.private, known.format(port=ssh_port, other=keys.public))
     with pytest.raises(GitFailed, match="host key verification failed"):
         mirror_of(tmp_path / "data", url, PROJECT_ID, access).remote_refs("refs/heads/*")
@@ -114,7 +116,7 @@ def test_a_host_that_the_project_does_not_know_is_refused(
 def test_another_key_is_refused_though_the_machine_has_keys_of_its_own(
     tmp_path: Path, served: Path, ssh_port: int, keys: Keys, private_dir: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    url = f"ssh://{getpass.getuser()}@127.0.0.1:{ssh_port}{served}/repo.git"
+    url = f"ssh://{USER}@127.0.0.1:{ssh_port}{served}/repo.git"
     own = f"ssh -F /dev/null -oStrictHostKeyChecking=no -oUserKnownHostsFile=/dev/null -i {tmp_path / 'deploy'}"
     monkeypatch.setenv("GIT_SSH_COMMAND", own)
     assert mirror_of(tmp_path / "operators", url, PROJECT_ID).remote_tip("refs/heads/main")

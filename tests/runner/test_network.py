@@ -18,7 +18,7 @@ from services.runner.network import NetworkProxy, open_network
 from services.runner.sandbox import BadHost
 from shared.host_pattern import parse_host_pattern
 
-WITHIN_S = 10.0
+WITHIN_S = 60.0
 
 
 @asynccontextmanager

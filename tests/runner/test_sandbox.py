@@ -34,7 +34,9 @@ from tests.agents.probes import FORK_CHAIN
 from tests.runner.enclosures import inside
 from tests.runner.repositories import Project, git, make_project
 
-WITHIN_S = 20.0
+WITHIN_S = 60.0
+ENDED_WITHIN_S = 4.5
+"""`end_lease` gives up after 5."""
 DAEMON = "env -i setsid sh -c 'exec -a {name} sleep 600' </dev/null >/dev/null 2>&1 &"
 
 
@@ -70,8 +72,9 @@ def alive(name: str) -> list[int]:
     """The processes that were started under that name."""
     found = []
     for process in psutil.process_iter(["cmdline"]):
-        if (process.info["cmdline"] or [""])[0] == name and process.status() != psutil.STATUS_ZOMBIE:
-            found.append(process.pid)
+        with contextlib.suppress(psutil.NoSuchProcess):  # it ended while we looked
+            if (process.info["cmdline"] or [""])[0] == name and process.status() != psutil.STATUS_ZOMBIE:
+                found.append(process.pid)
     return found
 
 
@@ -207,7 +210,7 @@ async def test_ending_a_lease_returns_when_its_daemons_are_gone_too(project: Pro
         begun = time.monotonic()
         await end_lease(lease.mark)
         assert not alive(name)
-        assert time.monotonic() - begun < 2
+        assert time.monotonic() - begun < ENDED_WITHIN_S
         assert (await running).status != 0
 
 
@@ -219,7 +222,7 @@ async def test_no_chain_of_forks_outlives_its_sandbox(project: Project, sandbox:
         begun = time.monotonic()
         await end_lease(lease.mark)
         seen = beat.stat().st_size
-        assert time.monotonic() - begun < 2
+        assert time.monotonic() - begun < ENDED_WITHIN_S
         assert (await running).status != 0
         assert beat.stat().st_size == seen
 
@@ -313,13 +316,13 @@ async def test_the_model_is_reached_and_nothing_else(project: Project, sandbox: 
             lease.enclosure.serve_model(proxy.serve)
             with proxy.lease(1.0) as access:
                 url = f"{lease.enclosure.model_url}/v1/messages"
-                ask = f"curl -sS --max-time 10 -X POST -H 'x-api-key: {access.token}' -d '{{}}' {url}"
+                ask = f"curl -sS --max-time 60 -X POST -H 'x-api-key: {access.token}' -d '{{}}' {url}"
                 for network in (True, False):
                     done = await lease.sh(ask, network=network)
                     assert done.out == '{"key": "sk-made-up"}', done
                 outside = access.base_url
-                assert (await lease.sh(f"curl -sS --noproxy '*' --max-time 5 {outside}")).status == 7
-                assert (await lease.sh(f"curl -sS --noproxy '*' --max-time 5 http://127.0.0.1:{port}")).status == 7
+                assert (await lease.sh(f"curl -sS --noproxy '*' --max-time 60 {outside}")).status == 7
+                assert (await lease.sh(f"curl -sS --noproxy '*' --max-time 60 http://127.0.0.1:{port}")).status == 7
             # The proxy serves others on: nothing but the sandbox's own socket was closed.
             async with aiohttp.ClientSession() as session, session.post(f"{access.base_url}/v1/messages") as answer:
                 assert answer.status == 401
@@ -350,7 +353,7 @@ async def test_the_hand_over_is_closed_to_whatever_runs_later(project: Project, 
 async def test_many_processes_at_once_each_have_their_network(project: Project, sandbox: Sandbox) -> None:
     async with inside(project, sandbox) as lease:
         asked = [
-            lease.sh(f"curl -sS --max-time 10 http://host-{number}.example/", mark=f"{lease.mark}{number}")
+            lease.sh(f"curl -sS --max-time 60 http://host-{number}.example/", mark=f"{lease.mark}{number}")
             for number in range(6)
         ]
         for number, done in enumerate(await asyncio.gather(*asked)):
@@ -413,7 +416,7 @@ BROKEN = {
 
 @pytest.fixture
 def impatient(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("services.runner.sandbox._PROBE_WITHIN_S", 1.0)
+    monkeypatch.setattr("services.runner.sandbox._PROBE_WITHIN_S", 4.0)  # enough to start a shell
     monkeypatch.setattr("services.runner.sandbox._PROBE_AGAIN_S", 0.01)
 
 
@@ -426,7 +429,6 @@ def test_a_bubblewrap_that_does_not_work_leaves_nobody_without_a_sandbox(tmp_pat
             find_sandbox("required" if mode == "required" else "preferred", environment={"PATH": path})
 
 
-@pytest.mark.usefixtures("impatient")
 def test_a_sandbox_that_failed_once_is_tried_again(tmp_path: Path) -> None:
     binary = shutil.which("bwrap")
     first = f'if [ "$1" != --version ] && mkdir {tmp_path}/tried 2>/dev/null; then exit 1; fi'
@@ -529,11 +531,11 @@ async def test_a_port_of_this_machine_is_reached_where_it_is_listed(project: Pro
     await served.setup()
     await web.TCPSite(served, "127.0.0.1", 0).start()
     port = served.addresses[0][1]
-    urllib = "import sys, urllib.request; print(urllib.request.urlopen(sys.argv[1], timeout=10).read().decode())"
+    urllib = "import sys, urllib.request; print(urllib.request.urlopen(sys.argv[1], timeout=60).read().decode())"
     try:
         async with inside(project, sandbox, network_allow=[f"127.0.0.1:{port}", f"localhost:{port}"]) as lease:
             for host in ("127.0.0.1", "localhost"):
-                assert (await lease.sh(f"curl -sS --max-time 10 http://{host}:{port}/")).out == "the machine's"
+                assert (await lease.sh(f"curl -sS --max-time 60 http://{host}:{port}/")).out == "the machine's"
                 assert (await lease.run("python3", "-c", urllib, f"http://{host}:{port}/")).out == "the machine's\n"
             assert lease.enclosure.refused_hosts() == ()
     finally:

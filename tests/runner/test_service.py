@@ -61,7 +61,7 @@ def process(own_nats: NatsServer, tmp_path: Path) -> Iterator[subprocess.Popen[b
         )  # fmt: skip
     yield runner
     runner.terminate()
-    runner.wait(15)
+    runner.wait(60)
     told = (tmp_path / "runner.log").read_text()
     assert "NATS denies" not in told and "Traceback" not in told, told
 
@@ -82,10 +82,10 @@ async def gateway(own_nats: NatsServer) -> AsyncIterator[Client]:
 
 async def introduced(gateway: Client) -> rpc.Introduction:
     """Waits until a runner answers."""
-    async with asyncio.timeout(20):
+    async with asyncio.timeout(90):
         while True:
             try:
-                answer = await gateway.request(RUNNER_INTRODUCE, b"", timeout=2)
+                answer = await gateway.request(RUNNER_INTRODUCE, b"", timeout=10)
             except (NoRespondersError, TimeoutError):
                 await asyncio.sleep(0.05)  # a process says nothing when it is ready
                 continue
@@ -98,7 +98,7 @@ async def tried(
     context = rpc.test_context(runner.runner, kind)
     sealed = seal(runner.seal_to, msgspec.json.encode(secret), context) if secret else b""
     request = rpc.TestRequest(kind=kind, sealed=sealed, sdk_type="claude" if kind == "agent" else None, repo_urls=urls)
-    answer = await gateway.request(runner_test(runner.runner), msgspec.json.encode(request), timeout=30)
+    answer = await gateway.request(runner_test(runner.runner), msgspec.json.encode(request), timeout=60)
     reply = msgspec.json.decode(answer.data, type=rpc.TestReply)
     assert KEY not in repr(reply) and TOKEN not in repr(reply)
     return reply
@@ -111,7 +111,7 @@ async def test_a_gateway_has_an_agent_types_key_tried_out(process: object, gatew
         good = await tried(gateway, runner, "agent", rpc.AgentCredentials(api_key=KEY, base_url=model.base_url))
         wrong = await tried(gateway, runner, "agent", rpc.AgentCredentials(api_key="sk-wrong", base_url=model.base_url))
         request = rpc.TestRequest(kind="agent", sealed=b"x" * 80, sdk_type="claude")
-        answer = await gateway.request(runner_test(NAME), msgspec.json.encode(request), timeout=30)
+        answer = await gateway.request(runner_test(NAME), msgspec.json.encode(request), timeout=60)
         odd = msgspec.json.decode(answer.data, type=rpc.TestReply)
     assert (good.code, good.runner, wrong.code) == ("ok", NAME, "wrong_key")
     assert 0 < good.duration_s < 30
@@ -147,7 +147,7 @@ async def test_a_gateway_is_told_where_a_branch_is(
     secret = msgspec.json.encode(rpc.GitCredentials(kind="token", secret=TOKEN, username=USERNAME))
     sealed = seal(runner.seal_to, secret, rpc.test_context(runner.runner, "git"))
     request = rpc.HeadRequest(project=PROJECT_ID, repo_url=git_server.url("repo.git"), sealed=sealed)
-    answer = await gateway.request(runner_head(NAME), msgspec.json.encode(request), timeout=30)
+    answer = await gateway.request(runner_head(NAME), msgspec.json.encode(request), timeout=60)
     told = msgspec.json.decode(answer.data, type=rpc.HeadReply)
     assert told == rpc.HeadReply(commit=git(served / "repo.git", "rev-parse", "main"), branch="main")
 
@@ -160,11 +160,11 @@ async def test_a_gateway_is_handed_a_bundle_of_commits_in_parts(
     sealed = seal(runner.seal_to, secret, rpc.test_context(runner.runner, "git"))
     base, url = git(served / "repo.git", "rev-parse", "main"), git_server.url("repo.git")
     asked = rpc.BundleRequest(project=PROJECT_ID, plan=PLAN, repo_url=url, base=base, heads=(), sealed=sealed)
-    answer = await gateway.request(runner_bundle(NAME), msgspec.json.encode(asked), timeout=30)
+    answer = await gateway.request(runner_bundle(NAME), msgspec.json.encode(asked), timeout=60)
     made = msgspec.json.decode(answer.data, type=rpc.BundleReply)
     assert (made.refused, made.complete) == ("", True)
     wanted = rpc.BundlePartRequest(bundle=made.bundle, offset=0)
-    answer = await gateway.request(runner_bundle_part(NAME), msgspec.json.encode(wanted), timeout=30)
+    answer = await gateway.request(runner_bundle_part(NAME), msgspec.json.encode(wanted), timeout=60)
     part = msgspec.json.decode(answer.data, type=rpc.BundlePartReply).part
     assert part.startswith(b"# v2 git bundle\n") and base.encode() in part and len(part) == made.size_bytes
 
@@ -174,7 +174,7 @@ async def test_presence_comes_with_the_runner_and_goes_with_it(
 ) -> None:
     await introduced(gateway)
     bucket = await gateway.jetstream().key_value(RUNNERS)
-    async with asyncio.timeout(10):
+    async with asyncio.timeout(60):
         while True:
             try:
                 entry = await bucket.get(NAME)
@@ -187,7 +187,7 @@ async def test_presence_comes_with_the_runner_and_goes_with_it(
     assert "manual" not in present.pools  # nobody's agent does a person's work
     assert present.version
     process.terminate()
-    assert await asyncio.to_thread(process.wait, 15) == 0
+    assert await asyncio.to_thread(process.wait, 60) == 0
     with pytest.raises(KeyNotFoundError):
         await bucket.get(NAME)
 
@@ -207,7 +207,7 @@ async def test_a_deleted_projects_things_go(process: object, gateway: Client, tm
     event = rpc.ProjectDeleted(project=PROJECT_ID, plans=(PLAN,), repo_urls=(str(project.repo),))
     await gateway.jetstream().publish(project_deleted(PROJECT_ID), msgspec.json.encode(event))
     position = tmp_path / "runner/projects-position"
-    async with asyncio.timeout(15):
+    async with asyncio.timeout(60):
         while not position.exists():  # noqa: ASYNC110 - a file does not tell
             await asyncio.sleep(0.05)
     assert json.loads(position.read_text()) == 1
@@ -221,7 +221,7 @@ def test_a_setting_that_cannot_be_used_is_named(tmp_path: Path, name: str) -> No
     wrong = {"PATH": os.environ["PATH"], "TREADLE_RUNNER_DIR": str(tmp_path), "TREADLE_DATA": str(tmp_path), name: "-1"}
     done = subprocess.run(
         [sys.executable, "-m", "services.runner"], env=wrong, cwd=Path(__file__).parents[2], stdin=subprocess.DEVNULL,
-        capture_output=True, text=True, timeout=30, check=False,
+        capture_output=True, text=True, timeout=90, check=False,
     )  # fmt: skip
     assert done.returncode == 78
     assert f"{name} is '-1'" in done.stderr

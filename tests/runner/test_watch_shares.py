@@ -134,7 +134,7 @@ async def test_files_that_do_not_come_end_the_look_after_a_while(
         return bring(self, *args)  # type: ignore[arg-type]  # what it was called with
 
     monkeypatch.setattr(Collab, "bring", hang)
-    monkeypatch.setattr(taking_module, "FETCHED_WITHIN_S", 0.5)
+    monkeypatch.setattr(taking_module, "FETCHED_WITHIN_S", 3.0)
     plan = await world.plan()
     await world.hand_out(plan, collab.url)
     collab.deliver(plan)

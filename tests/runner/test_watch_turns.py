@@ -104,13 +104,13 @@ async def test_of_many_that_want_the_turn_at_once_one_gets_it(world: World) -> N
 
 
 async def test_a_turn_is_renewed_as_long_as_it_is_held(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(claims_module, "LAPSES_S", 0.5)
+    monkeypatch.setattr(claims_module, "LAPSES_S", 3.0)
     monkeypatch.setattr(claims_module, "RENEW_S", 0.1)
     ann, bob = Claims(world.nc, "ann", utc_now), Claims(world.nc, "bob", utc_now)
     claim = await taken(ann)
     first = claim.revision
     async with ann.held(claim):
-        await reached(lambda: claim.revision >= first + 10)
+        await reached(lambda: claim.revision >= first + 40)  # longer than it would last
         await waits(bob)
     await ann.settle(claim, failed=False)
     assert await waits(bob) > 1
@@ -188,7 +188,7 @@ async def test_a_repository_that_cannot_be_looked_into_stops_the_clock_until_it_
             assert isinstance(fault, e.TaskWatchFailed)
             assert TOKEN not in fault.reason and "collab.git" in fault.reason
             # Of the first try that failed, not of the second one.
-            assert failed_at - timedelta(seconds=1) < fault.since < record.time - timedelta(seconds=0.2)
+            assert failed_at - timedelta(seconds=30) < fault.since < record.time - timedelta(seconds=0.2)
         deadline = (await world.state(plan, "T2")).deadline
         assert deadline is not None
         collab.deliver(plan)
@@ -204,7 +204,7 @@ async def test_one_failing_look_is_nobodys_business(
     world: World, collab: CollabRepository, git_server: GitServer
 ) -> None:
     plan = await world.plan()
-    await world.hand_out(plan, git_server.url("collab.git"), interval_s=1.0)
+    await world.hand_out(plan, git_server.url("collab.git"), interval_s=3.0)
     async with world.watching() as watcher:
         await world.event(plan, "started")
         await until_looks(watcher, 1)
@@ -287,7 +287,7 @@ def runner_process(server: NatsServer, directory: Path, name: str) -> Iterator[s
     finally:
         if process.poll() is None:
             process.terminate()
-        process.wait(20)
+        process.wait(60)
         told = log.read_text()
         assert "NATS denies" not in told and "Traceback" not in told, told
 
@@ -312,9 +312,9 @@ async def test_a_watcher_that_is_killed_while_it_looks_is_followed_by_another_on
         await reached(lambda: asked(git_server) > 1)
         git_server.goes_on.clear()
         git_server.asked.clear()
-        assert await asyncio.to_thread(git_server.asked.wait, 20)
+        assert await asyncio.to_thread(git_server.asked.wait, 60)
         process.send_signal(signal.SIGKILL)
-        process.wait(10)
+        process.wait(60)
     git_server.goes_on.set()
     collab.deliver(plan)
     async with world.watching("survivor"):

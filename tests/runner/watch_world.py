@@ -45,7 +45,7 @@ META = Meta(actor="user:ann")
 ANN = AgentSpec(sdk_type=None)
 DIRECTORY = "treadle"
 INTERVAL_S = 0.3
-WITHIN_S = 20.0
+WITHIN_S = 90.0
 
 
 class CollabRepository:

@@ -10,7 +10,7 @@ from typing import TypeVar
 import psutil
 
 T = TypeVar("T")
-_DEADLINE_S = 20.0
+_DEADLINE_S = 90.0
 
 
 def wait_for(what: Callable[[], T], deadline_s: float = _DEADLINE_S) -> T:

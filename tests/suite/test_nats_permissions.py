@@ -64,7 +64,7 @@ class Connected:
 
     async def arrived(self) -> None:
         """Returns once the server has dealt with everything said so far. nats-py's `flush` may overtake a publish."""
-        await self.nc.jetstream().account_info()
+        await self.nc.jetstream(timeout=60).account_info()
 
 
 As = Callable[[str], Awaitable[Connected]]
@@ -99,7 +99,7 @@ async def test_only_a_runner_asks_for_credentials_and_only_a_gateway_answers(log
 
     await gateway.nc.subscribe(CREDENTIALS, cb=answer)
     await gateway.arrived()
-    assert (await runner.nc.request(CREDENTIALS, b"", timeout=5)).data == b"sealed"
+    assert (await runner.nc.request(CREDENTIALS, b"", timeout=60)).data == b"sealed"
     for user in SERVICES:
         other = await log_in(user)
         assert await other.is_denied(other.nc.publish(CREDENTIALS, b"")) == (user != RUNNER), user
@@ -131,7 +131,7 @@ async def test_an_answer_goes_to_whoever_asked_and_to_no_inbox_otherwise(log_in:
 
     await planner.nc.subscribe(PLANNER_IMPORT, cb=answer)
     await planner.arrived()
-    assert (await gateway.nc.request(PLANNER_IMPORT, b"", timeout=5)).data == b"valid"
+    assert (await gateway.nc.request(PLANNER_IMPORT, b"", timeout=60)).data == b"valid"
     assert await planner.is_denied(planner.nc.publish(gateway.nc.new_inbox(), b"forged"))
     assert await dispatcher.is_denied(dispatcher.nc.publish(PLANNER_IMPORT, b""))
 
@@ -195,10 +195,10 @@ async def test_a_runner_pulls_from_the_pool_that_a_dispatcher_made_and_acknowled
     await await_pool(runner.nc.jetstream(), "command", patience_s=0)
     await dispatcher.nc.jetstream().publish(f"{T1}.dispatched.command", b"work")
     pulling = await runner.nc.jetstream().pull_subscribe_bind("pool_command", EVENTS)
-    (message,) = await pulling.fetch(1, timeout=5)
+    (message,) = await pulling.fetch(1, timeout=60)
     assert message.subject == f"{T1}.dispatched.command" and pool_filter("command")
     await message.in_progress()
-    await message.ack_sync(timeout=5)
+    await message.ack_sync(timeout=60)
     assert (dispatcher.denied, runner.denied) == ([], [])
 
 
@@ -207,7 +207,7 @@ async def test_a_runner_waits_for_its_pool_and_says_who_makes_it(log_in: As) -> 
     await declare_streams(runner.nc.jetstream())
     with pytest.raises(TimeoutError, match=r"pool_command.*dispatcher"):
         await await_pool(runner.nc.jetstream(), "command", patience_s=0)
-    waiting = asyncio.create_task(await_pool(runner.nc.jetstream(), "command", patience_s=10))
+    waiting = asyncio.create_task(await_pool(runner.nc.jetstream(), "command", patience_s=60))
     await declare_pool(dispatcher.nc.jetstream(), "command")
     await waiting
 
@@ -230,7 +230,7 @@ async def test_a_reader_of_the_log_reads_it_and_stores_nothing_anywhere(log_in: 
     operator, reader = await log_in(OPERATOR), await log_in(READER)
     await declare_streams(operator.nc.jetstream())
     await operator.nc.jetstream().publish(f"{T1}.completed", b"{}")
-    message = await reader.nc.request(f"$JS.API.DIRECT.GET.{EVENTS}", b'{"seq": 1}', timeout=5)
+    message = await reader.nc.request(f"$JS.API.DIRECT.GET.{EVENTS}", b'{"seq": 1}', timeout=60)
     assert message.data == b"{}"
     for subject in (
         *(f"{T1}.{type_}" for type_ in ("started", "completed", "failed", "dispatched.claude", "skipped")),

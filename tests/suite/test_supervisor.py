@@ -29,7 +29,7 @@ class Watched:
         self.children_file = directory / "children.json"
         self.supervisor = Supervisor(self.children_file, self.said.append)
 
-    def child(self, name: str, role: str = "", *, stdin: bytes = b"", stop_after_s: float = 5.0) -> Child:
+    def child(self, name: str, role: str = "", *, stdin: bytes = b"", stop_after_s: float = 60.0) -> Child:
         env = service_environment(os.environ) | {"TREADLE_DATA": str(self.directory)}
         argv = [sys.executable, STAND_IN, role or name]
         return Child(name, argv, env, self.directory / f"{name}.log", self.directory, stdin, stop_after_s)
@@ -84,7 +84,7 @@ async def test_hurry_kills_at_once(watched: Watched) -> None:
     stopping = asyncio.create_task(watched.supervisor.stop())
     await until(lambda: watched.told("asked to stop"))
     watched.supervisor.hurry()
-    await asyncio.wait_for(stopping, 10)
+    await asyncio.wait_for(stopping, 60)
     assert gone(watched.told("started")[0][1])
 
 

@@ -176,4 +176,4 @@ def run(argv: list[str], server: NatsServer, directory: Path, **more: str) -> su
         "TREADLE_NATS_PASSWORD_FILE": str(access.password_file),
         **more,
     }
-    return subprocess.run(argv, capture_output=True, text=True, env=environment, timeout=60)
+    return subprocess.run(argv, capture_output=True, text=True, env=environment, timeout=150)
