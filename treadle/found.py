@@ -31,8 +31,23 @@ def find_plan(gateway: Gateway, wanted: str | None) -> Plan:
     raise BadInput(f"{len(found)} plans begin with {wanted}: {', '.join(plan['plan'] for plan in found[:5])}")
 
 
+def imported_plans(gateway: Gateway) -> list[Plan]:
+    """Plans that came from archives, the newest first, with the little that lists show of them."""
+    return [
+        {
+            **{field: one[field] for field in ("name", "status", "standing")},
+            "plan": one["id"],
+            "imported": {"plan": one["origin_plan"], "by": one["imported_by"], "at": one["created_at"]},
+        }
+        for one in gateway.pages("/imported-plans")
+    ]
+
+
 def _plans_like(gateway: Gateway, wanted: str) -> list[Plan]:
     if not (PLAN_ID.fullmatch(wanted) or IMPORTED_ID.fullmatch(wanted)):
+        if wanted.startswith("i"):
+            ids = [plan["plan"] for plan in imported_plans(gateway) if plan["plan"].startswith(wanted)]
+            return [gateway.get(f"/plans/{id_}", Plan) for id_ in ids]
         # A gateway that does not know the filter lists all plans.
         return [plan for plan in gateway.pages("/plans", id_prefix=wanted) if plan["plan"].startswith(wanted)]
     try:

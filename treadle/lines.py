@@ -216,6 +216,14 @@ def lineage_lines(plan: Mapping[str, Any]) -> list[str]:
     return lines
 
 
+def imported_line(plan: Mapping[str, Any]) -> str:
+    """An imported plan, in one line."""
+    origin = plan["imported"]
+    standing, name = plan["standing"].replace("_", " "), one_line(plan["name"], 60)
+    whence = f"imported from {one_line(origin['plan'])} by {one_line(origin['by'], 40)}"
+    return f"{plan['plan']}  {standing}  {name}  ({whence})"
+
+
 def standing_line(plan: Mapping[str, Any]) -> str:
     """How a plan stands, in one line."""
     counts = ", ".join(f"{count} {status.replace('_', ' ')}" for status, count in sorted(plan["counts"].items()))

@@ -19,10 +19,10 @@ from treadle.api import ApiError, Gateway
 from treadle.asking import asked_shortly, conflict_lines
 from treadle.bad_input import BadInput
 from treadle.clean import find_items, size_words, total
-from treadle.found import Plan, find_plan, known_task
+from treadle.found import Plan, find_plan, imported_plans, known_task
 from treadle.goal import candidate_lines, is_being_made, request_lines, see_drafted
 from treadle.instance import Instance
-from treadle.lines import lineage_lines, standing_line
+from treadle.lines import imported_line, lineage_lines, standing_line
 from treadle.plain_text import one_line, plain
 from treadle.reviewing import NO_VERDICT, finding_lines, verdict
 from treadle.run import REASON_MAX_CHARS, say, watch_plan
@@ -63,16 +63,17 @@ def plan_argument(command: F) -> F:
 @json_option
 @click.pass_obj
 def ls(instance: Instance, as_json: bool) -> None:
-    """Lists the plans, the newest first."""
+    """Lists the plans, the newest first; then those that were imported."""
     with instance.reach() as reached:
-        plans = list(reached.gateway().pages("/plans", sort="-created_at"))
+        gateway = reached.gateway()
+        plans = [*gateway.pages("/plans", sort="-created_at"), *imported_plans(gateway)]
     if as_json:
         click.echo(msgspec.json.encode(plans).decode())
     elif not plans:
         click.echo("no plans yet", err=True)
     else:
         for plan in plans:
-            click.echo(standing_line(plan))
+            click.echo(imported_line(plan) if plan.get("imported") else standing_line(plan))
 
 
 @click.command()

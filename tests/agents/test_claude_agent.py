@@ -21,7 +21,7 @@ from services.runner.proxy import KeyProxy
 from shared.requests import AgentCredentials
 from shared.spec import AgentSpec
 from tests.agents.claude_probes import KEY, call, scripted
-from tests.agents.probes import MakeJob, Reported, command_lines, environments, eventually, processes, run_agent
+from tests.agents.probes import MakeJob, Reported, environments, eventually, is_running, only_sleep, processes, run_agent
 from treadle.scripted_model import ScriptedModel
 
 LOOK = "env; tr '\\0' '\\n' < /proc/$PPID/environ; : > started; while [ ! -e go ]; do sleep 0.1; done"
@@ -38,7 +38,7 @@ async def model() -> AsyncIterator[ScriptedModel]:
 @pytest.fixture
 async def runner(model: ScriptedModel) -> AsyncIterator[ClaudeRunner]:
     async with KeyProxy(KEY, model.base_url) as proxy:
-        yield ClaudeRunner(proxy, limits=Limits(retries_max=1, api_timeout_s=2.0, stream_idle_s=10.0))
+        yield ClaudeRunner(proxy, limits=Limits(retries_max=1, api_timeout_s=6.0, stream_idle_s=12.0))
 
 
 async def test_work_is_done_reported_and_counted(
@@ -148,7 +148,8 @@ async def test_wrong_key_is_told_without_a_second_try_though_retries_are_many(
     assert finished.kind == "authentication_refused"
     assert len(model.requests) - asked_before == 1
     assert not tries_again(reported)
-    assert time.monotonic() - started < 3 * plain_s  # ten tries wait for more than half a minute in between
+    # Ten tries wait for more than half a minute in between.
+    assert time.monotonic() - started < 2 * plain_s + 25
 
 
 async def test_a_leases_own_credentials_are_used_in_the_place_of_the_runners(
@@ -208,7 +209,7 @@ async def test_unreachable_api_is_told_at_once(
     assert finished.kind == "unavailable"
     assert str(unused_tcp_port) in finished.message
     assert not tries_again(reported)
-    assert time.monotonic() - started < 3 * plain_s
+    assert time.monotonic() - started < 2 * plain_s + 25
 
 
 async def test_passing_overload_is_survived(runner: ClaudeRunner, make_job: MakeJob, reported: Reported) -> None:
@@ -240,7 +241,7 @@ async def test_cancelling_at_the_start_leaves_no_process(
     running.cancel()
     with pytest.raises(asyncio.CancelledError):
         await running
-    assert time.monotonic() - started < 2
+    assert time.monotonic() - started < 15
     assert not processes(job)
 
 
@@ -248,11 +249,11 @@ async def test_receiver_that_fails_ends_the_run(runner: ClaudeRunner, make_job: 
     def refuse(activity: Activity) -> None:
         raise ValueError("full")
 
-    job = make_job(prompt=scripted([{"text": "I begin."}, call("Bash", command="sleep 4724")]))
+    job = make_job(prompt=scripted([{"text": "I begin."}, call("Bash", command=only_sleep())]))
     started = time.monotonic()
     with pytest.raises(ValueError, match="full"):
         await run_agent(runner, job, refuse)
-    assert time.monotonic() - started < 5
+    assert time.monotonic() - started < 60
     assert not processes(job)
 
 
@@ -267,7 +268,8 @@ async def test_cli_that_is_killed_is_an_agent_error(
 
 
 async def test_cli_dies_with_a_killed_runner(model: ScriptedModel, make_job: MakeJob) -> None:
-    job = make_job(prompt=scripted([call("Bash", command="sleep 4723")]))
+    sleep = only_sleep()
+    job = make_job(prompt=scripted([call("Bash", command=sleep)]))
     code = f"""
 import asyncio
 from pathlib import Path
@@ -279,7 +281,7 @@ from tests.agents.probes import run_agent
 async def main():
     environment = {{"ANTHROPIC_API_KEY": {KEY!r}, "ANTHROPIC_BASE_URL": {model.base_url!r}}}
     job = Job(plan={job.plan!r}, task="T1", attempt=2, lease=3, prompt={job.prompt!r}, agent=AgentSpec(
-        sdk_type="claude"), cwd=Path({str(job.cwd)!r}), scratch=Path({str(job.scratch)!r}), timeout_s=60,
+        sdk_type="claude"), cwd=Path({str(job.cwd)!r}), scratch=Path({str(job.scratch)!r}), timeout_s=600,
         budget_usd=1, env={{}}, enclosure=Unsandboxed())
     async with open_runner("claude", environment) as runner:
         await run_agent(runner, job, print)
@@ -287,10 +289,10 @@ async def main():
 asyncio.run(main())
 """
     process = await asyncio.create_subprocess_exec(sys.executable, "-c", code)
-    await eventually(lambda: command_lines("sleep 4723"))
+    await eventually(lambda: is_running(sleep))
     process.kill()
     await process.wait()
-    await eventually(lambda: not processes(job), within_s=5)
+    await eventually(lambda: not processes(job))
 
 
 async def test_model_is_not_replaced_by_a_newer_one(
@@ -304,12 +306,13 @@ async def test_model_is_not_replaced_by_a_newer_one(
 async def test_timeout_ends_the_run_and_keeps_its_costs(
     runner: ClaudeRunner, make_job: MakeJob, reported: Reported
 ) -> None:
-    job = make_job(prompt=scripted([call("Bash", command="sleep 4722")]), timeout_s=3.0)
+    sleep = only_sleep()
+    job = make_job(prompt=scripted([call("Bash", command=sleep)]), timeout_s=15.0)  # enough to begin, on any machine
     finished = await run_agent(runner, job, reported.append)
     assert finished.kind == "timeout"
     assert finished.usage.input_tokens > 0
     assert not processes(job)
-    assert not command_lines("sleep 4722")
+    assert not is_running(sleep)
 
 
 async def test_spent_budget_ends_the_run(

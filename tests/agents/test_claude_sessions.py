@@ -17,10 +17,9 @@ from services.runner.agents.claude import ClaudeRunner
 from services.runner.proxy import KeyProxy
 from tests.agents.claude_probes import KEY, asked, call, last_said, scripted
 from tests.agents.kept import Kept, LeaseOver
-from tests.agents.probes import MakeLease, Reported, command_lines, eventually, processes, run_agent
+from tests.agents.probes import MakeLease, Reported, eventually, is_running, only_sleep, processes, run_agent
 from treadle.scripted_model import ScriptedModel
 
-HOLD = "echo held >> held.txt; sleep 4731"
 
 
 @pytest.fixture
@@ -38,11 +37,11 @@ async def runner(model: ScriptedModel) -> AsyncIterator[ClaudeRunner]:
 async def test_later_turns_go_on_in_the_same_conversation_and_find_no_process_of_earlier_ones(
     model: ScriptedModel, runner: ClaudeRunner, make_lease: MakeLease, reported: Reported
 ) -> None:
-    kept = Kept()
+    kept, sleep = Kept(), only_sleep()
     memory = kept.lease()
     job = await make_lease(
         prompt=scripted(
-            [call("Bash", command="setsid sleep 4732 > /dev/null 2>&1 & echo one")],
+            [call("Bash", command=f"setsid {sleep} > /dev/null 2>&1 & echo one")],
             [{"text": "One."}],
             [call("Write", file_path="two.txt", content="2")],
             [{"text": "Two."}],
@@ -52,7 +51,7 @@ async def test_later_turns_go_on_in_the_same_conversation_and_find_no_process_of
     async with runner.open(job, reported.append) as session:
         first = await session.turn(job.prompt)
         assert not processes(job)
-        assert not command_lines("sleep 4732")
+        assert not is_running(sleep)
         second = await session.turn("It is not done: two.txt is missing.")
     assert isinstance(first, Finished)
     assert isinstance(second, Finished)
@@ -70,17 +69,16 @@ async def test_later_turns_go_on_in_the_same_conversation_and_find_no_process_of
 async def test_interrupted_conversation_goes_on_in_another_lease(
     model: ScriptedModel, runner: ClaudeRunner, make_lease: MakeLease, reported: Reported
 ) -> None:
-    kept = Kept()
+    kept, sleep = Kept(), only_sleep()
     prompt = scripted(
         [call("Bash", command="echo one >> one.txt")],
-        [call("Bash", command=HOLD)],
+        [call("Bash", command=f"echo held >> held.txt; {sleep}; true")],
         [{"text": "Went on."}],
         [{"text": "Went on."}],  # the script was once found here: the CLI seems to note an interruption now and then
     )
     job = await make_lease(prompt=prompt, memory=kept.lease())
     running = asyncio.create_task(run_agent(runner, job, reported.append))
-    # The shell itself has the words in its command line before it has done anything.
-    await eventually(lambda: (job.cwd / "held.txt").is_file() and command_lines("sleep 4731"))
+    await eventually(lambda: is_running(sleep))
     running.cancel()
     with pytest.raises(asyncio.CancelledError):
         await running
@@ -132,8 +130,8 @@ async def test_conversation_that_can_not_be_taken_up_begins_anew(
 async def test_lease_that_is_over_ends_its_agent_at_once(
     runner: ClaudeRunner, make_lease: MakeLease, reported: Reported
 ) -> None:
-    memory = Kept().lease()
-    script = scripted([call("Bash", command="echo x > begun.txt")], [call("Bash", command="sleep 4733")])
+    memory, sleep = Kept().lease(), only_sleep()
+    script = scripted([call("Bash", command="echo x > begun.txt")], [call("Bash", command=sleep)])
     job = await make_lease(prompt=script, memory=memory)
     running = asyncio.create_task(run_agent(runner, job, reported.append))
     await eventually((job.cwd / "begun.txt").exists)
@@ -143,34 +141,30 @@ async def test_lease_that_is_over_ends_its_agent_at_once(
         await asyncio.wait_for(running, 60)
     assert time.monotonic() - started < 40  # at once, on a machine that may be busy with other things
     assert not processes(job)
-    assert not command_lines("sleep 4733")
+    assert not is_running(sleep)
 
 
-@pytest.mark.parametrize(
-    ("turn", "is_under_way"),
-    [
-        pytest.param({"fault": "hang"}, "requests", id="waiting-for-the-model"),
-        pytest.param([call("Bash", command="setsid sleep 4734 & sleep 4734")], "sleep", id="in-a-command"),
-    ],
-)
+@pytest.mark.parametrize("at", ["waiting-for-the-model", "in-a-command"])
 async def test_cancelling_ends_everything_at_once(
     model: ScriptedModel,
     runner: ClaudeRunner,
     make_lease: MakeLease,
     reported: Reported,
-    turn: Any,
-    is_under_way: str,
+    at: str,
 ) -> None:
+    sleeps = [only_sleep(), only_sleep()]
+    in_command = [call("Bash", command="setsid {} & {}; true".format(*sleeps))]
+    turn: Any = in_command if at == "in-a-command" else {"fault": "hang"}
     job = await make_lease(prompt=scripted(turn), memory=Kept().lease())
     running = asyncio.create_task(run_agent(runner, job, reported.append))
-    await eventually(lambda: model.requests if is_under_way == "requests" else command_lines("sleep 4734"))
+    await eventually(lambda: all(map(is_running, sleeps)) if at == "in-a-command" else model.requests)
     started = time.monotonic()
     running.cancel()
     with pytest.raises(asyncio.CancelledError):
         await running
     assert time.monotonic() - started < 15  # `make bench-agent` holds it to 2
     assert not processes(job)
-    assert not command_lines("sleep 4734")
+    assert not any(map(is_running, sleeps))
 
 
 async def test_nothing_that_a_hostile_repository_brings_is_run(

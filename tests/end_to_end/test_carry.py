@@ -95,6 +95,9 @@ def test_a_plan_looks_the_same_where_neither_its_repository_nor_its_server_is(
     assert imported != origin
     assert looked_at(elsewhere, imported, tasks, seqs) == before
     assert elsewhere.events(imported) == events
+    listed = elsewhere.command("ls").out
+    assert f"{imported}  " in listed and f"imported from {origin}" in listed
+    assert json.loads(elsewhere.command("status", imported[:6], "--json").out)["plan"] == imported
     here = elsewhere.get(f"/plans/{imported}")
     assert {name for name in view if here[name] != view[name]} == {"plan", "imported"}
     assert (here["imported"]["plan"], here["imported"]["digest"]) == (origin, told["digest"])
