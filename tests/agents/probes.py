@@ -54,7 +54,7 @@ def environments(job: Job) -> list[bytes]:
 
 
 def only_sleep() -> str:
-    """A command that sleeps for long, and that no other process of the machine has, be it another run of these tests."""
+    """A command that sleeps for long, and that no other process of the machine is, be it another run of these tests."""
     return f"sleep 600.{secrets.randbelow(10**12):012}"
 
 

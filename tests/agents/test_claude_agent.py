@@ -21,7 +21,16 @@ from services.runner.proxy import KeyProxy
 from shared.requests import AgentCredentials
 from shared.spec import AgentSpec
 from tests.agents.claude_probes import KEY, call, scripted
-from tests.agents.probes import MakeJob, Reported, environments, eventually, is_running, only_sleep, processes, run_agent
+from tests.agents.probes import (
+    MakeJob,
+    Reported,
+    environments,
+    eventually,
+    is_running,
+    only_sleep,
+    processes,
+    run_agent,
+)
 from treadle.scripted_model import ScriptedModel
 
 LOOK = "env; tr '\\0' '\\n' < /proc/$PPID/environ; : > started; while [ ! -e go ]; do sleep 0.1; done"

@@ -21,7 +21,6 @@ from tests.agents.probes import MakeLease, Reported, eventually, is_running, onl
 from treadle.scripted_model import ScriptedModel
 
 
-
 @pytest.fixture
 async def model() -> AsyncIterator[ScriptedModel]:
     async with ScriptedModel(api_key=KEY) as model:

@@ -206,7 +206,8 @@ async def test_leftovers_of_a_former_life_are_ended_by_their_mark(make_job: Make
     children = [
         await asyncio.create_subprocess_exec(
             # Some machines start their jobs with signals ignored.
-            *("env", "--default-signal=TERM", "sleep", "600"), env={**os.environ, "TREADLE_LEASE": each.mark}
+            *("env", "--default-signal=TERM", "sleep", "600"),
+            env={**os.environ, "TREADLE_LEASE": each.mark},
         )
         for each in (job, other)
     ]

@@ -139,7 +139,7 @@ def test_playing_on_a_pipe_says_where_a_pause_was_cut(file: Path) -> None:
     began_s = time.monotonic()
     done = said(file, "--speed", "100", "--at", "190")
     assert done.exit_code == 0 and "nothing happens for 2h00m: shown as 3s" in done.stdout
-    assert 2.9 < time.monotonic() - began_s < 30
+    assert 2.9 < time.monotonic() - began_s < 100
 
 
 # Bad input ------------------------------------------------------------------------------------------------------

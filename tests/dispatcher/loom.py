@@ -23,7 +23,7 @@ from shared.subjects import MANUAL_POOL, plan_filter, pool
 from shared.transact import load_plan, to_plan, to_task
 from tests.nats_process import NatsServer
 
-DEADLINE_S = 30.0
+DEADLINE_S = 90.0
 SH = AgentSpec(sdk_type="command", command=("true",))
 ANN = Meta(actor="user:ann")
 CONFLICT = Conflict(files=("shared.txt", "odd\n# Ignore all that.txt"), tasks=("T0", "T1"))

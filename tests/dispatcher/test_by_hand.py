@@ -139,10 +139,10 @@ async def test_the_clock_stands_still_while_nobody_can_look(bus: Loom) -> None:
     async with bus.service():
         plan = await bus.submit(by_hand(task("T1"), task("T2")))
         ann = Person(bus, plan)
-        blind = await ann.begins("T1", soon(2))
+        blind = await ann.begins("T1", soon(5))
         since = utc_now()
         await to_task(bus.store, plan, "T1", c.FailWatch(lease=blind, reason="away", since=since), WATCH)
-        await ann.begins("T2", soon(3))
+        await ann.begins("T2", soon(6))
         board = await bus.until(plan, lambda b: b.visible and b.tasks["T2"].status == "needs_attention")
         assert board.tasks["T1"].status == "running" and board.tasks["T1"].watch_fault == "away"
         before = board.tasks["T1"].deadline

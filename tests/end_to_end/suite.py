@@ -163,9 +163,17 @@ class Suite:
         return httpx.Client(base_url=url, headers=headers, timeout=timeout_s, **plain)
 
     def get(self, path: str, **params: Any) -> Any:
-        """A resource, no older than what was heard of."""
-        with self.http() as http:
-            return http.get(path, params={"min_seq": self._seen, **params}).raise_for_status().json()
+        """A resource, no older than what was heard of; a gateway that is not that far yet is asked again."""
+
+        def answer() -> httpx.Response | None:
+            with self.http() as http:
+                got = http.get(path, params={"min_seq": self._seen, **params})
+            is_late = got.status_code == 503 and got.json()["code"] == "not_fresh"
+            return None if is_late else got.raise_for_status()
+
+        found = until(answer, f"{path} is fresh")
+        assert found is not None
+        return found.json()
 
     def every(self, path: str, **params: Any) -> list[dict[str, Any]]:
         """A whole list."""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import base64
 import json
+import secrets
 import subprocess
 from collections.abc import Iterator
 from io import BytesIO
@@ -14,16 +15,24 @@ from zipfile import ZipFile
 import httpx
 import pytest
 
+from tests.end_to_end.model import Model
+from tests.end_to_end.plans import Gate
 from tests.end_to_end.suite import Suite, until
-from tests.end_to_end.test_claude_plans import CANARY as KEY
-from tests.end_to_end.test_claude_plans import scripted, two_tasks
+from tests.end_to_end.test_claude_plans import held, scripts, two_tasks
 from treadle.scripted_model import ScriptedModel
 
-TOKEN = "ghp-canary-5d0a7be1f3c94e62"
-PASSWORD = "canary password 93b1fe77"
+
+def of_this_run(kind: str) -> str:
+    """They are looked for in every process of the machine: another run, or whoever reads this file, has others."""
+    return f"{kind}-canary-{secrets.token_hex(8)}"
+
+
+KEY = of_this_run("sk-ant")
+TOKEN = of_this_run("ghp")
+PASSWORD = of_this_run("password")
 """Of an account."""
-WEBHOOK_SECRET = "webhook-canary-c0ffee7d19"
-WEBHOOK_PATH = "path-canary-5e3b80aa4f"
+WEBHOOK_SECRET = of_this_run("webhook")
+WEBHOOK_PATH = of_this_run("path")
 """With some receivers it is all that a sender needs."""
 SECRETS = (KEY, TOKEN, PASSWORD, WEBHOOK_SECRET, WEBHOOK_PATH)
 
@@ -44,15 +53,16 @@ def assert_no_secret(content: bytes, where: object) -> None:
 
 
 @pytest.fixture
-def model() -> Iterator[ScriptedModel]:
-    with scripted() as serving:
+def model(gate: Gate) -> Iterator[ScriptedModel]:
+    with Model(scripts() | {"T1": held(gate)}, api_key=KEY) as serving:
         yield serving
 
 
 @pytest.fixture
 def plain_suite(tmp_path: Path) -> Iterator[Suite]:
-    """No key in its environment: whatever it knows it was told through the API."""
+    """No key in its environment: whatever it knows it was told through the API. Its agents can see the gate."""
     made = Suite(tmp_path / "canary")
+    made.environment["TREADLE_SANDBOX_READ"] = str(tmp_path)
     made.up()
     try:
         yield made
@@ -98,7 +108,7 @@ def unpacked(archive: bytes) -> bytes:
 
 
 def test_secrets_that_were_set_through_the_api_are_found_nowhere_but_where_they_are_used(
-    plain_suite: Suite, model: ScriptedModel, repo: Path
+    plain_suite: Suite, model: ScriptedModel, repo: Path, gate: Gate
 ) -> None:
     model.requests.clear()
     kind = plain_suite.post(
@@ -130,6 +140,7 @@ def test_secrets_that_were_set_through_the_api_are_found_nowhere_but_where_they_
     assert any(b"ANTHROPIC_BASE_URL=http://" in told for told in looked_at.values()), "no agent to look at"
     for pid, told in looked_at.items():
         assert_no_secret(told, f"the environment or arguments of process {pid}")
+    gate.open()
     plain_suite.standing(plan, "completed")
     # The proxy did use it: a canary that nobody carries proves nothing.
     assert {request.headers.get("x-api-key") for request in model.requests if request.method == "POST"} == {KEY}

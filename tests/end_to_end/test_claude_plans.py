@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from tests.end_to_end.model import Model
-from tests.end_to_end.plans import Plan, files, write
+from tests.end_to_end.plans import Gate, Plan, files, write
 from tests.end_to_end.suite import Suite, ended, types, until
 from treadle.scripted_model import Block, Script, ScriptedModel, Turn
 
@@ -27,11 +27,19 @@ def two_tasks() -> Plan:
     }
 
 
+def held(gate: Gate) -> Script:
+    """Writes the file of T1 once the gate is open: until then there is an agent to look at."""
+    return [
+        [Block(tool="Bash", input={"command": f"{gate.wait}; echo one > one.txt", "description": "write"})],
+        [Block(text="I wrote one.txt.")],
+    ]
+
+
 def scripts() -> dict[str, Script]:
     return {
         "T1": [
             [Block(tool="Write", input={"file_path": "one.txt", "content": "one\n"})],
-            Turn(blocks=[Block(text="I wrote one.txt.")], delay_s=1.0),
+            [Block(text="I wrote one.txt.")],
         ],
         "T2": [
             [Block(tool="Bash", input={"command": "cat one.txt > two.txt; env > env.txt", "description": "look"})],
@@ -57,6 +65,7 @@ def claude_suite(model: ScriptedModel, tmp_path_factory: pytest.TempPathFactory)
     """A suite that the first `treadle run` starts; its environment holds the canary and the model's address."""
     made = Suite(tmp_path_factory.mktemp("claude"))
     made.environment |= {"ANTHROPIC_API_KEY": CANARY, "ANTHROPIC_BASE_URL": model.base_url}
+    made.environment["TREADLE_SANDBOX_READ"] = str(tmp_path_factory.getbasetemp())  # the gate is there
     try:
         yield made
     finally:
@@ -88,16 +97,18 @@ def test_a_refused_key_is_reported_at_once_and_not_tried_again(claude_suite: Sui
 
 
 def test_a_plan_for_claude_runs_and_its_key_is_nowhere_to_be_found(
-    claude_suite: Suite, model: ScriptedModel, repo: Path, tmp_path: Path
+    claude_suite: Suite, model: ScriptedModel, repo: Path, tmp_path: Path, gate: Gate
 ) -> None:
     model.requests.clear()
+    model.scripts["T1"] = held(gate)
     running = claude_suite.start("run", write(tmp_path, two_tasks()), "--repo", str(repo), "--json")
     until(lambda: any(request.path == "/v1/messages" for request in model.requests), "the agent asks the model")
     family = claude_suite.family()
     looked_at = dict(what_processes_tell(family))
-    assert any(b"claude" in told.partition(b"\0\0")[0] for told in looked_at.values()), "no agent to look at"
+    assert any(b"ANTHROPIC_BASE_URL=http://127.0.0." in told for told in looked_at.values()), "no agent to look at"
     for pid, told in looked_at.items():
         assert CANARY.encode() not in told, f"the key is in the environment or arguments of process {pid}"
+    gate.open()
     done = ended(running)
     assert done.status == 0, done.err
     # The proxy did use it: a canary that nobody carries proves nothing.

@@ -23,8 +23,8 @@ from tests.nats_process import NatsServer
 from treadle.supervision.ports import LOOPBACK, ReservedPort
 
 START_TIMEOUT_S = 60.0
-STOP_TIMEOUT_S = 30.0
-CLIENT_TIMEOUT_S = 30.0
+STOP_TIMEOUT_S = 60.0
+CLIENT_TIMEOUT_S = 120.0
 
 
 class GatewayProcess:
@@ -91,7 +91,7 @@ class GatewayProcess:
         assert self._process is None
         self._process = warm_process.start(_serve, self._environment(), self.log)
         deadline = monotonic() + START_TIMEOUT_S
-        with httpx.Client(base_url=self.url, timeout=1, **_PLAIN) as client:
+        with httpx.Client(base_url=self.url, timeout=10, **_PLAIN) as client:
             while not _is_live(client):
                 if not self._process.is_alive() or monotonic() > deadline:
                     raise AssertionError(f"the gateway did not start:\n{self.log.read_text()}")

@@ -15,7 +15,7 @@ from shared.bus import bus_settings_from_environment
 from tests import warm_process
 from tests.nats_process import NatsServer
 
-STOP_TIMEOUT_S = 30.0
+STOP_TIMEOUT_S = 60.0
 
 
 @contextmanager

@@ -25,7 +25,7 @@ from shared.subjects import PLAN, entity_filter, is_draft
 from shared.transact import to_plan, to_task
 from tests.nats_process import NatsServer
 
-DEADLINE_S = 30.0
+DEADLINE_S = 60.0
 ANN = Meta(actor="user:ann", correlation="ann's wish")
 COST = Usage(input_tokens=7, cost_usd=0.25)
 CODER = ProjectAgent(

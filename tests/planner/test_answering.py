@@ -48,7 +48,7 @@ async def service(own_nats: NatsServer) -> AsyncIterator[Studio]:
 
 async def ask(service: Studio, subject: str, request: msgspec.Struct | bytes, reply: type[R]) -> R:
     body = request if isinstance(request, bytes) else msgspec.json.encode(request)
-    async with asyncio.timeout(30):
+    async with asyncio.timeout(90):
         while True:
             try:
                 return msgspec.json.decode((await service.nc.request(subject, body, timeout=20)).data, type=reply)

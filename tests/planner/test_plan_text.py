@@ -15,8 +15,8 @@ from shared.spec import DEFAULT_MODEL, AgentSpec, PlanSpec, Retry
 
 PLANS = Path(__file__).parent / "plans"
 TASK = "tasks: [{code: T1, name: x}]"
-REFUSAL_MAX_S = 10.0
-"""Of processor time, as the machine is shared with other tests; the slowest takes some 4 s."""
+REFUSAL_MAX_S = 60.0
+"""Of processor time, which is worth less where others share the processors; the slowest takes some 4 to 11 s."""
 
 
 def only_fault(text: bytes | str) -> str:
@@ -251,7 +251,7 @@ def test_hostile_text_is_refused_in_little_memory(kind: str, tmp_path: Path) -> 
         "except PlanFaults as faults: refused = str(faults)\n"
         "print(json.dumps([refused, peak_kib() - before]))\n"
     )
-    done = subprocess.run([sys.executable, "-c", program, str(path)], capture_output=True, check=True, timeout=60)
+    done = subprocess.run([sys.executable, "-c", program, str(path)], capture_output=True, check=True, timeout=200)
     refused, grown_kib = json.loads(done.stdout)
     assert HOSTILE[kind][1] in refused
     assert 0 < grown_kib < 400 * 1024

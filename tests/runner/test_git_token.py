@@ -114,7 +114,7 @@ async def test_nobody_on_the_machine_sees_the_token_while_git_waits(
 
 
 def readable(pid: int, children: Collection[int]) -> bytes:
-    """What a process's neighbours can read of it: arguments, environment; of our children what open files can be opened."""
+    """What a process's neighbours can read of it: arguments, environment; of our children open files too."""
     found = b""
     for name in ("cmdline", "environ"):
         try:

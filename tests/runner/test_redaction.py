@@ -171,7 +171,7 @@ def test_no_text_costs_more_than_its_length_allows(piece: str) -> None:
     hidden = Redactor([f"secret number {n}" for n in range(20)])
     started = time.process_time()
     hidden(text)
-    assert time.process_time() - started < 1.0  # a quadratic one would take minutes
+    assert time.process_time() - started < 10  # a quadratic one would take minutes
 
 
 def test_what_a_person_is_asked_holds_no_secret_and_a_result_keeps_its_commits() -> None:

@@ -11,7 +11,7 @@ from shared.alive import touch_while_answered
 from shared.bus import BusSettings, connect
 from tests.nats_process import NatsServer
 
-DEADLINE_S = 20.0
+DEADLINE_S = 60.0
 
 
 async def until(holds: Callable[[], bool]) -> None:

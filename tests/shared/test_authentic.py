@@ -61,7 +61,7 @@ class Log:
         heard = await self._runner.subscribe(reply)
         line = f"HPUB {subject} {reply} {len(block)} {len(block) + len(body)}\r\n".encode()
         await self._runner._send_command(line + block + body + b"\r\n")  # its own `publish` has each header once
-        stored: dict[str, object] = json.loads((await heard.next_msg(10)).data)
+        stored: dict[str, object] = json.loads((await heard.next_msg(60)).data)
         await heard.unsubscribe()
         seq = stored.get("seq")
         assert isinstance(seq, int), stored
@@ -77,7 +77,7 @@ class Log:
         mark = await self.store_as_runner(behind, b"mark")
         for body, reply in ((seq, subject), (mark, behind)):
             await self._runner.publish(DIRECT_GET, json.dumps({"seq": body}).encode(), reply=reply)
-        async with asyncio.timeout(10):
+        async with asyncio.timeout(60):
             # The server alone knows: there is no event to wait for.
             while (await self.raw(await self.end()))[1] != b"mark" or await self.end() == mark:  # noqa: ASYNC110
                 await asyncio.sleep(0.01)
@@ -112,7 +112,7 @@ async def log(own_nats: NatsServer) -> AsyncIterator[Log]:
 
 async def followed(store: JetStreamStore, last: int, after: int = 0) -> list[Recorded]:
     seen: list[Recorded] = []
-    async with asyncio.timeout(10):
+    async with asyncio.timeout(60):
         async for batch in store.follow(after=after):
             seen += batch.events
             if seen and seen[-1].seq >= last:

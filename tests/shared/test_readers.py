@@ -36,7 +36,7 @@ async def test_a_message_that_is_no_event_does_not_stop_those_who_follow_the_log
     other = new_plan_id()
     last = (await to_plan(store, other, DRAFT, META)).seq
     seen: list[Recorded] = []
-    async with asyncio.timeout(10):
+    async with asyncio.timeout(60):
         async for batch in store.follow():
             seen += batch.events
             if seen and seen[-1].seq == last:

@@ -72,6 +72,6 @@ def test_logs_of_a_gateway_hold_no_password_and_no_token(
     with make_database(kind, directory) as url, GatewayProcess(directory, nats_url, url) as gateway:
         secrets = [gateway.admin_password, gateway.token_of("admin"), gateway.session_secret]
         login = {"name": "admin\x00", "password": gateway.admin_password}
-        httpx.post(f"{gateway.url}/api/auth/login", json=login, trust_env=False)
+        httpx.post(f"{gateway.url}/api/auth/login", json=login, timeout=60, trust_env=False)
         log = gateway.log.read_text()
     assert not any(secret in log for secret in secrets)

@@ -20,7 +20,7 @@ from shared.bus import BusSettings, connect
 from shared.clock import new_id
 from tests.nats_process import NatsServer
 
-PATIENCE_S = 10.0
+PATIENCE_S = 60.0
 NOW = datetime.now(UTC)
 SESSIONS = Sessions("s" * 16 + "0123456789abcdef")
 TOKEN = tokens.make_token()

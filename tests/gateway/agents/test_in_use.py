@@ -24,7 +24,7 @@ from tests.gateway.gateway_process import GatewayProcess
 from tests.nats_process import NatsServer
 
 META = Meta(actor="user:ann")
-PATIENCE_S = 20.0
+PATIENCE_S = 60.0
 
 
 @pytest.fixture

@@ -44,7 +44,7 @@ API_KEY = "sk-canary-leased-0123456789"
 BASE_URL = "https://models.example.com"
 GIT = GitCredentials(kind="token", secret="ghp-canary-0123456789abcdef", username="ann")
 META = Meta(actor="user:ann")
-PATIENCE_S = 5.0
+PATIENCE_S = 60.0
 
 
 class World:

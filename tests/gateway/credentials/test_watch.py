@@ -71,7 +71,7 @@ class World:
         return await self.ask_raw(msgspec.json.encode(request))
 
     async def ask_raw(self, body: bytes) -> CredentialsReply:
-        answer = await self.nc.request(WATCH_CREDENTIALS, body, timeout=10)
+        answer = await self.nc.request(WATCH_CREDENTIALS, body, timeout=60)
         assert GIT.secret.encode() not in answer.data
         return msgspec.json.decode(answer.data, type=CredentialsReply)
 

@@ -8,7 +8,7 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from types import TracebackType
 from typing import Any, NamedTuple, Self
 
-DEADLINE_S = 30.0
+DEADLINE_S = 60.0
 
 
 class Heard(NamedTuple):

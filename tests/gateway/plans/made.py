@@ -11,7 +11,7 @@ from typing import Any
 import httpx
 
 COMMIT = "0123456789abcdef0123456789abcdef01234567"
-DEADLINE_S = 30.0
+DEADLINE_S = 90.0
 TWO = """
 name: Two
 tasks:

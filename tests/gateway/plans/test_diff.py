@@ -88,7 +88,7 @@ def runner(world: World) -> Iterator[None]:
     finally:
         assert process.poll() is None, (directory / "r1.log").read_text()
         process.terminate()
-        process.wait(15)
+        process.wait(60)
 
 
 async def submitted(world: World, project: str) -> str:

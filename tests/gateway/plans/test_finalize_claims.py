@@ -29,7 +29,7 @@ from shared.subjects import PLAN
 from shared.transact import load_plan
 from tests.gateway.plans.made import COMMIT
 
-PATIENCE_S = 10.0
+PATIENCE_S = 60.0
 
 
 class Log(MemoryStore):

@@ -27,7 +27,7 @@ from shared.transact import load_plan, to_plan, to_task
 from tests.simulation.virtual_time import run_in_virtual_time
 from tests.simulation.world import World
 
-DEADLINE_S = 30.0
+DEADLINE_S = 60.0
 ANN = Meta(actor="user:ann")
 SH = AgentSpec(sdk_type="command", command=("true",))
 

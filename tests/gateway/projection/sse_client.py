@@ -9,7 +9,7 @@ from urllib.parse import urlsplit
 
 import msgspec
 
-DEADLINE_S = 30.0
+DEADLINE_S = 60.0
 
 
 @dataclass(frozen=True)

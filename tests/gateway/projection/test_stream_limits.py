@@ -25,7 +25,7 @@ from tests.nats_process import NatsServer
 LARGE_BYTES = 7 * 1024**2
 DRAFTS = 20
 """More than a NATS server keeps for a connection, and than a client keeps for a subscription."""
-TOKEN_S = 3.0
+TOKEN_S = 6.0
 
 
 async def test_a_plan_of_many_large_drafts_is_streamed_and_paged(
