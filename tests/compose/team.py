@@ -30,7 +30,7 @@ GIT_URL = f"https://{GIT_HOST}:8443/code.git"
 SERVED = "/tmp/code.git"  # noqa: S108 - of the git server's container
 GIT_TOKEN = "glpat-canary-7f3a9c51e2d84b60"
 BUILD_WITHIN_S = 900.0
-DONE_WITHIN_S = 180.0
+DONE_WITHIN_S = 600.0
 LOOK_AGAIN_S = 0.2
 
 
