@@ -8,11 +8,11 @@ I/O.
 
 from bisect import insort
 from collections import Counter
-from collections.abc import Iterable
+from collections.abc import Collection, Iterable, Iterator
 from datetime import datetime
 from heapq import heappop, heappush
 from itertools import islice
-from typing import Literal
+from typing import Literal, NoReturn
 
 from msgspec.structs import replace
 
@@ -37,6 +37,10 @@ Standing = Literal[
 `drafting`: candidates are being made, and none is there yet. `waiting`: for people who do manual tasks or are asked for
 an approval, and for nothing else. `needs_attention`: nothing of it can go on without a person's decision.
 """
+
+
+ROUND_SHOWN_MAX = 6
+"""Tasks of a circle that are named."""
 
 
 def in_order(spec: PlanSpec) -> list[TaskSpec]:
@@ -67,6 +71,10 @@ def in_order(spec: PlanSpec) -> list[TaskSpec]:
     return [*ordered, deliver]
 
 
+class NoOrder(ValueError):
+    """The plan's tasks wait for each other, or for what is none of them: no planner has made it. It says which."""
+
+
 class Board:
     """One plan's fold."""
 
@@ -82,6 +90,9 @@ class Board:
         """Set where an event could not be read: nothing may be decided for this plan."""
         self.fault_seq = 0
         """Of that event."""
+        self.no_order = ""
+        """Why the tasks can't be brought into an order, which is a fault too. Then they stay as they were laid out
+        before, and where that is not at all the plan is not visible."""
         self.counts: Counter[task.TaskStatus] = Counter()
         self._laid_out = 0
         """How many tasks the indices below know of; 0: they are not built yet."""
@@ -123,6 +134,8 @@ class Board:
     def apply(self, entity: str, event: Event, seq: int) -> None:
         """Folds the next event of the plan."""
         if entity == PLAN:
+            if isinstance(event, PlanExtended) and (known := [t.code for t in event.tasks if t.code in self.tasks]):
+                raise NoOrder(f"{known[0]} is added to the plan, which has it already")
             self.plan = plan.evolve(self.plan, event)
             self.plan_seq = seq
             if isinstance(event, PlanResumed):
@@ -144,6 +157,8 @@ class Board:
             return
         before = self.tasks.get(entity, task.INITIAL)
         after = task.evolve(before, event)
+        if entity in self._successors and after.spec is not before.spec and _depends_on(after) != _depends_on(before):
+            raise NoOrder(f"{entity} waits for other tasks than it was planned to")
         self.tasks[entity] = after
         self.seqs[entity] = seq
         if after.status != before.status:
@@ -172,9 +187,8 @@ class Board:
 
     def _lay_out(self) -> None:
         """Builds the indices: after `finalized`, and once more whenever tasks were added; other edges never change."""
-        self._laid_out = len(self.tasks)
-        by_index = sorted(self.tasks, key=lambda code: self.tasks[code].index)
-        self._codes = self._in_order(by_index) if self.plan.added else by_index
+        self._laid_out = len(self.tasks)  # also where that fails: it would fail again
+        self._codes = self._in_order(sorted(self.tasks, key=lambda code: self.tasks[code].index))
         self._at = {self.tasks[code].index: code for code in self._codes}
         self._place = {code: place for place, code in enumerate(self._codes)}
         self._successors = {code: [] for code in self._codes}
@@ -194,17 +208,36 @@ class Board:
             self._list(code)
 
     def _in_order(self, codes: list[str]) -> list[str]:
-        """Topological order where tasks were added, whose index says nothing of what waits for them."""
+        """Topological order: that of the index, but where tasks were added, of which it says nothing.
+
+        Raises `NoOrder` where there is none, in time that does not depend on how many ways lead round.
+        """
+        if [self.tasks[code].index for code in codes] != list(range(len(codes))):
+            self._refuse("its tasks are not numbered one by one")
         ordered: dict[str, None] = {}
         for code in codes:
-            open_ = [code]
-            while open_:
-                waits_for = [p for p in self._depends_on(open_[-1]) if p not in ordered]
-                if waits_for:
-                    open_.append(waits_for[0])
+            if code in ordered:
+                continue
+            way: dict[str, Iterator[str]] = {code: iter(self._depends_on(code))}
+            while way:
+                one, left = next(reversed(way.items()))
+                before = next((p for p in left if p not in ordered), None)
+                if before is None:
+                    ordered[one] = None
+                    del way[one]
+                elif before in way:
+                    round_ = [*way][[*way].index(before) :]
+                    named = " → ".join((*round_[:ROUND_SHOWN_MAX], *("…",)[: len(round_) > ROUND_SHOWN_MAX], before))
+                    self._refuse(f"its tasks wait for each other: {named}")
+                elif before not in self.tasks:
+                    self._refuse(f"{one} waits for {before}, which is none of its tasks")
                 else:
-                    ordered.setdefault(open_.pop())
+                    way[before] = iter(self._depends_on(before))
         return list(ordered)
+
+    def _refuse(self, why: str) -> NoReturn:
+        self.no_order = f"the plan's tasks can't be brought into an order: {why}"
+        raise NoOrder(self.no_order)
 
     def _depends_on(self, code: str) -> tuple[str, ...]:
         also = self.plan.also_before.get(code)
@@ -264,7 +297,7 @@ class Board:
     @property
     def visible(self) -> bool:
         """Whether the plan is finalized with all its tasks: half a plan is never shown."""
-        return self._laid_out > 0
+        return bool(self._codes)
 
     @property
     def codes(self) -> list[str]:
@@ -310,6 +343,22 @@ class Board:
             else:
                 waits_for[predecessor] = None
         return list(waits_for)
+
+    def first_missing(self, at_most: int) -> dict[str, tuple[str, ...]]:
+        """`missing(code, at_most)` of every task that waits, in time that no long row of given-up tasks multiplies."""
+        found: dict[str, tuple[str, ...]] = {}
+        for code in self._codes:
+            if self._missing[code] == 0 and code not in self.plan.also_before:
+                continue
+            waits_for: dict[str, None] = {}
+            for predecessor in self._depends_on(code):
+                if predecessor not in self._clear:
+                    satisfied = self.tasks[predecessor].satisfied
+                    waits_for.update(dict.fromkeys(found.get(predecessor, ()) if satisfied else (predecessor,)))
+                if len(waits_for) >= at_most:
+                    break
+            found[code] = tuple(islice(waits_for, at_most))
+        return found
 
     def free_slots(self) -> int:
         """How many more tasks `max_parallel` lets be dispatched now."""
@@ -389,6 +438,21 @@ class Board:
         self._claimed[code] = 0.0 if state.is_manual or state.is_decision else task.may_cost_usd(state)
         for listed in (self._ready, self._ready_without_slot):
             listed.pop(code, None)
+
+    def left_waiting(self, claimed: Collection[str], at_most: int) -> list[str]:
+        """Pending tasks that may go ahead now, were all of `claimed` claimed: whoever acts takes one of them at least,
+        in whatever order they became ready. The first `at_most`; empty where nothing has to be taken.
+        """
+        if self.plan.status != "active" or self.fault:
+            return []
+        found = [c for c in self._ready_without_slot if self.tasks[c].is_manual and c not in claimed]
+        taken = [c for c in claimed if c in self._ready]
+        slots = self.free_slots() - len(taken)
+        if slots > 0 and len(taken) < len(self._ready):
+            left_usd = self._left_usd() - sum(task.may_cost_usd(self.tasks[c]) for c in taken)
+            if all(c in claimed or task.may_cost_usd(self.tasks[c]) <= left_usd for c in self._ready):
+                found += islice((c for c in self._ready if c not in claimed), at_most)
+        return [c for c in islice(found, at_most) if self.tasks[c].status == "pending"]
 
     def give_back(self, code: str) -> None:
         """What was claimed and led to nothing is ready again."""

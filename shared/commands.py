@@ -10,6 +10,7 @@ from typing import Literal
 import msgspec
 
 from shared.events import (
+    SKIPPED_MAX,
     ApprovalKind,
     Conflict,
     DraftOrigin,
@@ -179,6 +180,17 @@ class Skip(Command, frozen=True, kw_only=True):
 
     seq: int
     reason: str
+
+    def is_new(self, skipped: tuple[int, ...]) -> bool:
+        """Whether that is not said yet. Raises `Refused` where it is one too many."""
+        if self.seq in skipped:
+            return False
+        if len(skipped) >= SKIPPED_MAX:
+            raise Refused(
+                f"{SKIPPED_MAX} events of it are left out already, and there can't be more: it was written by another "
+                "Treadle, or something damages the log; run that Treadle, or start a new plan"
+            )
+        return True
 
 
 PlanCommand = (

@@ -433,7 +433,8 @@ class TaskCompleted(Event, frozen=True, kw_only=True):
     name = "task.completed"
     lease: int
     base_commit: str
-    """What the agent started from: the plan's base merged with the heads."""
+    """What the agent started from: the plan's base merged with the heads. Of `_deliver` the plan's base alone: so
+    the changes from it to `commit` are all of the plan's."""
     commit: str
     """Equal to `base_commit` when nothing was changed. Of a manual task: what its person named, or empty."""
     result: Result
@@ -586,6 +587,15 @@ class TaskSkipped(Event, frozen=True, kw_only=True):
     name = "task.skipped"
     seq: int
     reason: str
+
+
+SKIPPED_MAX = 100
+"""Events of one entity that may be left out."""
+
+
+def skipped_with(skipped: tuple[int, ...], seq: int) -> tuple[int, ...]:
+    """What an entity has had left out, with one event more: the newest ones, where a history says more than it may."""
+    return (*skipped, seq)[-SKIPPED_MAX:]
 
 
 REGISTRY: dict[str, type[Event]] = {

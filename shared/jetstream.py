@@ -35,6 +35,8 @@ WRONG_LAST_SEQUENCE = 10071
 APPEND_TIMEOUT_S = 5.0
 READ_TIMEOUT_S = 5.0
 PAGE_MESSAGES = 500
+PAGE_MAX_BYTES = 16 * 1024 * 1024
+"""Twice the largest message."""
 WALK_MAX_EVENTS = 100
 """Of one entity; a longer history is quicker found by a search, a hundred times as many events at a time."""
 
@@ -183,12 +185,27 @@ class JetStreamStore:
         guard = self._guard(after, sees_all=not filters)
         async for arrived in follow_messages(self._nc, EVENTS, after=after, filters=filters or (MANY_EVENTS,)):
             if guard is None:
-                yield Batch(tuple(filter(None, map(_readable, arrived.messages))), arrived.caught_up)
+                yield Batch(tuple(filter(None, map(_readable, map(_delivered, arrived.messages)))), arrived.caught_up)
                 continue
             events: list[Recorded] = []
             for message in arrived.messages:
                 events += await patiently(partial(_ours, guard, _delivered(message)))
             yield Batch(tuple(events), arrived.caught_up)
+
+    async def pages(self, *, until: int) -> AsyncIterator[tuple[Recorded, ...]]:
+        """Every event of the log up to the sequence `until`, by direct gets alone: for who may make no consumer."""
+        guard, after, more = self._guard(0), 0, True
+        while more and after < until:
+            wish = {"seq": after + 1, "batch": PAGE_MESSAGES, "max_bytes": PAGE_MAX_BYTES, "next_by_subj": MANY_EVENTS}
+            page, more = await patiently(partial(self._get_batch, wish))
+            events: list[Recorded] = []
+            for stored in page:
+                if guard is None:
+                    events += filter(None, [_readable(stored)])
+                else:
+                    events += await patiently(partial(_ours, guard, stored))
+            after = page[-1].seq if page else after
+            yield tuple(events)
 
     async def _get_batch(self, request: dict[str, object]) -> tuple[list["_Stored"], bool]:
         """One batched direct get: its messages, and whether more are there."""
@@ -252,15 +269,6 @@ def _version(headers: dict[str, str]) -> int:
     return int(text) if text.isdecimal() and text.isascii() else 0
 
 
-def _readable(message: Msg) -> Recorded | None:
-    """None for what somebody else put on a subject of the log's that is no event's: it must not stop the readers."""
-    try:
-        return read_message(message)
-    except ValueError as error:
-        log.error("sequence %d of the log is skipped: %s", message.metadata.sequence.stream, error)
-        return None
-
-
 def read_message(message: Msg) -> Recorded:
     """The event in a message that a consumer of the log delivered."""
     return _recorded(_delivered(message))
@@ -293,6 +301,15 @@ def _stored(message: Msg) -> _Stored:
 def _status(headers: Mapping[str, str]) -> str:
     """The server's word about a read; empty for a message, whose own headers may say anything."""
     return "" if "Nats-Sequence" in headers else headers.get("Status", "")
+
+
+def _readable(stored: _Stored) -> Recorded | None:
+    """None for what somebody else put on a subject of the log's that is no event's: it must not stop the readers."""
+    try:
+        return _recorded(stored)
+    except ValueError as error:
+        log.error("sequence %d of the log is skipped: %s", stored.seq, error)
+        return None
 
 
 def _recorded(stored: _Stored) -> Recorded:

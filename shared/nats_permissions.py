@@ -7,10 +7,13 @@ What it rests on:
   whose credentials a lease gets is read from the dispatch.
 - A server does not look at these permissions when it sends an answer, so a reply can reach any subject. What must not
   be believed from just anybody says by itself who wrote it (`shared.authentic`).
-- A reader of the log stores nothing, in no stream: what folds and decides again can't have an effect by mistake.
-- The pools' consumers are everybody's: only the operator and dispatchers make or change them.
+- A reader of the log may only ask for messages and for the stream's state: it stores nothing, makes no consumer, and
+  so what folds and decides again can't have an effect by mistake. (On purpose it can: see the third point and ADR 5.)
+- The pools' consumers are the queues: only the operator and dispatchers make or change them, and only runners take
+  from them, since what one takes the others don't get until it has been silent for `streams.ACK_WAIT_S`.
 
-A wildcard stands for a whole token in NATS, so a consumer's name can be listed but not matched by its beginning.
+A wildcard stands for a whole token in NATS, so a consumer's name can be listed but not matched by its beginning. Hence
+a service could end another one's `follow_…`, or pull from it: that one notices and makes itself a new one.
 """
 
 from collections.abc import Mapping
@@ -63,7 +66,7 @@ def permissions(user: str) -> dict[str, Any]:
         return {"publish": ">", "subscribe": ">"}
     if user == READER:
         return {
-            "publish": {"allow": list(_READS), "deny": list(_NO_CHANGE_OF_POOLS)},
+            "publish": {"allow": list(_READS)},
             "subscribe": {"allow": [f"{inbox_prefix(READER)}.>"]},
         }
     publish, deny, subscribe = _SPOKEN[user]
@@ -126,7 +129,14 @@ _POOL_CONSUMERS = tuple(streams.pool_consumer_name(pool) for pool in POOLS)
 _NO_END_OF_POOLS = tuple(f"$JS.API.CONSUMER.DELETE.{streams.EVENTS}.{name}" for name in _POOL_CONSUMERS)
 _NO_CHANGE_OF_POOLS = (*_NO_END_OF_POOLS, *_made(streams.EVENTS, *_POOL_CONSUMERS))
 
-_READS = ("$JS.API.INFO", f"$JS.API.STREAM.INFO.{streams.EVENTS}", *_follow(streams.EVENTS))
+_NOT_FROM_POOLS = tuple(f"$JS.API.CONSUMER.MSG.NEXT.{streams.EVENTS}.{name}" for name in _POOL_CONSUMERS)
+
+_READS = (
+    "$JS.API.INFO",
+    f"$JS.API.STREAM.INFO.{streams.EVENTS}",
+    f"$JS.API.DIRECT.GET.{streams.EVENTS}",
+    f"$JS.API.DIRECT.GET.{streams.EVENTS}.>",
+)
 
 _Spoken = tuple[tuple[str, ...], tuple[str, ...], tuple[str, ...]]
 _SPOKEN: Mapping[str, _Spoken] = {
@@ -156,7 +166,7 @@ _SPOKEN: Mapping[str, _Spoken] = {
             *_follow(streams.PROJECTS),
             *_follow(streams.RUNNERS_STREAM),
         ),
-        _NO_CHANGE_OF_POOLS,
+        (*_NO_CHANGE_OF_POOLS, *_NOT_FROM_POOLS),
         (
             subjects.CREDENTIALS,
             subjects.WATCH_CREDENTIALS,
@@ -167,7 +177,7 @@ _SPOKEN: Mapping[str, _Spoken] = {
     ),
     PLANNER: (
         (subjects.MANY_PLAN_EVENTS, *subjects.every_draft_filter(), *_follow(streams.EVENTS)),
-        _NO_CHANGE_OF_POOLS,
+        (*_NO_CHANGE_OF_POOLS, *_NOT_FROM_POOLS),
         (
             subjects.PLANNER_IMPORT,
             subjects.PLANNER_EDIT,
@@ -188,7 +198,7 @@ _SPOKEN: Mapping[str, _Spoken] = {
             *_made(streams.EVENTS, *_POOL_CONSUMERS),
             *(f"$JS.API.CONSUMER.RESET.{streams.EVENTS}.{name}" for name in _POOL_CONSUMERS),
         ),
-        _NO_END_OF_POOLS,
+        (*_NO_END_OF_POOLS, *_NOT_FROM_POOLS),
         (subjects.DISPATCHER_RESET,),
     ),
     RUNNER: (

@@ -187,7 +187,7 @@ def evolve(state: PlanState, event: e.Event) -> PlanState:
         case e.PlanForked():
             return msgspec.structs.replace(state, forks=(*state.forks, event))
         case e.PlanSkipped():
-            return msgspec.structs.replace(state, skipped=(*state.skipped, event.seq))
+            return msgspec.structs.replace(state, skipped=e.skipped_with(state.skipped, event.seq))
         case _:
             raise TypeError(f"{type(event).__name__} is not an event of a plan")
 
@@ -244,7 +244,7 @@ def decide(state: PlanState, command: c.PlanCommand) -> e.Event | None:
         case c.RecordFork():
             return _record_fork(state, command)
         case c.Skip():
-            if command.seq in state.skipped:
+            if not command.is_new(state.skipped):
                 return None
             return e.PlanSkipped(seq=command.seq, reason=command.reason)
         case _:

@@ -433,8 +433,23 @@ BUNDLE_PART_BYTES = 4 * 1024 * 1024
 """Of a bundle in one reply: what NATS carries, once it is JSON."""
 
 
+HEADS_MAX = 25_000
+"""And as many leases: what one bundle may be asked for."""
+
+
+class Unfinished(msgspec.Struct, frozen=True):
+    """What a lease left of a task's work: the commit of its files under `refs/treadle/<plan>/<task>/<lease>-wip`."""
+
+    task: str
+    lease: int
+    commit: str
+
+
 class BundleRequest(msgspec.Struct, frozen=True, kw_only=True):
     """To one runner: make a git bundle of these commits. It is fetched by `BundlePartRequest`s to the same runner."""
+
+    only_look: bool = False
+    """Only say which of the commits are missing; no bundle is made."""
 
     project: str
     plan: str
@@ -442,6 +457,8 @@ class BundleRequest(msgspec.Struct, frozen=True, kw_only=True):
     base: str
     heads: tuple[Head, ...]
     """The tasks' commits; that of `_deliver` becomes the plan's branch."""
+    leases: tuple[tuple[str, int], ...] = ()
+    """Tasks, each with a lease: what these left unfinished goes with it, where the repository still has it."""
     sealed: bytes = b""
     """`GitCredentials`, with `test_context` of kind git. Empty: there are none."""
 
@@ -450,13 +467,20 @@ class BundleReply(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True)
     """The bundle that waits to be fetched, or why there is none."""
 
     bundle: str = ""
-    """Its name, for the requests for its parts; it is kept for some minutes after the last of them."""
+    """Its name, for the requests for its parts; it is kept for some minutes after the last of them.
+
+    Empty without a refusal: nothing but leases was asked for, and they left nothing.
+    """
     size_bytes: int = 0
     sha256: str = ""
     complete: bool = True
     """False: with all history it would be too large, so it begins after the base."""
     missing: tuple[str, ...] = ()
     """Commits that were asked for and that the repository does not have."""
+    unfinished: tuple[Unfinished, ...] = ()
+    """What the leases left, as far as it is in the bundle."""
+    without_unfinished: str = ""
+    """Why some of what they left is not."""
     refused: str = ""
 
 

@@ -9,14 +9,15 @@ then on everybody folds as if the other one had never been stored. The log itsel
 Whoever follows the log has folded the beginning already when the word comes: they read that plan again.
 """
 
-import logging
+import re
 from collections.abc import Iterable
 
 from shared.board import Board
 from shared.events import PlanSkipped, TaskSkipped
 from shared.store import Recorded
 
-log = logging.getLogger("treadle.log")
+_FAULT = "event {seq} ({type}) can't be read: {why}"
+_FAULT_SEQ = re.compile(r"event (\d+) \(")
 
 
 def skipped_seq(record: Recorded) -> int:
@@ -39,7 +40,8 @@ def reaches_back(records: Iterable[Recorded], seq: int) -> bool:
 def take(board: Board, record: Recorded) -> bool:
     """Folds the plan's next event. The first one that can't be read or folded is the board's fault: then False.
 
-    What follows a fault is folded as far as that goes, for people to see; nothing is decided on it.
+    What follows a fault is folded as far as that goes, for people to see; nothing is decided on it. Nothing is logged:
+    whoever looks back folds a fault also where it was left out long ago.
     """
     if record.event is None:
         _stop(board, record, record.fault)
@@ -56,5 +58,15 @@ def _stop(board: Board, record: Recorded, why: str) -> None:
     if board.fault:
         return
     board.fault_seq = record.seq
-    board.fault = f"event {record.seq} ({record.type}) can't be read: {why}"
-    log.error("plan %s stands still: %s", record.plan, board.fault)
+    board.fault = _FAULT.format(seq=record.seq, type=record.type, why=why)
+
+
+def what_to_do(plan: str, fault: str) -> str:
+    """What a person does about a plan's fault (`Board.fault`), in words."""
+    found = _FAULT_SEQ.match(fault)
+    seq = found[1] if found else "SEQ"
+    since = f" --since {seq}" if found else ""
+    return (
+        f"`treadle events {plan}{since}` shows it; `treadle events skip {plan} {seq} --reason …` has it left out, for "
+        "an admin"
+    )

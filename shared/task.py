@@ -325,7 +325,7 @@ def evolve(state: TaskState, event: e.Event) -> TaskState:
             again = replace(asked, status="pending", attempt_open=False, is_refused=False)
             return replace(again, left_by=0, retry_at=None)
         case e.TaskSkipped():
-            return replace(state, skipped=(*state.skipped, event.seq))
+            return replace(state, skipped=e.skipped_with(state.skipped, event.seq))
         case _:
             raise TypeError(f"{type(event).__name__} is not an event of a task")
 

@@ -92,7 +92,7 @@ def decide(state: TaskState, command: c.TaskCommand) -> e.Event | None:
         case c.Redispatch():
             return _redispatch(state, command)
         case c.Skip():
-            if command.seq in state.skipped:
+            if not command.is_new(state.skipped):
                 return None
             return e.TaskSkipped(seq=command.seq, reason=command.reason)
         case _:

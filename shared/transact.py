@@ -147,7 +147,8 @@ async def _transact(
                 if isinstance(command, Skip):
                     if said := next((r for r in events if skipped_seq(r) == command.seq), None):
                         return Decided(initial, said.seq, None)
-                    known = Loaded(initial, events[-1].seq if events else 0)  # it can't be folded
+                    words = [r for r in events if skipped_seq(r)]  # all else can't be folded
+                    known = Loaded(fold(initial, evolve, words).state, events[-1].seq if events else 0)
                 elif unanswered and (own := _up_to_own(events, meta)):
                     stored = fold(initial, evolve, own)
                     return Decided(stored.state, stored.seq, own[-1].event)

@@ -6,16 +6,20 @@ can't say what it must; where an end has another digest, what people see of thei
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Iterator
 from contextlib import contextmanager
 from hashlib import sha256
 from pathlib import Path
+from textwrap import dedent
+from typing import Any
 
 import msgspec
 import pytest
 
-from shared import task_decisions
-from shared.events import TaskCancelRequested
+from shared import board, task_decisions
+from shared.board import Board
+from shared.events import TaskCancelRequested, Usage
 from shared.history.archive import Archive
 from shared.history.event_file import EventFile
 from shared.history.history import History
@@ -25,6 +29,7 @@ from shared.history.schedule import rehearse
 from shared.history.verify import verify
 from tests.histories.record import archive, told
 from tests.histories.stories import STORIES
+from treadle.verifying import verified_lines
 
 RECORDED = Path(__file__).parent / "histories"
 THOUSAND_MAX_BYTES = 400_000
@@ -40,7 +45,17 @@ ENDS = {
     "cancel": (18, 7, "1db9dd990829f197"),
     "fork": (18, 10, "1e23592c49128ea5"),
     "thousand": (4008, 2004, "38f175f1d18b9c28"),
+    "lost_often": (21, 8, "11c9a840d6138a4a"),
+    "limits": (22, 10, "88bb6f5493942072"),
+    "paused_start": (20, 9, "72320e12a4ef8b9a"),
+    "reopened": (23, 10, "0a2629bab38ddcb2"),
+    "failed_cancel": (17, 7, "6c4de9351040346c"),
+    "bounded": (36, 18, "913f4eaa20a95f82"),
+    "budget": (37, 19, "19e2cba1affa7f53"),
+    "abandoned": (34, 17, "0a9b7fcb1ea73d9b"),
 }
+NOT_REHEARSED = {"reopened", "failed_cancel"}
+"""What a person does to one task while it is under way, and who is faster then, is not told once more."""
 
 
 @contextmanager
@@ -68,6 +83,7 @@ def test_a_recorded_history_is_decided_as_it_was(name: str, tmp_path: Path) -> N
     assert result.differences == 0, result.first
     assert result.checked >= checked and result.choices >= choices, result
     assert result.unknown == () and result.events == result.checked
+    assert result.verdict == "same"
 
 
 @pytest.mark.parametrize("name", ENDS)
@@ -76,7 +92,7 @@ def test_a_recorded_history_ends_as_it_did(name: str, tmp_path: Path) -> None:
         assert digest(History(file).moment(file.last_seq)) == ENDS[name][2]
 
 
-@pytest.mark.parametrize("name", ENDS)
+@pytest.mark.parametrize("name", [name for name in ENDS if name not in NOT_REHEARSED])
 def test_a_recorded_history_keeps_its_schedule_under_its_own_settings(name: str, tmp_path: Path) -> None:
     with recorded(name, tmp_path) as file:
         result = rehearse(file, Policy())
@@ -101,6 +117,73 @@ def test_a_thousand_tasks_take_little_room() -> None:
 
 
 # That it can fail -------------------------------------------------------------------------------------------------
+
+
+# owner, function, what is written there, what could be written there by mistake, the story that finds it
+MISTAKES = {
+    "a lost lease costs nothing": (
+        task_decisions, "_start", "charged=charged,\n        seal_to", "charged=Usage(),\n        seal_to",
+        "lease_lost",
+    ),
+    "one lost runner fewer": (
+        task_decisions, "_lost_too_often", "if state.lost + 1 <", "if state.lost + 2 <", "lost_often",
+    ),
+    "one lost runner more": (task_decisions, "_lost_too_often", "if state.lost + 1 <", "if state.lost <", "lost_often"),
+    "a usage limit spends an attempt": (
+        task_decisions, "_fail", "spent=not (limit_resets and retry_at is not None)", "spent=True", "limits",
+    ),
+    "nothing requires an approval": (
+        task_decisions, "_rules", "requires_approval=spec.requires_approval", "requires_approval=False", "limits",
+    ),
+    "a server's word is not believed": (
+        task_decisions, "_backoff_s", "return max(spread_s, _retry_after_s(command))", "return spread_s", "retry",
+    ),
+    "a task starts on an abandoning that is none any more": (
+        task_decisions, "_start", "if command.reopened:", "if False:", "reopened",
+    ),
+    "a task starts while the plan is paused": (
+        task_decisions, "_start", 'if command.phase == "paused" and not state.is_manual:', "if False:", "paused_start",
+    ),
+    "what is being cancelled is tried again": (
+        task_decisions, "_fail", 'if state.status == "running" and', 'if state.status in ("running", "cancelling") and',
+        "failed_cancel",
+    ),
+    "no lease goes on with another one's work": (
+        task_decisions, "_start", "resumes=state.left_by", "resumes=0", "lease_lost",
+    ),
+    "an approval has no end": (
+        task_decisions, "_answer", 'note="nobody answered in time", expired=True', "note=command.note", "approval",
+    ),
+    "a kept commit is looked for in the wrong plan": (
+        Board, "heads", ", self.tasks[c].inherited)", ")", "fork",
+    ),
+    "what is merged already is merged again": (Board, "heads", " if not contained >> index & 1", "", "conflict"),
+    "one task too many": (Board, "free_slots", "return limit -", "return limit + 1 -", "bounded"),
+    "no bound": (Board, "free_slots", "return limit -", "return limit + 1000 -", "bounded"),
+    "no bound at all": (Board, "free_slots", "return limit -", "return limit + 1000 -", "thousand"),
+    "who was given up stands for nothing before them": (
+        Board, "_is_clear", "return state.satisfied and (bool(state.commit) or self._missing[code] == 0)",
+        "return state.satisfied", "abandoned",
+    ),
+    "a plan's money has no end": (
+        board, "_committed_usd", "return state.usage.cost_usd + reserved_usd", "return 0.0", "budget",
+    ),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("mistake", MISTAKES)
+def test_a_mistake_in_todays_code_is_found(mistake: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    owner, function, right, wrong, story = MISTAKES[mistake]
+    source = dedent(inspect.getsource(getattr(owner, function)))
+    assert source.count(right) == 1, f"{function} is written otherwise now: mend this mistake"
+    made: dict[str, Any] = {}
+    names = {**vars(inspect.getmodule(owner)), "Usage": Usage}
+    exec(compile(source.replace(right, wrong), function, "exec"), names, made)  # noqa: S102 - it is our own source
+    monkeypatch.setattr(owner, function, made[function])
+    with recorded(story, tmp_path) as file:
+        result = verify(file)
+    assert result.verdict == "different"
+    assert len(verified_lines(result)) > 3
 
 
 def test_another_wait_before_a_retry_is_found(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

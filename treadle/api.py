@@ -13,6 +13,7 @@ import httpx
 import msgspec
 
 from treadle.bad_input import not_utf8
+from treadle.command_words import in_command_words
 from treadle.plain_text import plain
 
 T = TypeVar("T")
@@ -38,10 +39,10 @@ _TYPES = {
 
 
 class ApiError(Exception):
-    """The gateway refused; the text is its own, for people."""
+    """The gateway refused; the text is its own, with commands for its routes."""
 
     def __init__(self, status: int, code: str, detail: str, faults: tuple[str, ...] = ()) -> None:
-        super().__init__(plain(_EXPECTED.sub(_wanted, detail)))
+        super().__init__(plain(in_command_words(_EXPECTED.sub(_wanted, detail))))
         self.status = status
         self.code = code
         self.faults = faults

@@ -22,6 +22,7 @@ from shared.history.archive import Archive
 from shared.history.archive_format import SUFFIX, Manifest
 from shared.history.event_file import HistoryDamaged
 from treadle.api import CONNECT_TIMEOUT_S, ApiError, Gateway, Resource, checked
+from treadle.archive_files import PIECE_BYTES, STANDARD_STREAM, Target, readable
 from treadle.bad_input import BadInput
 from treadle.clean import size_words
 from treadle.found import find_plan
@@ -33,14 +34,13 @@ from treadle.run import say
 QUIET_MAX_S = 300.0
 """How long a gateway may say nothing: a runner reads the commits meanwhile, or it checks what it was sent."""
 TOLD_EVERY_S = 0.5
-PIECE_BYTES = 256 * 1024
 DIGEST = re.compile("[0-9a-f]{64}")
 
 
 @click.command(name="export")
 @plan_argument
-@click.option("-o", "--output", type=click.Path(path_type=Path), help="The file; replaced if it is there [output].")
-@click.option("--redact", is_flag=True, help="Replace names, texts and paths; leave diffs and commits out.")
+@click.option("-o", "--output", type=click.Path(path_type=Path), help="The file; replaced if it is one [output].")
+@click.option("--redact", is_flag=True, help="Replace names, texts, paths, commit ids; leave diffs and commits out.")
 @click.option("--no-commits", is_flag=True, help="Leave the git bundle out.")
 @json_option
 @click.pass_obj
@@ -53,36 +53,30 @@ def export_command(
     commands that look back take it as it is: `treadle replay FILE`. Its digest tells whoever gets it that it is the
     same file: give it to them by another way than the file.
 
-    What --redact leaves: task codes, the shape of the plan, times, numbers and costs.
+    What --redact leaves: task codes, ids of plans, the shape of the plan, times, numbers and costs.
     """
-    to_output = output is None or str(output) == "-"
-    if to_output and as_json:
+    if as_json and (output is None or str(output) == STANDARD_STREAM):
         raise BadInput("--json wants a file to export to: name it by -o FILE")
-    if to_output and sys.stdout.isatty():
-        raise BadInput("what is exported is no text for a terminal: name a file by -o FILE, or redirect the output")
+    target = Target(output)
+    if as_json and target.output is None:
+        raise BadInput(f"--json wants a file of its own to export to: {one_line(str(output))} is standard output")
     params = {"redact": "1"} if redact else {}
     if no_commits:
         params["commits"] = "0"
-    directory = Path(tempfile.gettempdir()) if output is None or to_output else output.parent
-    with _new_file(directory) as path:
+    with _new_file(target.directory) as path:
         with instance.reach() as reached:
             gateway = reached.gateway()
             _download(gateway, find_plan(gateway, plan)["plan"], path, params)
         with _checked(path) as archive:
             manifest, digest = archive.manifest, archive.digest
         size_bytes = path.stat().st_size
-        if output is None or to_output:
-            with path.open("rb") as written:
-                shutil.copyfileobj(written, sys.stdout.buffer)
-            sys.stdout.buffer.flush()
-        else:
-            path.rename(output)
+        target.deliver(path)
     if as_json:
         told = {"file": str(output), "plan": manifest.plan, "digest": digest, "size_bytes": size_bytes}
         more = {name: getattr(manifest, name) for name in ("counts", "redacted", "last_seq", "commits", "left_out")}
         click.echo(msgspec.json.encode(told | more).decode())
     else:
-        _tell(manifest, digest, size_bytes, None if to_output else output)
+        _tell(manifest, digest, size_bytes, target.output)
 
 
 @click.command(name="import")
@@ -93,19 +87,20 @@ def export_command(
 def import_command(instance: Instance, file: Path, digest: str | None, as_json: bool) -> None:
     """Makes a read-only plan of a file that `treadle export` wrote: it can be looked at, and nothing of it runs.
 
-    The file is checked before anything of it is taken. Without --digest that tells damage, and no more: whoever can
-    change a file can make it fit again.
+    FILE is checked before anything of it is taken; - is standard input. Without --digest that tells damage, and no
+    more: whoever can change a file can make it fit again.
     """
     if digest is not None and not DIGEST.fullmatch(digest.lower()):
         raise BadInput("--digest wants the 64 hex digits that `treadle export` told")
-    with _checked(file) as archive:
-        manifest, found = archive.manifest, archive.digest
-    if digest is not None and found != digest.lower():
-        raise BadInput(
-            f"{one_line(str(file))} is whole, but another file than the one with that digest: its own is {found}"
-        )
-    with instance.reach() as reached:
-        view = _upload(reached.gateway(), file, found)
+    with readable(file) as path:
+        with _checked(path) as archive:
+            manifest, found = archive.manifest, archive.digest
+        if digest is not None and found != digest.lower():
+            raise BadInput(
+                f"{one_line(path.name)} is whole, but another file than the one with that digest: its own is {found}"
+            )
+        with instance.reach() as reached:
+            view = _upload(reached.gateway(), path, found)
     if as_json:
         click.echo(msgspec.json.encode(view).decode())
         return
@@ -129,6 +124,8 @@ def _contents(manifest: Manifest) -> str:
     if manifest.commits is not None:
         base = manifest.commits.base[:12]
         parts.append("commits with all history" if manifest.commits.complete else f"commits since {base}")
+        if left := manifest.commits.unfinished:
+            parts.append(f"unfinished work of {len(left)} attempt{'s' if len(left) != 1 else ''}")
     return ("redacted, " if manifest.redacted else "") + ", ".join(parts)
 
 

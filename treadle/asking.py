@@ -25,14 +25,13 @@ _DOES = {"tool": "wants to use", "question": "asks a question", "result": "has a
 
 
 def asks_for(asked: Mapping[str, Any]) -> str:
-    """What is asked, on one line."""
-    kind = asked["kind"]
+    """What is asked, on one line. An event of the log leaves out what is empty."""
+    kind, tool, text = asked["kind"], asked.get("tool", ""), asked.get("input", "")
     if kind == "question":
-        return f"{_DOES[kind]}: {one_line(_question(asked['input']), SHORT_MAX_CHARS)}"
+        return f"{_DOES[kind]}: {one_line(_question(text), SHORT_MAX_CHARS)}"
     if kind == "result":
         return f"{_DOES[kind]}: {one_line(asked['why'], SHORT_MAX_CHARS)}"
-    does = _does(asked["tool"], asked["input"])
-    return f"wants to use {one_line(asked['tool'], 80)}: {one_line(does, SHORT_MAX_CHARS)}"
+    return f"wants to use {one_line(tool, 80) or 'a tool'}: {one_line(_does(tool, text), SHORT_MAX_CHARS)}"
 
 
 def answer_with(plan: str, code: str) -> str:

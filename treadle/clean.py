@@ -24,6 +24,8 @@ from treadle.api import Gateway
 REFS_KEPT_DAYS = 3
 """The refs of an ended plan's tasks stay so long, for people to look at."""
 
+NO_FORK = "and a fork of the plan can then keep only what is in that"
+
 Plan = dict[str, Any]
 
 
@@ -167,7 +169,7 @@ def _refs(data_dir: Path, plans: dict[str, Plan], now: datetime) -> list[Item]:
         mirror = _mirror(data_dir, view)
         if not mirror.path.exists() or not _has_refs(mirror, plan):
             continue
-        reason = f"the plan ended {(now.astimezone(UTC) - ended).days} days ago; its branch stays"
+        reason = f"the plan ended {(now.astimezone(UTC) - ended).days} days ago; its branch stays, {NO_FORK}"
         items.append(
             Item("refs", f"refs/treadle/{plan}/ in {mirror.shown}", 0, reason, False, _ref_remover(mirror, plan))
         )

@@ -14,9 +14,11 @@ import httpx
 import msgspec
 from httpx_sse import connect_sse
 
-from treadle.api import ApiError, Gateway, checked
+from shared.events import REGISTRY
+from shared.subjects import PLAN, is_draft
+from treadle.api import ApiError, Gateway, Resource, checked
 from treadle.bad_input import BadInput
-from treadle.found import find_plan
+from treadle.found import find_plan, known_task
 from treadle.instance import Instance, Reached
 from treadle.lines import saying
 from treadle.plain_text import one_line, plain
@@ -30,6 +32,8 @@ SAID_CHARS = 160
 DUMP_BYTES = 256
 DUMP_ROW_BYTES = 16
 TEXT_CHARS = 1_000
+TYPES = tuple(sorted({name.partition(".")[2] for name in REGISTRY}))
+"""What an event can be."""
 
 Event = dict[str, Any]
 
@@ -83,16 +87,27 @@ def show(
     """
     if follow and until:
         raise BadInput("--until ends what --follow would go on with: leave one of them out")
+    if type_ is not None and type_ not in TYPES:
+        raise BadInput(f"{one_line(type_, 40)} is no type of an event: give one of {', '.join(TYPES)}")
     filters = {name: value for name, value in (("task", task), ("type", type_), ("actor", actor)) if value is not None}
     bounds = {name: _moment(value) for name, value in (("since", since), ("until", until)) if value is not None}
-    print_event = _print_json if as_json else _print_lines
     with instance.reach() as reached:
         gateway = reached.gateway()
-        found = find_plan(gateway, plan)["plan"]
+        known = find_plan(gateway, plan)
+        found = known["plan"]
+        print_event = _print_json if as_json else _Lines(gateway, found).show
+        is_any = False
         for event in _stored(gateway, found, after, {**filters, **bounds}):
-            after = max(after, event["seq"])
+            after, is_any = max(after, event["seq"]), True
             print_event(event)
-        if follow:
+        if not is_any:
+            if task is not None and task != PLAN and not is_draft(task):
+                with known_task(found, task) as path:
+                    gateway.get(path, Resource)
+            say("no event matches")
+        if follow and known.get("imported"):
+            say(f"plan {found} was imported from a file: nothing happens to it any more")
+        elif follow:
             _follow(instance, reached, found, after, filters, print_event)
 
 
@@ -185,14 +200,31 @@ def _print_json(event: Event) -> None:
     sys.stdout.flush()
 
 
-def _print_lines(event: Event) -> None:
-    for line in event_lines(event):
-        sys.stdout.write(line + "\n")
-    sys.stdout.flush()
+class _Lines:
+    """Events of one plan, for people."""
+
+    def __init__(self, gateway: Gateway, plan: str) -> None:
+        self._gateway = gateway
+        self._plan = plan
+
+    def show(self, event: Event) -> None:
+        """Prints one."""
+        for line in event_lines(event, self._skipped(event) if "unreadable" in event else None):
+            sys.stdout.write(line + "\n")
+        sys.stdout.flush()
+
+    def _skipped(self, unreadable: Event) -> Event | None:
+        """The word that has left the event out; None where nobody has said it."""
+        words = _stored(self._gateway, self._plan, unreadable["seq"], {"type": "skipped"})
+        here = (unreadable["seq"], unreadable["task"])
+        return next((word for word in words if (word.get("skipped_seq"), word["task"]) == here), None)
 
 
-def event_lines(event: Event) -> list[str]:
-    """An event for people: where it stands and what it says; of one that can't be read also its bytes."""
+def event_lines(event: Event, skipped: Event | None = None) -> list[str]:
+    """An event for people: where it stands and what it says; of one that can't be read also its bytes.
+
+    `skipped` is the word that has left it out, where there is one.
+    """
     at = datetime.fromisoformat(event["time"]).astimezone().strftime("%Y-%m-%d %H:%M:%S")
     what = "plan" if event["task"] is None else one_line(event["task"], 63)
     head = f"{event['seq']:>7}  {at}  {what:<12}  {one_line(event['type'], 40):<20}  {one_line(event['actor'], 40)}"
@@ -208,7 +240,11 @@ def event_lines(event: Event) -> list[str]:
         lines.append(f"         … the first {DUMP_BYTES} of them; --json has more")
     if text := unreadable["text"]:
         lines.append(f"         as text: {one_line(plain(text), TEXT_CHARS)}")
-    lines.append(f"         to leave it out: treadle events skip {event['plan']} {event['seq']} --reason …")
+    if skipped is None:
+        lines.append(f"         to leave it out: treadle events skip {event['plan']} {event['seq']} --reason …")
+    else:
+        who, why = one_line(skipped["actor"], 40), one_line(skipped.get("reason", ""), TEXT_CHARS)
+        lines.append(f"         left out by {who}, event {skipped['seq']}: {why}")
     return lines
 
 

@@ -53,7 +53,18 @@ def fork(
     """Makes a new plan of PLAN that keeps what was completed, and runs the rest.
 
     PLAN is an id or the beginning of one; left out, it is the newest plan. FILE has tasks by their code, with the
-    fields that are to be different, new tasks, and `remove: [CODES]`.
+    fields that are to be different, new tasks, and `remove: [CODES]`; what it leaves out stays as it was:
+
+    \b
+        max_parallel: 2                     # of the plan
+        tasks:
+          - code: T2                        # changed: it runs again, and what rests on it
+            description: Do it in French.
+          - code: T9                        # new
+            name: Check the French
+            assignee: tester
+            depends_on: [T2]
+        remove: [T4]
 
     Exit status: 0 completed (or as was asked), 1 something needs attention, 2 bad input, 130 interrupted.
     """
@@ -65,9 +76,11 @@ def fork(
     with instance.reach(options) as reached:
         gateway = reached.gateway()
         origin = find_plan(gateway, plan)["plan"]
-        shown = edit_file if edit_file not in (None, "-") else "what is changed"
-        with faults_told(f"plan {origin} can't be forked so: {shown} makes no valid plan of it"):
+        changed = f", with the changes of {_shown(edit_file)}" if edit_file is not None else ""
+        with faults_told(f"plan {origin} can't be forked so{changed}"):
             made = gateway.post(f"/plans/{origin}/fork", body)
+        if not_looked := made.get("not_looked"):
+            say(f"not checked whether the commits that are kept are still in the code repository: {not_looked}")
         if dry_run or no_start:
             click.echo(msgspec.json.encode(made).decode() if as_json else "\n".join(table(made)))
             if no_start:
@@ -104,11 +117,15 @@ def _why(task: Resource) -> str:
     return one_line(task.get("why", ""), 120)
 
 
+def _shown(file: str) -> str:
+    return "standard input" if file == "-" else file
+
+
 def _read(file: str | None) -> str:
     """The text of the changes. Raises `BadInput`."""
     if file is None:
         return ""
-    shown = "standard input" if file == "-" else file
+    shown = _shown(file)
     try:
         if file == "-":
             content = sys.stdin.buffer.read(PLAN_MAX_BYTES + 1)

@@ -13,29 +13,53 @@ from collections.abc import Iterator
 from datetime import datetime
 from pathlib import Path
 
+import msgspec
+
 from shared.history.archive import Archive
 from shared.history.archive_format import SUFFIX
-from shared.history.event_file import HistoryDamaged
+from shared.history.event_file import EventFile, HistoryDamaged
 from shared.history.history import History, NoSuchMoment
+from shared.history.moment import Moment
 from treadle.api import Gateway, checked
+from treadle.archive_files import STANDARD_STREAM, readable
 from treadle.bad_input import BadInput
 from treadle.found import find_plan
 from treadle.instance import Instance
 from treadle.plain_text import one_line, plain
 
 
+class OpenedHistory(History):
+    """A history under the id that was asked for: an imported plan has another one than in its events."""
+
+    def __init__(self, file: EventFile, asked: str) -> None:
+        super().__init__(file)
+        self.asked = asked
+
+    def moment(self, seq: int) -> Moment:
+        """See `History.moment`."""
+        return msgspec.structs.replace(super().moment(seq), plan=self.asked)
+
+
 @contextlib.contextmanager
-def open_history(instance: Instance, plan_or_file: str | None) -> Iterator[History]:
-    """The history of a plan (an id, the beginning of one, None for the newest) or of a `.treadle` file.
+def open_history(instance: Instance, plan_or_file: str | None) -> Iterator[OpenedHistory]:
+    """The history of a plan (an id, the beginning of one, None for the newest) or of a `.treadle` file (`-`: a pipe).
 
     The suite is needed no longer than the download takes. Raises `BadInput` for what is no plan, no moment of it, or a
     damaged file (also where the body of the `with` raises these), `ApiError` and httpx's errors.
     """
     with tempfile.TemporaryDirectory(prefix="treadle-") as made, _damage_is_bad_input():
         directory = Path(made)
-        path = named_file(plan_or_file) or _downloaded(instance, plan_or_file, directory / f"plan{SUFFIX}")
-        with _opened(path) as archive, archive.event_file(directory) as file:
-            yield History(file)
+        named = named_file(plan_or_file)
+        if named is None:
+            path = directory / f"plan{SUFFIX}"
+            asked = _downloaded(instance, plan_or_file, path)
+        else:
+            asked, path = None, named
+        with readable(path) as whole, _opened(whole) as archive, archive.event_file(directory) as file:
+            history = OpenedHistory(file, asked or file.plan)
+            if named is not None:  # nobody has looked yet whether it can be one
+                history.check_order()
+            yield history
 
 
 def seq_of(history: History, at: str) -> int:
@@ -57,8 +81,8 @@ def _with_zone(at: str) -> str:
 
 
 def named_file(plan_or_file: str | None) -> Path | None:
-    """The file that is meant; None for a plan's id, which has neither dot nor slash."""
-    if plan_or_file is None or not (os.sep in plan_or_file or "." in plan_or_file):
+    """The file that is meant, `-` for standard input; None for a plan's id, which has neither dot nor slash."""
+    if plan_or_file is None or not (plan_or_file == STANDARD_STREAM or os.sep in plan_or_file or "." in plan_or_file):
         return None
     return Path(plan_or_file)
 
@@ -70,11 +94,13 @@ def _opened(path: Path) -> Archive:
         raise BadInput(f"{one_line(str(path))} can't be read: {error.strerror}") from error
 
 
-def _downloaded(instance: Instance, plan: str | None, path: Path) -> Path:
+def _downloaded(instance: Instance, plan: str | None, path: Path) -> str:
+    """Its id."""
     with instance.reach() as reached:
         gateway = reached.gateway()
-        download(gateway, find_plan(gateway, plan)["plan"], path, parts="events")
-    return path
+        found = str(find_plan(gateway, plan)["plan"])
+        download(gateway, found, path, parts="events")
+    return found
 
 
 def download(gateway: Gateway, plan: str, path: Path, **params: str) -> None:

@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from datetime import datetime
 from typing import Any
 
+from shared.skipped import what_to_do
 from treadle.asking import answer_with, asks_for
 from treadle.plain_text import one_line
 from treadle.reviewing import verdict
@@ -29,8 +30,8 @@ def event_line(event: Event) -> str | None:
 def saying(event: Event) -> str:
     """What an event says, in words; empty for those that say nothing to a person."""
     if unreadable := event.get("unreadable"):
-        look = f"treadle events {event['plan']} --since {event['seq']}"
-        return f"event {event['seq']} ({event['type']}) can't be read: {one_line(unreadable['fault'], 300)}: {look}"
+        fault = f"event {event['seq']} ({one_line(event['type'], 40)}) can't be read"
+        return f"{fault}: {one_line(unreadable['fault'], 300)}; {what_to_do(event['plan'], fault)}"
     said = _SAYINGS.get((event["task"] is None, event["type"]))
     return str(said(event)) if said is not None else ""
 
@@ -224,13 +225,19 @@ def imported_line(plan: Mapping[str, Any]) -> str:
     return f"{plan['plan']}  {standing}  {name}  ({whence})"
 
 
+def fault_words(plan: Mapping[str, Any]) -> str:
+    """Why a plan stands still, and what a person does about that; an imported plan stays as it is."""
+    fault = one_line(plan["fault"], FAULT_SHOWN_CHARS)
+    return fault if plan.get("imported") else f"{fault}; {what_to_do(plan['plan'], plan['fault'])}"
+
+
 def standing_line(plan: Mapping[str, Any]) -> str:
     """How a plan stands, in one line."""
     counts = ", ".join(f"{count} {status.replace('_', ' ')}" for status, count in sorted(plan["counts"].items()))
     cost = plan["usage"].get("cost_usd", 0)
     planning = (plan.get("planning_usage") or {}).get("cost_usd", 0)
     spent = (f", {money(cost)}" if cost else "") + (f", its planning {money(planning)}" if planning else "")
-    fault = f"; stands still: {one_line(plan['fault'])}" if plan.get("fault") else ""
+    fault = f"; stands still: {fault_words(plan)}" if plan.get("fault") else ""
     standing, name = plan["standing"].replace("_", " "), one_line(plan["name"], 60)
     if plan.get("status") == "paused" and plan["standing"] != "paused":
         standing = f"paused, {standing}"

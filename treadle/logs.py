@@ -40,7 +40,8 @@ def logs(instance: Instance, code: str, plan: str | None, follow: bool, as_json:
     """Shows what a task's agents did."""
     with instance.reach() as reached:
         gateway = reached.gateway()
-        found = find_plan(gateway, plan)["plan"]
+        known = find_plan(gateway, plan)
+        found, follow = known["plan"], follow and not known.get("imported")  # its tasks are over
         with known_task(found, code) as path:
 
             def tell(status: str) -> None:

@@ -22,6 +22,7 @@ from treadle.bad_input import BadInput
 from treadle.events import events
 from treadle.fork import fork
 from treadle.goal_commands import goal_commands
+from treadle.imported import imported
 from treadle.instance import Instance
 from treadle.logs import logs
 from treadle.operation_commands import operation_commands
@@ -197,6 +198,7 @@ for _command in (
     why_command,
     fork,
     *archive_commands,
+    imported,
     *goal_commands,
     task,
     logs,

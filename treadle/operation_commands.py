@@ -244,18 +244,45 @@ def reset_consumer(instance: Instance, name: str, to: str, reason: str, yes: boo
     Back: what was dispatched from there on is delivered again, and nothing runs twice. Forward (with --yes): what was
     dispatched before and not taken stays in the queue, and nobody takes it.
     """
+    where = _place(to)
     with instance.reach() as reached:
         gateway = reached.gateway()
-        if not yes and to != "start":
+        if not yes:
             known = {one["name"]: one for one in gateway.get("/consumers", Resource)["items"]}
-            at = known.get(name, {}).get("position", 0)
-            if not (to.isascii() and to.isdecimal() and int(to) <= at):
-                raise BadInput(
-                    f"{name} is at event {at}: what was dispatched before {one_line(to, 40)} and not taken would be "
-                    "passed over, and its tasks would stay in the queue. Say --yes if that is meant"
-                )
-        done = gateway.post(f"/consumers/{quote(name, safe='')}/reset", {"to": to, "reason": reason})
+            if lost := _passed_over(known.get(name), where):
+                raise BadInput(f"{lost}. Say --yes if that is meant")
+        done = gateway.post(f"/consumers/{quote(name, safe='')}/reset", {"to": where, "reason": reason})
     say(f"{done['name']} begins at event {done['seq']} now: {done['consequence']}")
+
+
+def _place(to: str) -> str:
+    """A time without a zone is this machine's, as the times that are shown are. Raises `BadInput`."""
+    if to in ("start", "end") or (to.isascii() and to.isdecimal()):
+        return to
+    try:
+        return datetime.fromisoformat(to).astimezone().isoformat()
+    except (ValueError, OverflowError, OSError):
+        raise BadInput(
+            f"--to {one_line(to, 40)}: give start, end, a sequence such as 1200, or a time such as 2026-01-31T12:00"
+        ) from None
+
+
+def _passed_over(consumer: Resource | None, to: str) -> str:
+    """What a reset would pass over, in words; empty where it is nothing, or the gateway refuses it anyway."""
+    if consumer is None or consumer["kind"] != "pool":
+        return ""
+    at, pending, taken = consumer["position"], consumer["pending"], consumer["unacknowledged"]
+    if to == "start" or (to.isdecimal() and int(to) <= at) or not pending + taken:
+        return ""
+    lost = []
+    if pending:
+        lost.append(
+            f"of the {pending} dispatches that are to come what lies before {to} would be passed over, and its "
+            "tasks would stay in the queue"
+        )
+    if taken:
+        lost.append(f"nobody would take over the {taken} that runners have in their hands if one of them dies")
+    return f"{consumer['name']} is at event {at}: {'; '.join(lost)}"
 
 
 operation_commands: tuple[click.Command, ...] = (runners, keys, projection, consumers)

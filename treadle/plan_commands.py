@@ -150,6 +150,11 @@ def watch(instance: Instance, plan: str | None, as_json: bool) -> None:
     """
     with instance.reach() as reached:
         found, options = find_plan(reached.gateway(), plan), instance.usual_options()
+        if found.get("imported"):
+            raise BadInput(
+                f"plan {found['plan']} was imported from a file: nothing happens to it any more. "
+                f"`treadle replay {found['plan']} --step` shows what did, `treadle events {found['plan']}` lists it"
+            )
         if is_being_made(found):
             sys.exit(see_drafted(found["plan"], reached, instance, options, runs=False, as_json=as_json))
         sys.exit(watch_plan(found["plan"], reached, instance, options, as_json=as_json))

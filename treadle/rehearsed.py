@@ -25,6 +25,7 @@ def rehearsal_lines(result: Rehearsed) -> list[str]:
             f"{name:<{width}}  {recorded:>16}  {policy:>16}"
             for name, recorded, policy in _plan_rows(result.recorded, result.policy)
         ),
+        *(["", one_line(result.reason, REASON_CHARS)] if result.reason else []),
         "",
         "taken for granted:",
         *(f"- {assumption}" for assumption in result.assumed),

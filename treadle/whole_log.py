@@ -100,21 +100,21 @@ async def spool(client: Client, key: bytes | None, directory: Path, progress: Pr
         raise BadInput(f"the log can't be read: {error!r}") from error
     files: dict[str, Path] = {}
     count = 0
-    batches = JetStreamStore(client, key).follow()
+    pages = JetStreamStore(client, key).pages(until=newest)
     while True:
         try:
             async with asyncio.timeout(SILENCE_MAX_S):
-                batch = await anext(batches)
+                events = await anext(pages, None)
         except TimeoutError:
             raise BadInput(f"NATS said nothing for {SILENCE_MAX_S:g} s while the log was read: try again") from None
+        if events is None:
+            return list(files.values())
         lines: defaultdict[str, list[bytes]] = defaultdict(list)
-        for record in batch.events:
+        for record in events:
             if PLAN_ID.fullmatch(record.plan):  # else somebody put it there, and it must name no file
                 lines[record.plan].append(line_of(record))
         for plan, some in lines.items():
             with files.setdefault(plan, directory / f"{plan}.jsonl").open("ab") as file:
                 file.writelines(some)
-        count += len(batch.events)
+        count += len(events)
         progress(f"reading the log: {count:,} events of {len(files):,} plans")
-        if batch.caught_up or (batch.events and batch.events[-1].seq >= newest):
-            return list(files.values())

@@ -10,6 +10,7 @@ import msgspec
 
 from shared.history.why import Why, why
 from shared.history.why_sentence import About, NoSuchTask, Sentence, when
+from shared.skipped import what_to_do
 from treadle.bad_input import BadInput
 from treadle.histories import named_file, open_history
 from treadle.instance import Instance
@@ -70,6 +71,9 @@ def why_lines(answer: Why, outside: str = "") -> Iterator[str]:
             yield ""
             yield _HEADINGS[about]
         yield f"  {_line(said)}"
+    if first.kind == "fault":
+        yield ""
+        yield f"  {what_to_do(answer.plan, first.text.partition(': ')[2])}"
     if outside:
         yield ""
         yield f"({OUTSIDE}: {one_line(outside, SENTENCE_MAX_CHARS)})"

@@ -21,7 +21,7 @@ from shared.board import SETTLED, Board
 from shared.clock import Clock
 from shared.events import Usage
 from shared.plan import EARLY, ENDED
-from shared.skipped import skipped_seq, take, without_skipped
+from shared.skipped import skipped_seq, take, what_to_do, without_skipped
 from shared.spec import DELIVER, DeliveryRules, WorkRules
 from shared.store import EventStore, EventTooLarge, Meta, Recorded
 from shared.subjects import PLAN, can_be
@@ -114,7 +114,8 @@ class Dispatcher:
         self._causes[record.plan] = record
         if board.fault:
             return  # what follows an event that could not be read means nothing any more
-        take(board, record)
+        if not take(board, record) and self.caught_up.is_set():
+            _tell_fault(record.plan, board)
         if board.plan.status in ENDED:
             del self._boards[record.plan]
             del self._causes[record.plan]
@@ -139,6 +140,7 @@ class Dispatcher:
         self.caught_up.set()
         for plan, board in list(self._boards.items()):
             if board.fault:
+                _tell_fault(plan, board)
                 continue
             with self._fence(plan):
                 for at, code in board.timers():
@@ -341,3 +343,7 @@ class Dispatcher:
                 self._at_work.add(task)
                 task.add_done_callback(self._at_work.discard)
             self._planning.pop(plan, None)  # a finalize that failed is taken up by the plan's next event, or a start
+
+
+def _tell_fault(plan: str, board: Board) -> None:
+    log.error("plan %s stands still: %s; %s", plan, board.fault, what_to_do(plan, board.fault))

@@ -31,6 +31,7 @@ from services.gateway.database.engine import Database
 from services.gateway.database.migrate import check_migrated
 from services.gateway.histories.routes import histories_router
 from services.gateway.histories.spool import Histories
+from services.gateway.histories.turns import Turns
 from services.gateway.histories.why_route import why_router
 from services.gateway.idempotency import BODY_MAX_BYTES, Idempotency
 from services.gateway.notifications.routes import webhooks_router
@@ -100,6 +101,7 @@ def make_app(settings: Settings) -> Litestar:
                     "store": PlanStore(store, imported),
                     "imported": imported,
                     "histories": histories,
+                    "looking_back": Turns(),
                     "keyring": keyring,
                     "live": live,
                     "projector": projector,

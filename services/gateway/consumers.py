@@ -191,6 +191,8 @@ def _consequence(before: ConsumerView, seq: int, pending: int) -> str:
             f"{pending} dispatches are delivered, some of them again: a task that went on since is found out of date, "
             "and one that a live runner works on stays with it, so nothing runs twice"
         )
+    if not before.pending + before.unacknowledged:
+        return "nothing is passed over: all that was dispatched was taken, and is done with"
     return (
         f"what was dispatched to {before.of} before event {seq} and was not taken is passed over: its tasks stay "
         "queued. What runners have in their hands goes on, but nobody takes it over if one of them dies. "

@@ -4,6 +4,7 @@ origin's events → `Origin` → its plan file, changed → what is kept → che
 """
 
 import asyncio
+import contextlib
 from collections.abc import Iterator, Mapping, Sequence
 
 import msgspec
@@ -88,9 +89,10 @@ def forked(records: Sequence[Recorded], request: ForkRequest) -> ForkPlan:
         changes.plan["name"] = request.name
     fates = sort_out(origin, changes.needs(), changes.why(), request.only)
     done = {code: changes.task(code) for code in fates.kept}
-    spec = _with_everybody(origin, validate(changes.tree(fates), team, done), done, team)
+    with changes.faults_besides():
+        spec = _with_everybody(origin, validate(changes.tree(fates), team, done), done, team)
     _note_gone_menders(spec, done)
-    return fork_plan(origin, spec, fates)
+    return msgspec.structs.replace(fork_plan(origin, spec, fates), names=changes.names())
 
 
 class _Changes:
@@ -107,7 +109,6 @@ class _Changes:
         self._removed: set[str] = set()
         self._read_tasks()
         self._read_removed()
-        self._faults.raise_if_any()
         self.plan = self._plan(written, team)
         self._tasks = {code: self._merged(code) for code in origin.tasks if code not in self._removed}
         self._why = self._compared(team)
@@ -225,6 +226,24 @@ class _Changes:
                 needs.setdefault(code, tuple(_needs_of(task)))
         return needs
 
+    @contextlib.contextmanager
+    def faults_besides(self) -> Iterator[None]:
+        """Faults of the changed plan are told together with those of the changes themselves. Raises `PlanFaults`."""
+        try:
+            yield
+        except PlanFaults as faults:
+            for fault in faults.faults:
+                self._faults.add(fault.message, task=fault.task, field=fault.field, line=fault.line)
+        self._faults.raise_if_any()
+
+    def names(self) -> dict[str, str]:
+        """By task, also of those that are removed."""
+        names = {code: task.name for code, task in self._origin.tasks.items()}
+        for tree in (*self._entries(self._others), *self._tasks.values()):
+            if (code := _code_of(tree)) and isinstance(name := tree.get("name"), str):
+                names[code] = name
+        return names
+
     def why(self) -> Mapping[str, str]:
         """Of each task that is new or otherwise than before, how that is."""
         return self._why
@@ -338,7 +357,7 @@ def _with_everybody(origin: Origin, spec: PlanSpec, done: Mapping[str, TaskSpec]
 
 
 def _told(made: ForkPlan) -> ForkReply:
-    names = {task.code: task.name for task in made.spec.tasks}
+    names = {**made.names, **{task.code: task.name for task in made.spec.tasks}}
     done = {kept.task for kept in made.kept}
     return ForkReply(
         at=made.fork.seq,

@@ -16,15 +16,18 @@ from pathlib import Path
 
 import msgspec
 
-from services.runner.git import GitFailed, checked_commit, checked_ids, run_git
+from services.runner.git import CommitsMissing, GitFailed, checked_commit, checked_ids, run_git
 from services.runner.git_access import GitAccess
 from services.runner.git_threads import in_thread
 from services.runner.in_use import in_use
+from services.runner.merge import plans_of
 from services.runner.mirror import Mirror, mirror_of, write_bare_repository
+from services.runner.unfinished import unfinished_work
 from shared.events import Head
 from shared.repo_url import is_local_path
 from shared.requests import (
     BUNDLE_PART_BYTES,
+    HEADS_MAX,
     BundlePartReply,
     BundlePartRequest,
     BundleReply,
@@ -40,7 +43,6 @@ ANSWERS_WITHIN_S = 110.0
 KEPT_S = 180.0
 """After the last request for it."""
 KEPT_MAX = 8
-HEADS_MAX = 25_000
 MISSING_MAX = 5
 """Of the heads; where more can't be had, it is not for what they are."""
 BUNDLE_MAX_BYTES = 256 * 1024 * 1024
@@ -88,14 +90,18 @@ class Bundles:
 
     async def make(self, request: BundleRequest) -> BundleReply:
         """Where the bundle can be had, or why it can't, whatever happens."""
-        if len(self._kept) + self._making >= KEPT_MAX:
+        if not request.only_look and len(self._kept) + self._making >= KEPT_MAX:
             return BundleReply(refused=f"runner {self._runner} has {KEPT_MAX} bundles to hand out: try again later")
         name = secrets.token_hex(16)
         directory = self._directory / name
         self._making += 1
         try:
             async with asyncio.timeout(ANSWERS_WITHIN_S):
+                if request.only_look:
+                    return await in_thread(lambda: self._look(request), self._threads)
                 reply = await in_thread(lambda: self._make(request, name, directory), self._threads)
+            if not reply.bundle:
+                return reply
             self._kept[name] = Kept(directory, reply.size_bytes)
             self._put_off(name)
             return reply
@@ -137,19 +143,36 @@ class Bundles:
             kept.expires.cancel()
         shutil.rmtree(kept.directory, ignore_errors=True)
 
+    def _look(self, request: BundleRequest) -> BundleReply:
+        _refs(request)
+        mirror = mirror_of(self._data_dir, request.repo_url, request.project, self._access(request))
+        commits = [request.base, *(head.commit for head in request.heads)]
+        try:
+            with in_use(mirror.path):
+                mirror.ensure(request.plan, commits, also_of=plans_of(request.heads))
+        except CommitsMissing as missing:
+            return BundleReply(missing=missing.commits)
+        return BundleReply()
+
     def _make(self, request: BundleRequest, name: str, directory: Path) -> BundleReply:
         refs = _refs(request)
         mirror = mirror_of(self._data_dir, request.repo_url, request.project, self._access(request))
         directory.mkdir(parents=True, mode=0o700)
         with in_use(mirror.path):
             missing = _ensure(mirror, request)
+            unfinished, without = unfinished_work(mirror, request)
+            if request.leases and not (request.heads or unfinished):
+                return BundleReply(without_unfinished=without)
             repo = directory / "repo.git"
             # Of its own, with no refs but those of the bundle: a mirror's are of other plans too.
             write_bare_repository(repo, alternates=[mirror.objects])
             if (mirror.path / "shallow").exists():
                 shutil.copy(mirror.path / "shallow", repo)
-            commands = "".join(f"create {ref} {commit}\n" for ref, commit in refs.items() if commit not in missing)
-            run_git("update-ref", "--stdin", doing=_DOING, git_dir=repo, stdin=commands.encode())
+            _make_refs(repo, {ref: commit for ref, commit in refs.items() if commit not in missing})
+            if unfinished and not self._fits(repo, [f"^{request.base}", *(one.commit for one in unfinished.values())]):
+                without = f"with it the commits would be over {self._max_bytes >> 20} MiB"
+                unfinished = {}
+            _make_refs(repo, {ref: one.commit for ref, one in unfinished.items()})
             complete = not (repo / "shallow").exists() and self._fits(repo, [])
             file = directory / _FILE
             self._write(repo, file, [] if complete else [f"^{request.base}"])
@@ -162,6 +185,8 @@ class Bundles:
             sha256=sha256,
             complete=complete,
             missing=tuple(sorted(missing)),
+            unfinished=tuple(unfinished.values()),
+            without_unfinished=without,
         )
 
     def _write(self, repo: Path, file: Path, without: list[str]) -> None:
@@ -176,10 +201,14 @@ class Bundles:
             raise GitFailed(f"the plan's commits are over {self._max_bytes >> 20} MiB")
         run_git("bundle", "verify", "--quiet", str(file), doing="verifying the bundle", git_dir=repo)
 
-    def _fits(self, repo: Path, without: list[str]) -> bool:
-        """Going by what the objects take on this disk, which is about what they take in a bundle."""
-        args = ("rev-list", "--disk-usage", "--objects", "--all", *without)
-        return int(run_git(*args, doing=_DOING, git_dir=repo).out) <= self._max_bytes
+    def _fits(self, repo: Path, more_or_less: list[str]) -> bool:
+        """Going by what the objects take on this disk, which is about what they take in a bundle.
+
+        `more_or_less`: commits beside those of the refs, and with a `^` those that are not counted.
+        """
+        args = ("rev-list", "--disk-usage", "--objects", "--all", "--stdin")
+        told = "".join(f"{one}\n" for one in more_or_less).encode()
+        return int(run_git(*args, doing=_DOING, git_dir=repo, stdin=told).out) <= self._max_bytes
 
     def _access(self, request: BundleRequest) -> GitAccess | None:
         if not request.sealed or is_local_path(request.repo_url):
@@ -191,7 +220,7 @@ class Bundles:
 
 def _refs(request: BundleRequest) -> dict[str, str]:
     """What the bundle names, and the commits. Raises `ValueError`."""
-    if len(request.heads) > HEADS_MAX:
+    if max(len(request.heads), len(request.leases)) > HEADS_MAX:
         raise ValueError(f"there are over {HEADS_MAX} commits to bundle")
     refs = {f"refs/treadle-base/{request.plan}": checked_commit(request.base)}
     checked_ids(request.plan, DELIVER)
@@ -202,6 +231,11 @@ def _refs(request: BundleRequest) -> dict[str, str]:
         ref = f"refs/heads/treadle/{plan}" if own_branch else f"refs/treadle/{plan}/{head.task}/head"
         refs[ref] = checked_commit(head.commit)
     return refs
+
+
+def _make_refs(repo: Path, refs: dict[str, str]) -> None:
+    commands = "".join(f"create {ref} {commit}\n" for ref, commit in refs.items())
+    run_git("update-ref", "--stdin", doing=_DOING, git_dir=repo, stdin=commands.encode())
 
 
 def _ensure(mirror: Mirror, request: BundleRequest) -> set[str]:

@@ -7,12 +7,12 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from services.runner.git import GitFailed, GitRejected, MergeConflict, checked_commit, checked_ids, printable, run_git
+from services.runner.inherited import ensure_heads
 from services.runner.merge import (
     contains,
     kept_as,
     merge_base_commit,
     merge_branch,
-    plans_of,
     tasks_that_touched,
 )
 from services.runner.mirror import Mirror
@@ -83,7 +83,7 @@ def deliver(mirror: Mirror, plan: str, base: str, heads: Sequence[Head]) -> Deli
     """
     checked_ids(plan, DELIVER)
     branch = branch_of(plan)
-    mirror.ensure(plan, [base, *(h.commit for h in heads)], also_of=plans_of(heads))
+    ensure_heads(mirror, plan, base, heads)
 
     def with_heads(tip: str | None) -> str:
         if tip is None:

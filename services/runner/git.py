@@ -24,6 +24,8 @@ LOCAL_DEADLINE_S = 600.0
 NETWORK_DEADLINE_S = 1800.0
 """Bounds one fetch or push: a first clone over a slow line may take long; a stalled one ends sooner."""
 
+_COMMITS_NAMED_MAX = 10
+
 IDENTITY_NAME = "Treadle"
 IDENTITY_EMAIL = "treadle@localhost"
 
@@ -72,6 +74,18 @@ _OPERATORS = (
 
 class GitFailed(Exception):
     """Git could not do something; the text says what, to which repository, and why, in words for people."""
+
+
+class CommitsMissing(GitFailed):
+    """The repository answers, and has no such commits."""
+
+    def __init__(self, shown: str, commits: Sequence[str]) -> None:
+        """`shown` is the repository's address, fit for a message."""
+        named = ", ".join(commit[:12] for commit in commits[:_COMMITS_NAMED_MAX])
+        more = f" and {len(commits) - _COMMITS_NAMED_MAX} more" if len(commits) > _COMMITS_NAMED_MAX else ""
+        super().__init__(f"{shown} has no commit {named}{more}: push it there, then try again")
+        self.shown = shown
+        self.commits = tuple(commits)
 
 
 T = TypeVar("T")

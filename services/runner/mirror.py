@@ -21,6 +21,7 @@ from pathlib import Path
 
 from services.runner.git import (
     Access,
+    CommitsMissing,
     Done,
     GitFailed,
     GitRejected,
@@ -69,7 +70,7 @@ class Mirror:
         """Makes sure that the commits and all they contain are here; without the network when they are.
 
         `also_of` are other plans whose refs may hold them: those whose work a fork has inherited. Raises `GitFailed`
-        when the repository can't be reached or has no such commit.
+        when the repository can't be reached, and `CommitsMissing` when it has no such commit.
         """
         plans = tuple(dict.fromkeys((plan, *filter(None, also_of))))
         for one in plans:
@@ -117,7 +118,11 @@ class Mirror:
 
     def remote_refs(self, pattern: str) -> list[str]:
         """The names of the mirrored repository's refs that match."""
-        return [name for _, name in self._list_remote(pattern)]
+        return list(self.remote_tips(pattern))
+
+    def remote_tips(self, pattern: str) -> dict[str, str]:
+        """The mirrored repository's refs that match, each with its commit."""
+        return {name: checked_commit(commit) for commit, name in self._list_remote(pattern)}
 
     def _list_remote(self, pattern: str, *options: str) -> list[tuple[str, str]]:
         local = [LOCAL_UPLOAD] if is_local_path(self.repo_url) else []
@@ -170,8 +175,8 @@ class Mirror:
             # A server may hand out only what its refs name. Then the plans' refs bring it, if it is there at all.
             self._run_fetch("--prune", _HEADS, *(f"+refs/treadle/{plan}/*:refs/treadle/{plan}/*" for plan in plans))
             if not self._connected(commits):
-                named = ", ".join(c[:12] for c in commits)
-                raise GitFailed(f"{self.shown} has no commit {named}: push it there, then try again") from by_id_failed
+                missing = [commit for commit in commits if not self._connected([commit])]
+                raise CommitsMissing(self.shown, missing) from by_id_failed
 
     def _run_fetch(self, *args: str) -> None:
         options = [a for a in args if a.startswith("--")]

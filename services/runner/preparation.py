@@ -20,8 +20,9 @@ from services.runner.git import MergeConflict, checked_ids
 from services.runner.git_faults import in_git
 from services.runner.git_threads import in_thread
 from services.runner.in_use import in_use, lease_in_use
+from services.runner.inherited import ensure_heads
 from services.runner.lease import Key, Lease
-from services.runner.merge import kept_as, merge_base_commit, plans_of
+from services.runner.merge import kept_as, merge_base_commit
 from services.runner.mirror import Mirror
 from services.runner.redaction import secret_values
 from services.runner.repository_shape import repository_shape
@@ -107,8 +108,7 @@ def _more_words(dispatch: TaskDispatched, work: WorkInProgress, conflicted: Conf
 def _base(lease: Lease, mirror: Mirror) -> tuple[str, Conflicted | None]:
     """Makes sure that the commits are here and merges them: the commit that the agent starts from."""
     dispatch = lease.dispatch
-    commits = [dispatch.base_commit, *(head.commit for head in dispatch.heads)]
-    mirror.ensure(lease.key.plan, commits, also_of=plans_of(dispatch.heads))
+    ensure_heads(mirror, lease.key.plan, dispatch.base_commit, dispatch.heads)
     if not dispatch.rules.resolves:
         try:
             return merge_base_commit(mirror.path, dispatch.base_commit, dispatch.heads), None

@@ -8,7 +8,8 @@ from typing import Annotated, Literal
 import msgspec
 
 from shared.events import Head
-from shared.history.event_file import HistoryDamaged
+from shared.history.event_file import SEQ_MAX, HistoryDamaged
+from shared.requests import Unfinished
 
 FORMAT = 1
 SUFFIX = ".treadle"
@@ -18,7 +19,6 @@ MANIFEST = "manifest.json"
 LINE_MAX_BYTES = 16 * 1024 * 1024
 """Of an event or of a transcript's entry: what NATS carries, and what JSON makes of it."""
 
-SEQ_MAX = 2**63 - 1
 
 Parts = Literal["events", "all"]
 
@@ -62,6 +62,8 @@ class Commits(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=T
     base: str
     heads: tuple[Head, ...] = ()
     """Under their refs `refs/treadle/<plan>/<task>/head`; the plan's branch has the task `_deliver`."""
+    unfinished: tuple[Unfinished, ...] = ()
+    """What attempts left that did not come to their end, under their refs `refs/treadle/<plan>/<task>/<lease>-wip`."""
     complete: bool = True
     """False: it begins after `base`, which whoever takes the commits must have already."""
 

@@ -1,6 +1,6 @@
 """What the dispatcher chooses is a pure function of the plan: here it is chosen again and compared."""
 
-from datetime import datetime
+from datetime import datetime, timedelta
 from typing import Any
 
 import msgspec
@@ -122,6 +122,26 @@ def compare_dispatch(record: Recorded, event: e.TaskDispatched | e.TaskReadied, 
     wrong = [name for name in event.__struct_fields__ if getattr(event, name) != getattr(right, name)]
     if wrong:
         raise ChoiceDiffers(f"{code} was {record.type} with another {', '.join(wrong)}", right)
+
+
+BUDGET_PAUSE = "the plan's budget is "
+"""So begins the dispatcher's reason where nothing that is ready may be dispatched for want of money."""
+_CLOCKS_APART = timedelta(hours=1)
+
+
+def check_budget_pause(record: Recorded, event: e.PlanPaused, board: Board) -> bool:
+    """Whether there was no money for what was ready, where the dispatcher said so. False: it paused for another reason.
+
+    Raises `ChoiceDiffers`.
+    """
+    if not event.reason.startswith(BUDGET_PAUSE):
+        return False
+    if not board.over_budget():
+        later = board.copy()
+        later.wake(record.time + _CLOCKS_APART)  # what it was that was ready may have been so by its clock alone
+        if not later.over_budget():
+            raise ChoiceDiffers("the plan was paused for its budget, which is not spent", "nothing")
+    return True
 
 
 def said_now(record: Recorded) -> datetime:

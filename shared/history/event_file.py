@@ -15,6 +15,7 @@ from pathlib import Path
 
 import msgspec
 
+from shared.skipped import skipped_seq
 from shared.store import Meta, Recorded, recorded
 from shared.subjects import Address
 
@@ -23,6 +24,7 @@ CHUNK_BYTES = 256 * 1024
 DEPTH_MAX = 200
 """JSON that may be nested deeper is kept as bytes: how deep a decoder goes depends on who calls it."""
 
+SEQ_MAX = 2**63 - 1
 _RAW = msgspec.json.Decoder(msgspec.Raw)
 
 
@@ -67,6 +69,12 @@ class EventFile:
         self.plan = plan
         self._seqs = array("Q")
         self._offsets = array("Q")
+        self._words: dict[tuple[str, int], int] = {}
+        """Entity and sequence of what was left out → how many events there were before that was said first."""
+        self._word_places = array("Q")
+        """The values of it."""
+        self._word_seqs = array("Q")
+        """Likewise, the sequences."""
         self._size_bytes = 0
         self._writer: BufferedWriter | None = None
         """None until something is appended: a file that is only read may be one that can't be written."""
@@ -101,9 +109,14 @@ class EventFile:
                     raise HistoryDamaged(f"{self.path}, line {number}: an event of plan {line.plan}, not {self.plan}")
                 if line.seq <= self.last_seq:
                     raise HistoryDamaged(f"{self.path}, line {number}: event {line.seq} comes after {self.last_seq}")
-                self._note(line.seq, len(text))
+                word = skipped_seq(_as_recorded(line)) if line.type == "skipped" else 0
+                self._note(line.seq, len(text), line.entity, word)
 
-    def _note(self, seq: int, size_bytes: int) -> None:
+    def _note(self, seq: int, size_bytes: int, entity: str, word: int) -> None:
+        if 0 < word <= SEQ_MAX and (key := (entity, word)) not in self._words:
+            self._words[key] = len(self)
+            self._word_seqs.append(word)
+            self._word_places.append(len(self))
         self._offsets.append(self._size_bytes)
         self._seqs.append(seq)  # last: whoever reads meanwhile goes by these
         self._size_bytes += size_bytes
@@ -154,7 +167,7 @@ class EventFile:
         if self._writer is None:
             self._writer = self.path.open("ab")
         self._writer.write(text)
-        self._note(record.seq, len(text))
+        self._note(record.seq, len(text), record.entity, skipped_seq(record))
 
     def place_of(self, seq: int) -> int:
         """How many events have that sequence or an older one."""
@@ -163,6 +176,21 @@ class EventFile:
     def seq_at_place(self, place: int) -> int:
         """Sequence of the event before which there are so many others. Raises `IndexError`."""
         return self._seqs[place]
+
+    @property
+    def words(self) -> int:
+        """Of how many events it says that they are left out, whether they are there or not."""
+        return len(self._words)
+
+    def is_left_out(self, entity: str, seq: int, place: int) -> bool:
+        """Whether that event was left out by the time when there were so many events."""
+        return bool(self._words) and self._words.get((entity, seq), place) < place
+
+    def reaches_back(self, earlier: int, later: int, place: int) -> bool:
+        """Whether anything of the first `place` events was left out between two times, told as `is_left_out` does."""
+        last = self._seqs[place - 1] if place else 0
+        first, end = (bisect_left(self._word_places, time) for time in (earlier, later))
+        return any(seq <= last for seq in self._word_seqs[first:end])
 
     def read(self, after: int = 0, limit: int | None = None, entity: str | None = None) -> Iterator[Recorded]:
         """The events with a sequence over `after`, of one entity or of all; the first `limit` of them.
@@ -197,11 +225,7 @@ class EventFile:
             start = stop
 
     def _recorded(self, text: bytes) -> Recorded:
-        line = _read_line(self.path, 0, text)
-        body = line.stored
-        return recorded(
-            line.seq, line.time, Address(line.plan, line.entity, line.type), line.version, body, line.meta
-        )  # fmt: skip
+        return _as_recorded(_read_line(self.path, 0, text))
 
     def seq_at(self, time: datetime) -> int:
         """The newest sequence at or before that time; 0 where the first event is younger. The log's times rise."""
@@ -218,6 +242,11 @@ class EventFile:
         if place == 0:
             raise LookupError(f"the history of {self.plan} has no event {seq}")
         return self._time(place - 1)
+
+
+def _as_recorded(line: _Line) -> Recorded:
+    address = Address(line.plan, line.entity, line.type)
+    return recorded(line.seq, line.time, address, line.version, line.stored, line.meta)
 
 
 def line_of(record: Recorded) -> bytes:

@@ -87,6 +87,8 @@ class ForkPlan(msgspec.Struct, frozen=True, kw_only=True):
     fork: e.ForkOf
     runs: tuple[Fate, ...]
     left_out: tuple[Fate, ...]
+    names: Mapping[str, str] = {}
+    """By task, also of those that are left out."""
 
     @property
     def kept(self) -> tuple[e.Kept, ...]:

@@ -2,6 +2,9 @@
 
 While the events are folded, copies of the board are kept: at most `SNAPSHOTS_MAX`, at even distances that double when
 there are too many. What is asked for begins at the nearest one before it. The events themselves stay in the file.
+
+What an operator had left out is known from the file's index before anything is folded. So a fold goes forward only: one
+that is without just what was left out by a moment may be gone on with to there, any other is passed over.
 """
 
 from bisect import bisect_right
@@ -10,18 +13,14 @@ from threading import RLock
 
 from shared.board import Board
 from shared.history import moment as moments
-from shared.history.event_file import EventFile
+from shared.history.event_file import EventFile, HistoryDamaged
 from shared.history.moment import Facts, Moment
-from shared.skipped import skipped_seq
 from shared.store import Recorded
 from shared.subjects import PLAN
 
 SNAPSHOTS_MAX = 32
 SPACING_MIN = 100
 """Events from one copy to the next, to begin with."""
-MENDED_AT_ONCE = 16
-"""Nobody has more events left out than this. A file that came from outside may say so a million times: then all is
-folded again only for whoever asks, and no copies are kept."""
 TASK_BYTES = 4096
 COPY_TASK_BYTES = 500
 """What a task takes in memory: in the plan, and once more in each copy."""
@@ -39,15 +38,14 @@ class _Fold:
         self.facts = Facts()
         self.place = 0
         """How many events are in it."""
-        self.left_out: frozenset[tuple[str, int]] = frozenset()
-        """Entity and sequence of the events that an operator had left out by then."""
-        self.is_stale = False
-        """Something was left out that is folded: board and facts are worth nothing until all is folded again."""
+        self.heard = 0
+        """It is without what was left out by the time when there were so many events: all of them, often, and then
+        nothing that comes later changes it."""
 
     def copy(self) -> "_Fold":
         other = _Fold()
         other.board, other.facts = self.board.copy(), self.facts.copy()
-        other.place, other.left_out = self.place, self.left_out
+        other.place, other.heard = self.place, self.heard
         return other
 
 
@@ -89,6 +87,16 @@ class History:
         """Folds what was appended to the file since. Asking does it too, as far as it needs."""
         with self._lock:
             self._fold_up_to(len(self.file))
+
+    def check_order(self) -> None:
+        """Folds all of it. Raises `HistoryDamaged` where its tasks have no order: Treadle never ran such a plan.
+
+        Where one is asked for a moment that is a fault of the plan like others.
+        """
+        with self._lock:
+            self._fold_up_to(len(self.file))
+            if self._newest.board.no_order:
+                raise HistoryDamaged(f"this is no history of a plan that ran: {self._newest.board.no_order}")
 
     def board_at(self, seq: int) -> Board:
         """The board with everything up to that sequence: a copy of its own, which may be changed.
@@ -146,24 +154,36 @@ class History:
     def _at(self, place: int) -> _Fold:
         """The fold of so many events; only to be looked at."""
         self._fold_up_to(place)
-        if place == self._newest.place:
-            self._newest = self._mended(self._newest)
-            return self._newest
-        before = bisect_right(self._snapshots, place, key=lambda fold: fold.place)
-        nearest = self._snapshots[before - 1] if before else _Fold()
-        if self._asked is None or not nearest.place <= self._asked.place <= place:
-            self._asked = nearest.copy()
-        self._asked = self._mended(self._advanced(self._asked, place))
-        return self._asked
+        found = self._newest
+        if place != found.place or not self._is_heard(found, place):
+            before = bisect_right(self._snapshots, place, key=lambda fold: fold.place)
+            fits = (one for one in reversed(self._snapshots[:before]) if self._is_heard(one, place))
+            nearest = next(fits, None) or _Fold()
+            asked = self._asked
+            if asked is None or not nearest.place <= asked.place <= place or not self._is_heard(asked, place):
+                asked = self._asked = nearest.copy()
+            asked.heard = place
+            self._advance(asked, place)
+            found = asked
+        return found
+
+    def _is_heard(self, fold: _Fold, time: int) -> bool:
+        """Whether the fold is without just what was left out by then."""
+        return not self.file.reaches_back(min(fold.heard, time), max(fold.heard, time), fold.place)
 
     def _fold_up_to(self, place: int) -> None:
+        heard = len(self.file)
+        if not self._is_heard(self._newest, heard):
+            self._snapshots = [kept for kept in self._snapshots if self._is_heard(kept, heard)]
+            self._newest = self._snapshots[-1].copy() if self._snapshots else _Fold()
+        self._newest.heard = heard
         while (done := self._newest.place) < place:
-            self._newest = self._advanced(self._newest, min(place, done - done % self._spacing + self._spacing))
+            self._advance(self._newest, min(place, done - done % self._spacing + self._spacing))
             if self._newest.place % self._spacing == 0:
                 self._keep(self._newest)
 
     def _keep(self, fold: _Fold) -> None:
-        if fold.is_stale or (self._snapshots and self._snapshots[-1].place >= fold.place):
+        if self._snapshots and self._snapshots[-1].place >= fold.place:
             return
         self._snapshots.append(fold.copy())
         if len(self._snapshots) > SNAPSHOTS_MAX:
@@ -172,30 +192,12 @@ class History:
                 kept for kept in self._snapshots if kept.place % self._spacing == 0 or kept.place == self._laid_out_at
             ]
 
-    def _advanced(self, fold: _Fold, place: int) -> _Fold:
+    def _advance(self, fold: _Fold, place: int) -> None:
         after = self.file.seq_at_place(fold.place - 1) if fold.place else 0
         for record in self.file.read(after=after, limit=place - fold.place):
-            if (left_out := skipped_seq(record)) and (record.entity, left_out) not in fold.left_out:
-                fold.left_out |= {(record.entity, left_out)}
-                fold.is_stale = True
-                if len(fold.left_out) <= MENDED_AT_ONCE:
-                    fold = self._mended(fold)
-            if not fold.is_stale:
+            if not self.file.is_left_out(record.entity, record.seq, fold.heard):
                 moments.apply(fold.board, fold.facts, record)
             fold.place += 1
-            if record.type == "finalized" and record.entity == PLAN and not self._laid_out_at:
+            if record.type == "finalized" and record.entity == PLAN and fold is self._newest and not self._laid_out_at:
                 self._laid_out_at = fold.place
                 self._keep(fold)
-        return fold
-
-    def _mended(self, fold: _Fold) -> _Fold:
-        """The same events once more, without those that are left out now."""
-        if not fold.is_stale:
-            return fold
-        again = _Fold()
-        again.left_out = fold.left_out
-        for record in self.file.read(limit=fold.place):
-            if (record.entity, record.seq) not in again.left_out:
-                moments.apply(again.board, again.facts, record)
-        again.place = fold.place
-        return again

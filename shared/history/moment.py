@@ -55,7 +55,7 @@ class TaskMoment(msgspec.Struct, frozen=True, gc=False):
     commit: str
     """Its head: what it ended with."""
     base_commit: str
-    """What that was started from."""
+    """What that was started from. Of `_deliver` the plan's own, so that between the two lies all that it changed."""
     usage: Usage
     cost_usd: float
     waits_for: tuple[str, ...]
@@ -205,15 +205,15 @@ def moment(board: Board, facts: Facts, last: Recorded) -> Moment:
 
 def _tasks(board: Board, facts: Facts) -> tuple[TaskMoment, ...]:
     try:
-        return tuple(task_moment(board, facts, code) for code in board.codes)
+        missing = board.first_missing(WAITS_FOR_MAX)
+        return tuple(_task(board, facts, code, missing.get(code, ())) for code in board.codes)
     except LookupError:
         if board.fault:  # where what lies before them could not be folded they need not fit together
             return ()
         raise
 
 
-def task_moment(board: Board, facts: Facts, code: str) -> TaskMoment:
-    """How one task stands. Raises `KeyError`."""
+def _task(board: Board, facts: Facts, code: str, missing: tuple[str, ...]) -> TaskMoment:
     state = board.tasks[code]
     spec, usage = state.spec, state.usage
     # By place, in the order of the fields: by name takes four times as long, and a plan can have 20,000 tasks.
@@ -232,7 +232,7 @@ def task_moment(board: Board, facts: Facts, code: str) -> TaskMoment:
         facts.bases.get(code, ""),
         usage,
         usage.cost_usd,
-        tuple(board.missing(code, WAITS_FOR_MAX)) if state.status == "pending" else (),
+        missing if state.status == "pending" else (),
         state.message,
         state.inherited,
     )

@@ -26,6 +26,8 @@ _CENTRAL = struct.Struct("<4s6H3I5H2I")
 _END = struct.Struct("<4s4H2IH")
 _END_LONG = struct.Struct("<4sQ2H2I4Q")
 _LOCATOR = struct.Struct("<4sIQI")
+_LOCAL_MARK = b"PK\3\4"
+_END_MARK = b"PK\5\6"
 _MADE_ON_UNIX = 0x0314
 _VERSION = 20
 _VERSION_LONG = 45
@@ -301,9 +303,11 @@ class Unpacker:
 
     def _read_directory(self) -> list[Entry]:
         torn = "the file's end is missing or damaged: it was not written or sent to its end"
+        if not self._size:
+            raise NotOurZip("it is empty")
         tail = self._at(max(0, self._size - _END.size), min(_END.size, self._size))
-        if len(tail) < _END.size or not tail.startswith(b"PK\5\6"):
-            raise NotOurZip(torn)
+        if len(tail) < _END.size or not tail.startswith(_END_MARK):
+            raise NotOurZip(torn if self._begins_at(0) else "it is no archive of Treadle's, nor any other zip file")
         *_, count, length, offset, _ = _END.unpack(tail)
         if count == 0xFFFF and self._size > _END.size + _LOCATOR.size + _END_LONG.size:
             long = self._at(self._size - _END.size - _LOCATOR.size - _END_LONG.size, _END_LONG.size)
@@ -311,11 +315,19 @@ class Unpacker:
         if count > self._limits.members_max:
             raise NotOurZip(f"it has {count} members, over the {self._limits.members_max} that are read")
         end = _end(count, length, offset)
-        if offset + length + len(end) != self._size or length > count * (_CENTRAL.size + NAME_MAX_BYTES):
+        before = self._size - offset - length - len(end)
+        if before > 0 and self._begins_at(before):
+            raise NotOurZip(f"something stands before the archive, which begins at byte {before}: remove it")
+        if before or length > count * (_CENTRAL.size + NAME_MAX_BYTES):
             raise NotOurZip(torn)
         if self._at(offset + length, len(end)) != end:
             raise NotOurZip(torn)
         return self._entries(self._at(offset, length), count, offset)
+
+    def _begins_at(self, offset: int) -> bool:
+        """Whether what is there is how a member begins, as far as the file goes."""
+        found = self._at(offset, min(len(_LOCAL_MARK), self._size - offset))
+        return bool(found) and _LOCAL_MARK.startswith(found)
 
     def _entries(self, directory: bytes, count: int, directory_offset: int) -> list[Entry]:
         entries: list[Entry] = []

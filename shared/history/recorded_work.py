@@ -70,6 +70,8 @@ class TaskWork(msgspec.Struct):
     ended: datetime | None = None
     """When its successors could go ahead, for the last time."""
     attempts: int = 0
+    stopping_s: float = 0.0
+    """From the wish to cancel the plan to when the task's holder had stopped."""
 
     def run(self, number: int) -> Run | None:
         """The run with that number, from 0; a further one than there was repeats the last that ended an attempt."""
@@ -105,7 +107,7 @@ class RecordedWork(msgspec.Struct):
     ended: datetime
     """Of the last event."""
     completing_s: float = 0.0
-    """From the end of `_deliver` to the plan's."""
+    """From the end of `_deliver`, or of the last task of a plan that is cancelled, to the plan's."""
     in_flight_most: int = 0
 
 
@@ -125,6 +127,7 @@ class Recorder:
         self._resumed: list[PlanStep] = []
         self._paused_for_budget: datetime | None = None
         self._completing_s = 0.0
+        self._cancelling_since: datetime | None = None
         self._most = 0
         self._by_hand = 0
 
@@ -170,6 +173,8 @@ class Recorder:
             self._began = (record.time, record.seq)
         if self._began is None:
             return
+        if isinstance(event, e.PlanCancelRequested):
+            self._cancelling_since = record.time
         match event:
             case e.PlanExtended() if event.before in self.board.tasks:
                 self._add_extension(record, event)
@@ -181,7 +186,7 @@ class Recorder:
                 self._paused_for_budget = None
             case e.PlanPaused() | e.PlanResumed() | e.PlanCancelRequested():
                 self._steps.append(PlanStep((record.time - self._began[0]).total_seconds(), event))
-            case e.PlanCompleted():
+            case e.PlanCompleted() | e.PlanCancelled():
                 self._completing_s = self._reaction_s(record, None)
 
     def _add_extension(self, record: Recorded, event: e.PlanExtended) -> None:
@@ -271,6 +276,8 @@ class Recorder:
                 lease.arrivals.append(((record.time - lease.started).total_seconds(), event))
         if state.status not in task.LEASED:
             return
+        if state.status == "cancelling" and self._cancelling_since is not None:
+            work.stopping_s = max(0.0, (record.time - self._cancelling_since).total_seconds())
         lost = isinstance(event, e.TaskCancelled) or record.meta.command == "Start"
         _close(lease, record.time, None if lost else event, getattr(event, "usage", e.Usage()))
         if isinstance(event, e.TaskFailed):

@@ -1,9 +1,10 @@
 """Takes what is private out of a history, so that it can be shown to strangers and still be worked with.
 
 Kept is only what `_ROLES` names as kept, and only where it has that shape: task codes, statuses, numbers, times, ids of
-commits and plans. Every other text is replaced, that of a field which nobody has thought of too. The same original
-gets the same replacement everywhere in an archive, so what was equal stays equal: the history replays, and its
-decisions are made again, as those of the original. Digests of plans are those of the replaced plans.
+plans; and what deciders say themselves, in the fields where they say it. Every other text is replaced, that of a field
+which nobody has thought of too. The same original gets the same replacement everywhere in an archive, so what was equal
+stays equal: the history replays, and its decisions are made again, as those of the original. Digests of plans are those
+of the replaced plans.
 
 Replacements are keyed by a random salt that nobody keeps: guesses at an original can't be checked against them. What
 stays may tell something all the same: how many tasks there were, what depends on what, when people worked, what it
@@ -31,7 +32,8 @@ Role = Literal[
     "plan", "task", "agent", "runner", "path", "repository", "host", "text",
 ]  # fmt: skip
 """What a text is. The first ones keep what has their shape, or make something of that shape; the others are replaced
-by a word that begins with the role's name."""
+by a word that begins with the role's name. A commit's id becomes another one: it can be looked up where the repository
+is public, and nothing that looks back needs the right one, as diffs and commits are left out."""
 
 _ROLES: dict[Role, str] = {
     "code": """
@@ -80,34 +82,42 @@ _ROLES: dict[Role, str] = {
     "host": "PlanSpec.network_allow PlanSettings.network_allow WorkRules.network_allow",
 }
 
-_COMMIT = re.compile("[0-9a-f]{40}|[0-9a-f]{64}")
 _CANDIDATE = re.compile("[1-9][0-9]?")
 _MODEL = re.compile(
     r"claude-(?:[0-9]{1,8}|fable|haiku|instant|mythos|opus|sonnet)(?:-(?:[0-9]{1,8}|haiku|opus|sonnet))*"
 )
 """Models that everybody can have."""
-_OWN_WORDS = frozenset(
-    {
-        "Make the plan's branch",
-        "the plan is paused",
-        "cancelled; its runner was gone",
-        "cancelled while it asked for an approval",
-        "nobody answered in time",
-    }
-)
-"""What deciders say themselves: decided again, it has to be the same."""
-_TO_RUN_AGAIN = re.compile(rf"{TASK_CODE.pattern}(?:, {TASK_CODE.pattern})* is to run again first")
+_OWN_WORDS = {
+    "TaskSpec.name": re.compile("Make the plan's branch"),
+    "TaskDispatched.task_name": re.compile("Make the plan's branch"),
+    "TaskReleased.reason": re.compile("the plan is paused"),
+    "TaskFailed.message": re.compile("cancelled; its runner was gone|cancelled while it asked for an approval"),
+    "TaskApprovalDenied.note": re.compile("nobody answered in time"),
+}
+"""What deciders say themselves, by field: decided again, it has to be the same."""
+_CODES = rf"(?P<codes>{TASK_CODE.pattern}(?:, {TASK_CODE.pattern})*)"
+_OWN_WORDS_OF_TASKS = {
+    "TaskReleased.reason": re.compile(rf"{_CODES} is to run again first"),
+    "PlanPaused.reason": re.compile(
+        r"the plan's budget is [0-9.e+-]{1,24} USD, [0-9.]{1,24} are spent and "
+        rf"{_CODES} may cost [0-9.e+-]{{1,24}}: resume it with a larger budget, or lower the task's"
+    ),
+}
+"""The same with codes in it, which have to be those of the plan's tasks."""
 _LOST = re.compile(
-    r"([0-9]+ runners were lost while they ran it, the last one was )(.*)"
+    r"([0-9]{1,9} runners were lost while they ran it, the last one was )(.*)"
     r"(: look at their logs \(out of memory\?\), then redispatch it)",
     re.DOTALL,
 )
+_DISPATCHER = "dispatcher"
 _ACTORS = frozenset({"dispatcher", "planner", "gateway", "operator"})
 _KINDS = frozenset({"text", "thinking", "tool", "result", "diff", "usage", "output", "verify", "treadle"})
 """Of a transcript's entries."""
-_ENTRY_KEYS = frozenset(
-    {"seq", "time", "task", "lease", "activity", "kind", "text", "usage", *e.Usage.__struct_fields__}
-)
+_ENTRY_KEYS = frozenset({"seq", "time", "task", "lease", "activity"})
+"""Of a line of a transcript."""
+_ACTIVITY_KEYS = frozenset({"kind", "text", "usage"})
+_TIME_MAX_CHARS = 40
+_USAGE_KEYS = frozenset(e.Usage.__struct_fields__)
 _DEPTH_MAX = 50
 
 
@@ -118,6 +128,8 @@ class Redactor:
         """`salt` is random, of 32 bytes, and is not kept."""
         self._salt = salt
         self._digests: dict[str, str] = {}
+        self._codes = {DELIVER}
+        """Of the plan's tasks."""
 
     def record(self, record: Recorded) -> Recorded:
         """The event as strangers may see it. One that can't be read loses its body."""
@@ -125,7 +137,11 @@ class Redactor:
         address = Address(record.plan, record.entity, record.type)
         if record.event is None:
             return recorded(record.seq, record.time, address, record.version, b"", meta)
-        event = self._struct(record.event)
+        if isinstance(record.event, e.PlanPaused) and record.meta.actor != _DISPATCHER:
+            # Whatever it says, a person says it.
+            event: e.Event = msgspec.structs.replace(record.event, reason=self.word(record.event.reason))
+        else:
+            event = self._struct(record.event)
         return recorded(record.seq, record.time, address, event.version, e.encode(event), meta)
 
     def result(self, result: e.Result) -> e.Result:
@@ -142,7 +158,7 @@ class Redactor:
             entry = msgspec.json.decode(line)
         except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError) as error:
             raise HistoryDamaged(f"a line of a transcript is no JSON: {error}") from error
-        return msgspec.json.encode(self._entry("", entry, 0))
+        return msgspec.json.encode(self._entry(entry))
 
     def word(self, original: str, role: Role = "text") -> str:
         """The replacement of a text; of an empty one, nothing."""
@@ -150,9 +166,12 @@ class Redactor:
 
     def _struct(self, value: Any) -> Any:
         if isinstance(value, PlanSpec):
+            self._codes.update(task.code for task in value.tasks)
             spec = self._fields(value)
             self._digests[digest(value)] = digest(spec)
             return spec
+        if isinstance(value, e.PlanExtended):
+            self._codes.update(task.code for task in value.tasks)
         return self._fields(value)
 
     def _fields(self, value: Any) -> Any:
@@ -160,9 +179,22 @@ class Redactor:
         return kind(**{f.name: self._field(kind, f, getattr(value, f.name)) for f in msgspec.structs.fields(kind)})
 
     def _field(self, kind: type, field: msgspec.structs.FieldInfo, value: Any) -> Any:
-        role = _roles().get(f"{kind.__name__}.{field.name}", "text")
+        name = f"{kind.__name__}.{field.name}"
+        role = _roles().get(name, "text")
         words = _literals(field.type)
-        return self._value(value, lambda text: text if text in words else self.word(text, role))
+        return self._value(
+            value, lambda text: text if text in words else self._own(text, name) or self.word(text, role)
+        )
+
+    def _own(self, text: str, field: str) -> str:
+        """What a decider has said in that field, with a runner's name replaced; empty where it has not."""
+        if (own := _OWN_WORDS.get(field)) and own.fullmatch(text):
+            return text
+        if (own := _OWN_WORDS_OF_TASKS.get(field)) and (said := own.fullmatch(text)):
+            return text if self._codes.issuperset(said["codes"].split(", ")) else ""
+        if field == "TaskFailed.message" and (lost := _LOST.fullmatch(text)):
+            return f"{lost[1]}{self.word(lost[2], 'runner')}{lost[3]}"
+        return ""
 
     def _value(self, value: Any, replace: Callable[[str], str]) -> Any:
         match value:
@@ -213,10 +245,6 @@ class Redactor:
     def _text(self, original: str, role: Role) -> str:
         if (kept := _kept(original, role)) is not None:
             return kept
-        if original in _OWN_WORDS or _TO_RUN_AGAIN.fullmatch(original):
-            return original
-        if lost := _LOST.fullmatch(original):
-            return f"{lost[1]}{self.word(lost[2], 'runner')}{lost[3]}"
         return self._new(original, role)
 
     def _new(self, original: str, role: Role) -> str:
@@ -236,20 +264,55 @@ class Redactor:
                 return f"host-{key[:12]}.invalid"
         return f"{role}-{key[:12]}"
 
-    def _entry(self, key: str, value: Any, depth: int) -> Any:
+    def _entry(self, entry: Any) -> Any:
+        """Kept is what Treadle itself writes around what was said, at its place only."""
+        if not isinstance(entry, dict):
+            return self._hidden(entry, 0)
+        shown: dict[str, Any] = {}
+        for name, value in entry.items():
+            match name, value:
+                case "seq" | "lease", int():
+                    shown[name] = value
+                case "time", str() if len(value) < _TIME_MAX_CHARS and _is_time(value):
+                    shown[name] = value
+                case "task", str() if _kept(value, "code") is not None:
+                    shown[name] = value
+                case "activity", dict():
+                    shown[name] = self._activity(value)
+                case _:
+                    shown[name if name in _ENTRY_KEYS else self.word(name)] = self._hidden(value, 0)
+        return shown
+
+    def _activity(self, activity: dict[str, Any]) -> dict[str, Any]:
+        shown: dict[str, Any] = {}
+        for name, value in activity.items():
+            match name, value:
+                case "kind", str() if value in _KINDS:
+                    shown[name] = value
+                case "usage", dict():
+                    shown[name] = {
+                        key: each if isinstance(each, int | float) else self._hidden(each, 0)
+                        for key, each in value.items()
+                        if key in _USAGE_KEYS
+                    }
+                case _:
+                    shown[name if name in _ACTIVITY_KEYS else self.word(name)] = self._hidden(value, 0)
+        return shown
+
+    def _hidden(self, value: Any, depth: int) -> Any:
+        """Of the same shape, without anything that it says: a number may be somebody's telephone."""
         if depth > _DEPTH_MAX:
             return None
         match value:
             case dict():
-                return {
-                    name if name in _ENTRY_KEYS else self.word(name): self._entry(name, each, depth + 1)
-                    for name, each in value.items()
-                }
+                return {self.word(name): self._hidden(each, depth + 1) for name, each in value.items()}
             case list():
-                return [self._entry(key, each, depth + 1) for each in value]
+                return [self._hidden(each, depth + 1) for each in value]
             case str():
-                return value if _stays(key, value) else self.word(value)
-        return value
+                return self.word(value)
+            case None | bool():
+                return value
+        return 0
 
 
 _BASE_32 = str.maketrans("0123456789", "ghijklmnop")
@@ -259,8 +322,6 @@ def _kept(original: str, role: Role) -> str | None:
     match role:
         case "code" if original == DELIVER or TASK_CODE.fullmatch(original) or is_draft(original):
             return original
-        case "commit" if _COMMIT.fullmatch(original):
-            return original
         case "plan id" if PLAN_ID.fullmatch(original):
             return original
         case "candidate" if _CANDIDATE.fullmatch(original):
@@ -268,17 +329,6 @@ def _kept(original: str, role: Role) -> str | None:
         case "model" if _MODEL.fullmatch(original):
             return original
     return None
-
-
-def _stays(key: str, value: str) -> bool:
-    match key:
-        case "kind":
-            return value in _KINDS
-        case "task":
-            return _kept(value, "code") is not None
-        case "time":
-            return len(value) < 40 and _is_time(value)
-    return False
 
 
 def _is_time(value: str) -> bool:

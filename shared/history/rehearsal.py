@@ -25,6 +25,8 @@ from shared.subjects import MANUAL_POOL, PLAN, pool
 
 DISPATCHES_MAX = 200
 """Of one task: what is dispatched again for ever is given up."""
+SAME = timedelta(milliseconds=1)
+"""What is as near as that is the same moment: times are sums of seconds here."""
 
 
 class Rehearsal:
@@ -60,6 +62,9 @@ class Rehearsal:
         """Each task's newest lease, with its beginning."""
         self._by_hand = 0
         self._ending = False
+        self._stopping: set[str] = set()
+        """Whose holder was asked to stop, as the plan is cancelled."""
+        self._all_stopped = False
 
     def run(self) -> None:
         """Until nothing comes any more."""
@@ -155,14 +160,23 @@ class Rehearsal:
         for code, state in list(self.board.tasks.items()):
             if state.status not in (*SETTLED, "cancelling"):
                 self._to_task(code, c.CancelTask(phase="cancelling"))
-            state = self.board.tasks[code]
-            if state.status == "cancelling":
-                self._to_task(code, self._stopped(code, state))
-        if self.board.settled:
-            self._to_plan(c.ConfirmCancelled())
+            if self.board.tasks[code].status == "cancelling" and code not in self._stopping:
+                self._stopping.add(code)
+                self._later(self._of(code).stopping_s, lambda code=code: self._stop(code))  # type: ignore[misc]  # mypy can't infer a lambda's default
+        if self.board.settled and not self._all_stopped:
+            self._all_stopped = True
+            self._later(self.work.completing_s, lambda: self._to_plan(c.ConfirmCancelled()))
+
+    def _stop(self, code: str) -> None:
+        """Its holder stops as quickly as they did; what ended by itself until then has ended."""
+        state = self.board.tasks[code]
+        since, lease = self._held.get(code, (self.now, None))
+        ends = since + timedelta(seconds=lease.lasted_s or 0.0) if lease is not None and lease.end is not None else None
+        if state.status == "cancelling" and (ends is None or abs(ends - self.now) > SAME):
+            self._to_task(code, self._stopped(code, state))
 
     def _stopped(self, code: str, state: task.TaskState) -> c.Fail:
-        """Its runner stops at once, and has spent what it had by then."""
+        """It has spent what it had by then."""
         since, lease = self._held.get(code, (self.now, None))
         usage = spent(lease, (self.now - since).total_seconds()) if lease is not None else e.Usage()
         return c.Fail(now=self.now, phase="cancelling", lease=state.lease, kind="cancelled", message="", usage=usage)

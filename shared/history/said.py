@@ -13,7 +13,8 @@ def as_said(value: Any) -> dict[str, str]:
         return {}
     if isinstance(value, str):
         return {"": cut(value)}
-    said: dict[str, str] = {"": getattr(type(value), "name", type(value).__name__)}
+    named = getattr(type(value), "name", None)  # an event's; elsewhere it may be a field, which is no text
+    said: dict[str, str] = {"": named if isinstance(named, str) else type(value).__name__}
     for field in msgspec.structs.fields(value):
         content = getattr(value, field.name)
         default = field.default

@@ -65,6 +65,8 @@ class Rehearsed(msgspec.Struct, frozen=True, kw_only=True):
     tasks: tuple[TaskSchedule, ...]
     """In topological order."""
     assumed: tuple[str, ...]
+    reason: str
+    """Where the plan ends otherwise than recorded and none of its tasks does: that; empty else."""
     differs: bool
 
 
@@ -79,13 +81,27 @@ def rehearse(events: Events, policy: Policy) -> Rehearsed:
     rehearsal.run()
     length_s = (work.ended - work.began).total_seconds()
     tasks = tuple(_task(code, work, rehearsal, max(SAME_S, length_s / 1000)) for code in rehearsal.board.codes)
+    recorded = _plan(work.board, length_s, work.in_flight_most)
+    policed = _plan(rehearsal.board, (rehearsal.now - work.began).total_seconds(), rehearsal.in_flight_most)
+    is_told = any(task.reason for task in tasks)
+    reason = "" if is_told else _ends_otherwise(recorded, policed, max(SAME_S, length_s / 1000))
     return Rehearsed(
         plan=name,
-        recorded=_plan(work.board, length_s, work.in_flight_most),
-        policy=_plan(rehearsal.board, (rehearsal.now - work.began).total_seconds(), rehearsal.in_flight_most),
+        recorded=recorded,
+        policy=policed,
         tasks=tasks,
         assumed=(*ASSUMED, *_runners(work)),
-        differs=any(task.reason for task in tasks),
+        reason=reason,
+        differs=is_told or bool(reason),
+    )
+
+
+def _ends_otherwise(recorded: PlanSchedule, policy: PlanSchedule, same_s: float) -> str:
+    if recorded.standing == policy.standing and abs(recorded.length_s - policy.length_s) <= same_s:
+        return ""
+    return (
+        "no task goes otherwise, but the plan's end does: what happened to the plan itself behind the last of its "
+        "tasks is not run again"
     )
 
 
@@ -173,12 +189,12 @@ def _reason(code: str, work: RecordedWork, rehearsal: Rehearsal, same_s: float) 
     elif is_at is not None and was_at is not None and abs((is_at - was_at).total_seconds()) > same_s:
         words.append(_moved(code, work, rehearsal, was_at, is_at, same_s))
     before, after = work.board.tasks.get(code), rehearsal.board.tasks[code]
-    if before is not None and is_at is not None:
+    if before is not None and (is_at is not None or was_at is None):
         if before.status != after.status:
             words.append(f"it ends as {_words(after.status)}, not {_words(before.status)}: {_stands(code, rehearsal)}")
         elif before.attempt != after.attempt:
             words.append(f"attempts: {after.attempt}, not {before.attempt}")
-        elif recorded is not None and recorded.ended and (ended := rehearsal.ended.get(code)):
+        elif is_at is not None and recorded is not None and recorded.ended and (ended := rehearsal.ended.get(code)):
             longer_s = ((ended - is_at) - (recorded.ended - (was_at or is_at))).total_seconds()
             if abs(longer_s) > same_s:
                 words.append(f"it takes {abs(longer_s):,.1f} s {'longer' if longer_s > 0 else 'less'}")

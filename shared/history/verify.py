@@ -1,8 +1,9 @@
 """Decides a recorded history again, with today's code: nothing is written, no clock is read.
 
-Twofold. Every event is compared with what its decider makes of the state before it and of the command that led to it
-(`shared.given`). And what the dispatcher chose is compared with what the plan, folded as far as it had read, allows:
-which task may be dispatched, from which commits, and which tasks a finalized plan has.
+Threefold. Every event is compared with what its decider makes of the state before it and of the command that led to it
+(`shared.given`). What such a command says of the rest of the plan is compared with what that was (`allowed`). And what
+the dispatcher chose is compared with what the plan, folded as far as it had read, allows: which task may be dispatched,
+which must not be held back, from which commits, and which tasks a finalized plan has.
 
 What can't be decided again is counted with its reason, never as checked: events from before commands were stored,
 and the words that people and models said, which the event itself is the only record of.
@@ -11,7 +12,7 @@ and the words that people and models said, which the event itself is the only re
 from collections import Counter
 from collections.abc import Iterator
 from datetime import datetime
-from typing import Any, Protocol
+from typing import Any, Literal, Protocol
 
 import msgspec
 
@@ -20,7 +21,17 @@ from shared import events as e
 from shared import plan, task, task_decisions
 from shared.board import Board
 from shared.given import COMMANDS, NotGiven, rebuilt
-from shared.history.choices import AT_ONCE, ChoiceDiffers, PlannedTasks, check_at, compare_dispatch, said_now
+from shared.history.allowed import Allowed, NotAllowed, Unseen
+from shared.history.choices import (
+    AT_ONCE,
+    ChoiceDiffers,
+    PlannedTasks,
+    check_at,
+    check_budget_pause,
+    compare_dispatch,
+    said_now,
+)
+from shared.history.held_back import HeldBack
 from shared.history.said import as_said
 from shared.store import Recorded
 from shared.subjects import PLAN, is_draft
@@ -41,6 +52,8 @@ class Unknown(msgspec.Struct, frozen=True):
     count: int
     seq: int
     """The first of them."""
+    is_expected: bool = False
+    """Nothing is wrong with the record: it is older than the storing of commands, or an operator left it out."""
 
 
 class Difference(msgspec.Struct, frozen=True):
@@ -72,6 +85,17 @@ class Verified(msgspec.Struct, frozen=True, kw_only=True):
     first: Difference | None = None
     """By sequence."""
 
+    @property
+    def verdict(self) -> Literal["same", "different", "not verified"]:
+        """What it comes to.
+
+        `not verified`: nothing could be decided again, or something could not that must be possible, such as an event
+        without its command among others that have theirs.
+        """
+        if self.differences:
+            return "different"
+        return "same" if self.checked and all(u.is_expected for u in self.unknown) else "not verified"
+
 
 def verify(events: Events) -> Verified:
     """Reads the history twice, in memory for one plan's state and a few bytes for each dispatch."""
@@ -86,7 +110,10 @@ def verify(events: Events) -> Verified:
         events=found.events,
         checked=found.checked,
         choices=found.choices,
-        unknown=tuple(Unknown(reason, n, found.first_unknown[reason]) for reason, n in found.unknown.most_common()),
+        unknown=tuple(
+            Unknown(reason, n, found.first_unknown[reason, is_expected], is_expected)
+            for (reason, is_expected), n in found.unknown.most_common()
+        ),
         differences=len(found.differing),
         first=found.first,
     )
@@ -100,16 +127,23 @@ class _Findings:
         """Those that were met."""
         self.plan = ""
         self.events = self.checked = self.choices = 0
-        self.unknown: Counter[str] = Counter()
-        self.first_unknown: dict[str, int] = {}
+        self.unknown: Counter[tuple[str, bool]] = Counter()
+        """By reason, and whether that is to be expected."""
+        self.first_unknown: dict[tuple[str, bool], int] = {}
+        self.is_old = True
+        """No event so far says what its command said: they are from before that was stored."""
         self.differing: set[int] = set()
         self.first: Difference | None = None
         self.later: list[tuple[int, int]] = []
         """(how far the dispatcher had read, the event that it led to)"""
 
-    def cannot(self, record: Recorded, reason: str) -> None:
-        self.unknown[reason] += 1
-        self.first_unknown.setdefault(reason, record.seq)
+    def cannot(self, record: Recorded, reason: str, is_expected: bool = False) -> None:
+        self.unknown[reason, is_expected] += 1
+        self.first_unknown.setdefault((reason, is_expected), record.seq)
+
+    def lacks(self, record: Recorded, reason: str) -> None:
+        """The event lacks what is stored today."""
+        self.cannot(record, reason, self.is_old)
 
     def differs(self, record: Recorded, message: str, decided: Any, command: Any, before: Any) -> None:
         self.differing.add(record.seq)
@@ -134,14 +168,15 @@ def _decisions(events: Events, found: _Findings) -> int:
     """Returns the sequence from which on the plan as a whole can't be folded; 0: it can."""
     board, readied = Board(), dict[str, e.TaskReadied]()
     broken: dict[str, int] = {}
-    planned = PlannedTasks()
+    planned, allowed = PlannedTasks(), Allowed()
     for record in events.read():
         found.plan = record.plan
         found.events += 1
+        found.is_old = found.is_old and not record.meta.given
         if isinstance(record.event, e.PlanSkipped | e.TaskSkipped):
             found.skips.add((record.entity, record.event.seq))
         if (record.entity, record.seq) in found.left_out:
-            found.cannot(record, "an operator has left the event out")
+            found.cannot(record, "an operator has left the event out", is_expected=True)
             continue
         if record.event is None:
             broken.setdefault(record.entity, record.seq)
@@ -150,7 +185,7 @@ def _decisions(events: Events, found: _Findings) -> int:
         if record.entity in broken:
             found.cannot(record, f"event {broken[record.entity]} before it can't be read")
         else:
-            _decide_again(record, record.event, board, readied.get(record.entity), found)
+            _decide_again(record, record.event, board, readied.get(record.entity), allowed, broken, found)
             _check_choice(record, record.event, board, planned, bool(broken), found)
         if isinstance(record.event, e.TaskReadied):
             readied[record.entity] = record.event
@@ -161,6 +196,8 @@ def _decisions(events: Events, found: _Findings) -> int:
                 message = f"today's code can't fold the event: {type(error).__name__}: {error}"
                 found.differs(record, message, None, None, _before(board, record.entity))
             broken.setdefault(record.entity, record.seq)
+        else:
+            allowed.follow(record, record.event, board)
     return min(broken.values(), default=0)
 
 
@@ -171,23 +208,41 @@ def _before(board: Board, entity: str) -> plan.PlanState | task.TaskState:
 
 
 def _decide_again(
-    record: Recorded, event: e.Event, board: Board, readied: e.TaskReadied | None, found: _Findings
+    record: Recorded,
+    event: e.Event,
+    board: Board,
+    readied: e.TaskReadied | None,
+    allowed: Allowed,
+    broken: dict[str, int],
+    found: _Findings,
 ) -> None:
-    name = record.meta.command
+    name, given = record.meta.command, record.meta.given
     if not name:
-        found.cannot(record, "the event does not say which command led to it")
+        found.lacks(record, "the event does not say which command led to it")
         return
-    try:
-        command = rebuilt(name, event, record.meta.given, readied)
-    except NotGiven as error:
-        found.cannot(record, str(error))
+    if not given and not found.is_old:
+        found.lacks(record, f"what the command {name} said is missing, although earlier events say theirs")
         return
     before = _before(board, record.entity)
+    try:
+        command = rebuilt(name, event, given, readied)
+        if isinstance(before, task.TaskState):
+            allowed.check(record, command, before, broken)
+    except NotGiven as error:
+        found.lacks(record, str(error))
+        return
+    except Unseen as error:
+        found.cannot(record, str(error))
+        return
+    except NotAllowed as error:
+        found.checked += 1
+        found.differs(record, str(error), _decided(before, error.command), error.command, before)
+        return
     decided = _decided(before, command)
     if decided == event:
         found.checked += 1
-    elif not record.meta.given and _may_lack(COMMANDS[name], event):
-        found.cannot(record, f"what the command {name} said may be missing: the event is older than its storing")
+    elif not given and _may_lack(COMMANDS[name], event):
+        found.lacks(record, f"what the command {name} said may be missing: the event is older than its storing")
     else:
         found.checked += 1
         found.differs(record, _what_differs(event, decided), decided, command, before)
@@ -225,6 +280,7 @@ def _what_differs(event: e.Event, decided: e.Event | str | None) -> str:
 
 _CHOSEN = {"Dispatch", "Ready", "ConfirmCancelled"}
 """Commands that rest on the plan as far as their sender had read it."""
+_DISPATCHER = "dispatcher"
 
 
 _TORN = "the dispatcher's choice rests on an event that can't be read"
@@ -237,8 +293,10 @@ def _check_choice(
         if record.meta.seen:
             found.later.append((min(record.meta.seen, record.seq - 1), record.seq))
         else:
-            found.cannot(record, "the event does not say how far the dispatcher had read")
+            found.lacks(record, "the event does not say how far the dispatcher had read")
         return
+    if record.meta.actor == _DISPATCHER and record.meta.seen and not is_draft(record.entity):
+        found.later.append((min(record.meta.seen, record.seq - 1), record.seq))
     if torn:
         if isinstance(event, AT_ONCE):
             found.cannot(record, _TORN)
@@ -255,13 +313,17 @@ def _choices(events: Events, found: _Findings, hole: int) -> None:
     """Those that rest on the plan at an earlier moment, in the order of these moments."""
     later = iter(sorted(found.later))
     found.later = []
-    board = Board()
+    board, held_back = Board(), HeldBack()
     at = next(later, None)
     together = _Together(board)
     for record in events.read():
+        seen = 0
         while at is not None and at[0] < record.seq:
-            _choice(events, at, board, together, hole and at[0] >= hole, found)
+            seen = at[0]
+            _choice(events, at, board, together, held_back, hole and seen >= hole, found)
             at = next(later, None)
+        if seen:
+            held_back.look(board, seen)
         if at is None:
             return
         if record.event is None or (record.entity, record.seq) in found.left_out:
@@ -269,6 +331,7 @@ def _choices(events: Events, found: _Findings, hole: int) -> None:
         if not hole or record.seq < hole:
             together.end()
             board.apply(record.entity, record.event, record.seq)
+            held_back.fold(record.entity, record.seq, record.entity == PLAN)
 
 
 class _Together:
@@ -296,20 +359,38 @@ class _Together:
 
 
 def _choice(
-    events: Events, at: tuple[int, int], board: Board, together: _Together, unknown: bool | int, found: _Findings
+    events: Events,
+    at: tuple[int, int],
+    board: Board,
+    together: _Together,
+    held_back: HeldBack,
+    unknown: bool | int,
+    found: _Findings,
 ) -> None:
     record = next(events.read(after=at[1] - 1, limit=1))
-    event = record.event
+    event, is_chosen = record.event, record.meta.command in _CHOSEN
     if unknown or event is None:
-        found.cannot(record, _TORN)
+        if is_chosen:
+            found.cannot(record, _TORN)
         return
-    found.choices += 1
+    waited = held_back.act(record, at[0], is_dispatch=isinstance(event, e.TaskDispatched | e.TaskReadied))
+    found.choices += is_chosen
     try:
         if isinstance(event, e.TaskDispatched | e.TaskReadied):
             together.begin(said_now(record))
             compare_dispatch(record, event, board)
             together.add(record.entity)
-        elif not board.settled:
+            if waited:
+                moments = " and ".join(map(str, waited))
+                raise ChoiceDiffers(
+                    f"{record.entity} was held back: today's code dispatches it before (the dispatcher acted without "
+                    f"it: events {moments})",
+                    f"{event.name} by event {waited[0]}",
+                )
+        elif isinstance(event, e.PlanPaused):
+            together.end()
+            found.choices += check_budget_pause(record, event, board)
+        elif is_chosen and not board.settled:
             raise ChoiceDiffers("the plan was ended although not all of its tasks had", None)
     except ChoiceDiffers as differs:
         found.differs(record, str(differs), differs.decided, None, _before(board, record.entity))

@@ -20,7 +20,6 @@ from shared.history.why_sentence import NoSuchTask, Sentence, sentence
 from shared.history.why_story import Story
 from shared.history.why_waits import Waiting
 from shared.plan import ENDED
-from shared.skipped import without_skipped
 from shared.spec import DELIVER
 from shared.store import Recorded
 
@@ -52,12 +51,12 @@ class _FromFile:
 
     def of(self, entity: str) -> Iterable[Recorded]:
         """See `why_story.Log.of`."""
-        read: list[Recorded] = []
+        place = self._file.place_of(self._at)
         for record in self._file.read(entity=entity):
             if record.seq > self._at:
                 break
-            read.append(record)
-        return without_skipped(read)
+            if not self._file.is_left_out(entity, record.seq, place):
+                yield record
 
     def first_seq(self, entity: str) -> int:
         """See `why_story.Log.first_seq`."""

@@ -3,6 +3,7 @@
 from shared import events as e
 from shared.history.why_sentence import LISTED_MAX, Sentence, listed, sentence, short, when
 from shared.history.why_story import Past, Story
+from shared.spec import DELIVER
 
 EARLIER_TOLD_MAX = 5
 
@@ -39,11 +40,22 @@ def _base(story: Story, code: str, opened: Opened) -> Sentence:
     seqs = [past.seq, *(story.last_seq(head.task) for head in event.heads[:LISTED_MAX])]
     for later in story.of(code):
         found = later.event
-        if later.seq > past.seq and isinstance(found, e.TaskCompleted | e.TaskApprovalRequested) and found.base_commit:
-            text += f"; together that is commit {short(found.base_commit)}"
-            seqs.append(later.seq)
+        if later.seq > past.seq and isinstance(found, e.TaskCompleted | e.TaskApprovalRequested):
+            if words := _came_to(code, event, found):
+                text += words
+                seqs.append(later.seq)
             break
     return sentence("base", "base", text, seqs, code)
+
+
+def _came_to(
+    code: str, event: e.TaskDispatched | e.TaskReadied, ended: e.TaskCompleted | e.TaskApprovalRequested
+) -> str:
+    """Which commit that was, in words; empty where it is said already, or nobody knows."""
+    if code == DELIVER:  # names the plan's own base, which all of its changes are shown against
+        return f"; the plan's branch with all of it is at commit {short(ended.commit)}" if ended.commit else ""
+    known = ended.base_commit
+    return f"; together that is commit {short(known)}" if known and known != event.base_commit else ""
 
 
 def _start(event: e.TaskDispatched | e.TaskReadied) -> str:

@@ -1,6 +1,7 @@
 """What became of a task's leases: why there is more than one of them, why attempts failed, what each of them cost."""
 
-from collections.abc import Sequence
+from collections import deque
+from collections.abc import Iterable, Sequence
 from itertools import pairwise
 
 import msgspec
@@ -41,7 +42,7 @@ class Lease(msgspec.Struct):
     usage: e.Usage = e.Usage()
     ended: Past | None = None
     is_lost: bool = False
-    seqs: tuple[int, ...] = ()
+    seqs: list[int] = []
     """The events that say what it consumed."""
 
     def end(self, past: Past, usage: e.Usage = e.Usage(), *, is_lost: bool = False) -> None:  # noqa: B008 - frozen
@@ -49,10 +50,10 @@ class Lease(msgspec.Struct):
         self.ended = past
         self.is_lost = is_lost
         self.usage += usage
-        self.seqs = (*self.seqs, past.seq)
+        self.seqs.append(past.seq)
 
 
-def leases(steps: Sequence[Step]) -> list[Lease]:
+def leases(steps: Iterable[Step]) -> list[Lease]:
     """All leases of a task, in order. Their usages are all that the task consumed."""
     found: dict[int, Lease] = {}
     in_pool = ""
@@ -92,16 +93,15 @@ def _is_anothers(past: Past, lease: Lease) -> bool:
 
 def repeats(story: Story, code: str) -> list[Sentence]:
     """Why a task began more than once, was handed out in vain, or was changed."""
-    steps = story.steps(code)
-    all_ = leases(steps)
+    all_ = leases(story.steps(code))
     told: list[Sentence] = []
     if len(all_) > 1:
         attempts = len({lease.attempt for lease in all_})
         text = f"{code} began {count_words(len(all_), 'time')}, in {count_words(attempts, 'attempt')}"
         told.append(sentence("repeats", "began", text, (lease.started.seq for lease in all_), code))
     between = list(pairwise(all_))[-TOLD_MAX:]
-    told += [_again(code, old, new, [s.past for s in steps]) for old, new in between]
-    told += _asides(code, steps)[-TOLD_MAX:]
+    told += [_again(code, old, new, story.of(code)) for old, new in between]
+    told += _asides(code, story.steps(code))
     return told
 
 
@@ -167,9 +167,9 @@ def _answer(then: Sequence[Past]) -> str:
     return ""
 
 
-def _asides(code: str, steps: Sequence[Step]) -> list[Sentence]:
-    """Dispatches that nobody began, changes, and events that were left out."""
-    told: list[Sentence] = []
+def _asides(code: str, steps: Iterable[Step]) -> Iterable[Sentence]:
+    """Dispatches that nobody began, changes, and events that were left out: the newest ones."""
+    told: deque[Sentence] = deque(maxlen=TOLD_MAX)
     opened: Past | None = None
     for step in steps:
         past = step.past
@@ -194,7 +194,7 @@ def _asides(code: str, steps: Sequence[Step]) -> list[Sentence]:
 
 def failures(story: Story, code: str) -> list[Sentence]:
     """Every attempt that did not succeed, the newest ones."""
-    told: list[Sentence] = []
+    told: deque[Sentence] = deque(maxlen=TOLD_MAX)
     for step in story.steps(code):
         past, event = step.past, step.past.event
         match event:
@@ -210,7 +210,7 @@ def failures(story: Story, code: str) -> list[Sentence]:
             case e.TaskDecided(approved=False, reason=reason, round=number):
                 text = f"{code} was not approved in round {number}{because(reason)}"
                 told.append(sentence("failures", "failure", text, (past.seq,), code))
-    return told[-TOLD_MAX:]
+    return list(told)
 
 
 def _failed(step: Step, event: e.TaskFailed) -> str:

@@ -1,14 +1,15 @@
 """What happened to a plan's entities until a moment, read from the log as far as a question needs it."""
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from datetime import datetime
 from typing import Protocol, TypeVar
 
 import msgspec
+from msgspec.structs import replace
 
 from shared import task
 from shared.board import Board
-from shared.events import Event
+from shared.events import Event, PlanDrafted, PlanRequested, TaskCompleted, TaskDispatched, TaskReadied
 from shared.store import Recorded
 from shared.task import TaskState
 
@@ -49,6 +50,20 @@ class Past(msgspec.Struct, frozen=True):
         return self.record.meta.actor
 
 
+def _past(record: Recorded, event: Event) -> Past:
+    """Without the long texts that no answer rests on: they are megabytes, and there can be thousands."""
+    match event:
+        case TaskDispatched() | TaskReadied():
+            event = replace(event, prompt="")
+        case TaskCompleted():
+            event = replace(event, answer="")
+        case PlanDrafted():
+            event = replace(event, spec=replace(event.spec, goal="", tasks=(), agents={}))
+        case PlanRequested():
+            event = replace(event, goal="")
+    return Past(replace(record, event=event, body=b""), event)
+
+
 class Step(msgspec.Struct, frozen=True):
     """One event of a task, with what it made of it."""
 
@@ -75,17 +90,15 @@ class Story:
     def of(self, entity: str) -> tuple[Past, ...]:
         """The entity's events, in order."""
         if entity not in self._known:
-            self._known[entity] = tuple(Past(r, r.event) for r in self._log.of(entity) if r.event is not None)
+            self._known[entity] = tuple(_past(r, r.event) for r in self._log.of(entity) if r.event is not None)
         return self._known[entity]
 
-    def steps(self, code: str) -> list[Step]:
-        """A task's events, each with the states before and after it."""
-        steps: list[Step] = []
+    def steps(self, code: str) -> Iterator[Step]:
+        """A task's events, each with the states before and after it: made as they are read, and not kept."""
         state = task.INITIAL
         for past in self.of(code):
             before, state = state, task.evolve(state, past.event)
-            steps.append(Step(past, before, state))
-        return steps
+            yield Step(past, before, state)
 
     def since(self, code: str) -> Past | None:
         """The event by which the task came to stand as it does; None where the log has no event of it."""

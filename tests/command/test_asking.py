@@ -13,6 +13,7 @@ from treadle.lines import event_line
 from treadle.logs import entry_text
 from treadle.plain_text import plain
 
+AT = "2100-01-01T00:00:00Z"
 UNSAFE = ("\x1b", "\x07", "\x9b", "\u202e", "\r")
 
 
@@ -33,6 +34,13 @@ def asking(code: str = "T1", **more: Any) -> dict[str, Any]:
         **more,
     }
     return task(code, "awaiting_approval", approval=approval)
+
+
+def test_an_event_of_the_log_may_leave_out_what_is_empty() -> None:
+    event = {"kind": "tool", "why": "x", "plan": "pabc", "task": "T1", "type": "approval_requested", "time": AT}
+    assert event_line({**event, "seq": 1}) == event_line({**event, "seq": 1, "tool": "", "input": ""})
+    assert asks_for({"kind": "tool", "why": "x", "tool": "Bash"}) == "wants to use Bash: "
+    assert asks_for({"kind": "question", "why": "x"}) == "asks a question: "
 
 
 def test_everything_that_is_asked_is_shown_before_an_answer() -> None:

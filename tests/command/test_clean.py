@@ -115,6 +115,7 @@ def test_refs_of_an_ended_plan_go_after_some_days_and_its_branch_stays(tmp_path:
     assert "refs" not in [i.kind for i in fresh]
     old = find_items(data, gateway(repo, "completed", ended_days=REFS_KEPT_DAYS + 1), NOW)
     [refs] = [i for i in old if i.kind == "refs"]
+    assert "its branch stays, and a fork of the plan can then keep only what is in that" in refs.reason
     refs.remove()
     names = [ref.path for ref in repo.references]
     assert names and not any(name.startswith("refs/treadle/") for name in names)

@@ -7,6 +7,7 @@ import pytest
 from rich.console import Console
 
 from shared.events import REGISTRY
+from treadle.events import event_lines
 from treadle.lines import _SAYINGS, duration, event_line, money, standing_line, tokens
 from treadle.plain_text import one_line, plain
 from treadle.table import choose_rows, last_action, render, spent_s
@@ -117,6 +118,27 @@ def test_numbers_are_short_and_small_sums_stay_visible() -> None:
     assert [duration(x) for x in (5, 65, 3_700)] == ["5s", "1m05s", "1h01m"]
     assert tokens({"input_tokens": 1_200, "output_tokens": 300, "cost_usd": 1}) == "1.5k"
     assert "stands still: x" in standing_line({**PLAN, "fault": "x"})
+
+
+def test_a_plan_that_stands_still_says_what_to_do_about_it() -> None:
+    fault = "event 186 (started) can't be read: unknown version 7"
+    shows = "`treadle events pabc --since 186` shows it; `treadle events skip pabc 186 --reason …` has it left out"
+    assert f"{fault}; {shows}" in standing_line({**PLAN, "fault": fault})
+    unreadable = {"fault": "unknown version 7", "version": 7}
+    event = {"seq": 186, "plan": "pabc", "task": "T1", "type": "started", "unreadable": unreadable}
+    assert f"{fault}; {shows}" in (event_line({**event, "time": "2026-01-01T10:00:00Z", "actor": "x"}) or "")
+    imported = standing_line({**PLAN, "fault": fault, "imported": {"plan": "pdef"}})
+    assert fault in imported and "skip" not in imported
+
+
+def test_an_event_that_was_left_out_says_by_whom_and_why_and_not_how_to() -> None:
+    unreadable = {"fault": "no JSON", "version": 1, "size": 1, "bytes": "eA==", "text": "x"}
+    event = {"seq": 7, "time": "2026-01-01T10:00:00Z", "plan": "pabc", "task": "T1", "type": "started", "actor": "r"}
+    event["unreadable"] = unreadable
+    assert event_lines(event)[-1].endswith("treadle events skip pabc 7 --reason …")
+    word = {"seq": 9, "actor": "user:ann", "skipped_seq": 7, "reason": "of a build\nnever released"}
+    assert event_lines(event, word)[-1].strip() == "left out by user:ann, event 9: of a build never released"
+    assert not any("events skip" in line for line in event_lines(event, word))
 
 
 @pytest.mark.parametrize("width", [60, 80, 200])

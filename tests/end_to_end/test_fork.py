@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from pathlib import Path
 
 from tests.end_to_end.model import Model
@@ -45,6 +46,9 @@ def test_a_diamond_whose_last_task_failed_goes_on_in_a_fork_with_a_mended_descri
     shown = suite.command("fork", origin, "--edit", changes, "--dry-run").out
     assert "kept: 3 tasks" in shown and "changed: description" in shown
     assert len(suite.get(f"/plans/{origin}")["forks"]) == 0
+    for option, value in (("--at", "0"), ("--only", "T9")):
+        refused = suite.command("fork", origin, option, value, "--dry-run")
+        assert (refused.status, f"plan {origin} can't be forked so:\n" in refused.err) == (2, True), refused.err
 
     done = suite.command("fork", origin, "--edit", changes, "--name", "Mended", "--json")
     assert done.status == 0, done.err
@@ -96,6 +100,42 @@ def test_what_is_wrong_with_a_fork_is_said_with_its_place(suite: Suite, repo: Pa
     assert suite.command("fork", origin, "--only", "NOPE").status == 2
     assert suite.command("fork", origin, "--at", "yesterday").status == 2
     assert suite.get(f"/plans/{origin}")["forks"] == []
+
+
+def test_what_can_not_be_kept_any_more_is_said_before_a_fork_is_made(
+    own_suite: Suite, repo: Path, tmp_path: Path
+) -> None:
+    ran = tmp_path / "ran"
+    own_suite.up("--runners", "1")
+    origin = own_suite.submit(diamond(ran, "test -e mended"), repo)
+    own_suite.standing(origin, "needs_attention")
+    assert own_suite.command("cancel", origin).status == 0
+    own_suite.standing(origin, "cancelled")
+    looked = json.loads(own_suite.command("fork", origin, "--dry-run", "--json").out)
+    assert (len(looked["kept"]), looked["not_looked"]) == (3, "")
+
+    # As `treadle clean` does some days later, and git's own housekeeping after that.
+    for ref in git(repo, "for-each-ref", "--format=%(refname)", f"refs/treadle/{origin}").split():
+        git(repo, "update-ref", "-d", ref)
+    git(repo, "gc", "--quiet", "--prune=now")
+    for mirror in (own_suite.data / "mirrors").glob("*.git"):
+        shutil.rmtree(mirror)
+    for options in (("--dry-run",), ("--detach",)):
+        refused = own_suite.command("fork", origin, *options)
+        assert refused.status == 2, refused.out + refused.err
+        assert "does not have the work of TOP" in refused.err and "treadle clean" in refused.err
+        assert "--only TOP..,LEFT..,RIGHT..,LAST" in refused.err
+    assert own_suite.get(f"/plans/{origin}")["forks"] == []
+    edit = write(tmp_path, {"agents": {"LAST": shell("cat top.txt left.txt right.txt > last.txt")}}, "edit.json")
+    anew = own_suite.command("fork", origin, "--only", "TOP..,LEFT..,RIGHT..,LAST", "--edit", edit, "--json")
+    assert anew.status == 0, anew.err
+    assert files(repo, f"treadle/{anew.events[-1]['plan']}")["last.txt"] == "top\nleft\nright"
+
+    own_suite.down()
+    own_suite.up("--runners", "0")
+    unknown = own_suite.command("fork", origin, "--dry-run")
+    assert unknown.status == 0 and "not checked whether the commits" in unknown.err, unknown.err
+    assert "no runner answers" in unknown.err
 
 
 KEY = "sk-ant-made-up-for-forks"

@@ -65,6 +65,9 @@ def test_a_plan_stands_still_at_an_unreadable_event_and_goes_on_when_it_is_skipp
     assert f"treadle events skip {made} {seq}" in told
     assert "00000000  " in told
     assert "\x1b" not in told
+    for looking in ("status", "replay", "why"):
+        stuck = suite.command(looking, *(("--plan",) if looking == "why" else ()), made)
+        assert f"treadle events skip {made} {seq}" in stuck.out, looking
 
     gate.open()  # T1's work ends while nobody can write that down
     skipped = suite.command("events", "skip", made, str(seq), "--reason", "of a build that was never released")
@@ -73,6 +76,9 @@ def test_a_plan_stands_still_at_an_unreadable_event_and_goes_on_when_it_is_skipp
     tasks = suite.tasks(made)
     assert tasks["T1"]["lease"] == 1, "what was at work went on, and was not begun again"
     assert types(suite.events(made), "T1").count("started") == 1
+    told = suite.command("events", made, "--since", str(seq)).out
+    assert ("left out by user:" in told, "events skip" in told) == (True, False)
+    assert "stands still" not in suite.command("replay", made).err
     (word,) = (e for e in suite.events(made) if e["type"] == "skipped")
     assert (word["actor"].startswith("user:"), word["reason"]) == (True, "of a build that was never released")
     audit = suite.every("/audit-log", action="event.skipped", subject=made)
@@ -135,6 +141,14 @@ def test_events_are_filtered_by_the_gateway(suite: Suite, repo: Path) -> None:
     lines = suite.command("events", made, "--type", "started").out.splitlines()
     assert [int(line.split()[0]) for line in lines] == having(type="started")
     assert "neither a sequence nor a time" in suite.command("events", made, "--since", "tomorrow").err
+    for options, status, words in (
+        (("--type", "bogus"), 2, "no type of an event: give one of abandoned,"),
+        (("--task", "T9"), 2, "has no task T9"),
+        (("--actor", "nobody"), 0, "no event matches"),
+        (("--task", "T1", "--type", "skipped"), 0, "no event matches"),
+    ):
+        nothing = suite.command("events", made, *options)
+        assert (nothing.status, nothing.out, words in nothing.err) == (status, "", True), nothing.err
 
 
 def test_events_that_are_followed_survive_a_restart_of_gateway_and_log_and_end_with_ctrl_c(

@@ -61,11 +61,14 @@ class Bus(MemoryStore):
     def __init__(self, clock: Clock) -> None:
         super().__init__(clock)
         self._appends = 0
+        self.slow_s: dict[str, float] = {}
+        """How much longer the events of some commands take."""
 
     async def append(self, plan: str, entity: str, event: Event, meta: Meta, *, expected: int) -> int:
         """See `EventStore.append`."""
         self._appends += 1
-        await asyncio.sleep(ANSWER_S + self._appends * 1e-6)  # no two at once: their order would say nothing
+        # No two at once: their order would say nothing.
+        await asyncio.sleep(ANSWER_S + self._appends * 1e-6 + self.slow_s.get(meta.command, 0.0))
         return await super().append(plan, entity, event, meta, expected=expected)
 
 
@@ -127,7 +130,9 @@ class Stage:
         async with self._slots:
             await work(self, Taken(plan, code, event))
 
-    async def start(self, taken: Taken, runner: str = "runner-1", lost: int | None = None) -> int:
+    async def start(
+        self, taken: Taken, runner: str = "runner-1", lost: int | None = None, reopened: tuple[str, ...] = ()
+    ) -> int:
         """Opens a lease and returns its number."""
         phase = (await load_plan(self.log, taken.plan)).state.phase
         command = c.Start(
@@ -135,6 +140,7 @@ class Stage:
             dispatch=taken.event.dispatch,
             runner=runner,
             execution=f"{runner}-{taken.code}-{taken.event.dispatch}",
+            reopened=reopened,
             supersede_lease=lost,
             lost_usage=Usage(input_tokens=10, cost_usd=0.01) if lost else None,
         )

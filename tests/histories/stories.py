@@ -240,6 +240,132 @@ async def thousand() -> Stage:
     return stage
 
 
+async def lost_often() -> Stage:
+    """A task that survives two lost runners, and one that does not survive three."""
+
+    def loses(times: int) -> Work:
+        async def work(stage: Stage, taken: Taken) -> None:
+            lease = await stage.start(taken, "runner-1")
+            for number in range(times):
+                await asyncio.sleep(SILENCE_S)
+                lease = await stage.start(taken, f"runner-{number + 2}", lost=lease)
+            await asyncio.sleep(10)
+            await stage.complete(taken, lease, f"runner-{times + 1}")
+
+        return work
+
+    async with Stage({"T1": [loses(2)], "T2": [loses(3)]}).open() as stage:
+        await stage.submit(plan(task("T1"), task("T2")))
+        await stage.until("T2", "needs_attention")
+        await asyncio.sleep(20)
+        await stage.say("T2", c.MarkComplete(note="done by hand"))
+        await stage.until(PLAN, "completed")
+    return stage
+
+
+async def limits() -> Stage:
+    """A usage limit that spends no attempt; a task that asks before all it does."""
+    works = {"T1": [fails("usage_limit", retry_after_s=300.0), fails("usage_limit", retry_after_s=1.0)]}
+    async with Stage(works).open() as stage:
+        await stage.submit(plan(task("T1"), task("T2", requires_approval=True)))
+        await stage.until(PLAN, "completed")
+    return stage
+
+
+async def paused_start() -> Stage:
+    """The only runner takes a task while the plan is paused, and hands it back."""
+    async with Stage(slots=1).open() as stage:
+        await stage.submit(plan(task("T1"), task("T2")))
+        await stage.until("T1", "running")
+        await asyncio.sleep(4)
+        await _to_plan(stage, c.Pause(reason="let me look"))
+        await stage.until("T1", "completed")
+        await stage.until("T2", "pending")
+        await asyncio.sleep(5)
+        await _to_plan(stage, c.Resume())
+        await stage.until(PLAN, "completed")
+    return stage
+
+
+async def reopened() -> Stage:
+    """T2 rests on T1's abandoning; a person wants T1 after all, and a runner is faster than the dispatcher's recall."""
+
+    async def comes_late(stage: Stage, taken: Taken) -> None:
+        await stage.until("T1", "abandoned")
+        await asyncio.sleep(10)
+        await stage.say("T1", c.Redispatch(note="after all"))
+        await stage.start(taken, reopened=("T1",))
+
+    async with Stage({"T1": [fails("agent_error")], "T2": [comes_late]}).open() as stage:
+        stage.log.slow_s["Release"] = 2.0
+        await stage.submit(plan(task("T1"), task("T2", "T1")))
+        await stage.until("T1", "needs_attention")
+        await asyncio.sleep(10)
+        await stage.say("T1", c.Abandon(note="not worth it"))
+        await stage.until(PLAN, "completed")
+    return stage
+
+
+async def failed_cancel() -> Stage:
+    """A task fails by itself while it is being cancelled, which is no reason to try again."""
+
+    async def stops(stage: Stage, taken: Taken) -> None:
+        lease = await stage.start(taken)
+        await stage.until("T1", "cancelling")
+        await asyncio.sleep(1)
+        command = c.Fail(
+            now=stage.clock(), phase="open", lease=lease, kind="unavailable", message="overloaded", usage=Usage()
+        )
+        await stage.report(taken, command)
+
+    async with Stage({"T1": [stops]}).open() as stage:
+        await stage.submit(plan(task("T1", retry=Retry(max_attempts=3, backoff_s=4))))
+        await stage.until("T1", "running")
+        await asyncio.sleep(8)
+        await stage.say("T1", c.CancelTask(phase="open", reason="wrong words"))
+        await stage.until("T1", "needs_attention")
+        await asyncio.sleep(10)
+        await stage.say("T1", c.Redispatch(note="once more"))
+        await stage.until(PLAN, "completed")
+    return stage
+
+
+async def bounded() -> Stage:
+    """Seven tasks, of which two may run at once."""
+    works = {f"T{number}": [completes(10.0 + number)] for number in range(1, 8)}
+    async with Stage(works).open() as stage:
+        await stage.submit(plan(*(task(f"T{number}") for number in range(1, 8)), max_parallel=2))
+        await stage.until(PLAN, "completed")
+    return stage
+
+
+async def budget() -> Stage:
+    """The plan's money is enough for two tasks at once at first, then for one, then for none until there is more."""
+    works = {f"T{number}": [completes(10.0 + number)] for number in range(1, 7)}
+    async with Stage(works).open() as stage:
+        tasks = [task(f"T{number}") for number in range(1, 7)]
+        await stage.submit(plan(*tasks, task("M1", assignee="bob"), budget_usd=2.1))
+        await stage.until(PLAN, "paused")
+        await asyncio.sleep(30)
+        await _to_plan(stage, c.Resume(budget_usd=10.0))
+        await stage.say("M1", c.MarkComplete(note="not needed"))
+        await stage.until(PLAN, "completed")
+    return stage
+
+
+async def abandoned() -> Stage:
+    """T2 is abandoned while T1 before it still runs: T3 behind it waits for T1, though others go on."""
+    works = {"T1": [completes(100.0)]}
+    async with Stage(works).open() as stage:
+        chain = [task("Q1"), task("Q2", "Q1"), task("Q3", "Q2"), task("Q4", "Q3")]
+        await stage.submit(plan(task("T1"), task("T2", "T1"), task("T3", "T2"), *chain))
+        await stage.until("T1", "running")
+        await asyncio.sleep(5)
+        await stage.say("T2", c.Abandon(note="not worth it"))
+        await stage.until(PLAN, "completed")
+    return stage
+
+
 async def _to_plan(stage: Stage, command: c.PlanCommand) -> None:
     await to_plan(stage.log, PLAN_ID, command, ANN)
 
@@ -254,4 +380,12 @@ STORIES: dict[str, Story] = {
     "cancel": cancel,
     "fork": fork,
     "thousand": thousand,
+    "lost_often": lost_often,
+    "limits": limits,
+    "paused_start": paused_start,
+    "reopened": reopened,
+    "failed_cancel": failed_cancel,
+    "bounded": bounded,
+    "budget": budget,
+    "abandoned": abandoned,
 }

@@ -6,7 +6,7 @@ import pytest
 
 from services.planner.compare import expect
 from services.planner.faults import PlanFaults
-from services.planner.forking import forked
+from services.planner.forking import _told, forked
 from services.planner.past_runs import PastRuns
 from shared import events as e
 from shared.history.fork import CantFork, ForkPlan
@@ -98,13 +98,21 @@ def test_what_was_given_up_may_be_removed_without_running_what_came_after() -> N
 
 def test_faults_are_named_in_their_places() -> None:
     edit = "tasks:\n- code: A\n  depends_on: [C]\n- code: E\n  depends_on: [Q]\n  assignee: sh\nremove: [X]\nfoo: 1\n"
-    assert faults(chain(), edit) == ['remove: "X" is not a task of this plan (line 7)']
-    told = faults(chain(), edit.replace("remove: [X]\n", ""))
+    told = faults(chain(), edit)
+    assert told[-2] == 'remove: "X" is not a task of this plan (line 7)', "all of them at once, in the text's order"
     assert any("the tasks wait for one another: A → C → B → A" in fault and "line 3" in fault for fault in told)
     assert any('"Q" is not a task of this plan' in fault and "line 5" in fault for fault in told)
     assert any("foo" in fault and "unknown field" in fault for fault in told)
     assert faults(chain(), "- a list")
     assert any("only Treadle itself sets it" in one for one in faults(chain(), "tasks: [{code: A, round: 2}]"))
+
+
+def test_what_is_left_out_has_its_name() -> None:
+    log = Log(task("A", name="Spin"), task("B", "A", name="Weave"), task("C", "B", name="Dye"))
+    log.complete("A")
+    made = fork(log, "tasks: [{code: E, name: Sew, assignee: sh}]\nremove: [C]", only=("B",))
+    told = {one.code: one.name for one in _told(made).left_out}
+    assert told == {"C": "Dye", "E": "Sew"}
 
 
 def test_limits_and_agents_are_those_that_the_project_has_now() -> None:

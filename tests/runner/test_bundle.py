@@ -17,7 +17,7 @@ from services.runner.bundle import KEPT_MAX, Bundles
 from services.runner.git_threads import git_threads
 from shared import requests
 from shared.events import Head
-from shared.requests import BUNDLE_PART_BYTES, BundlePartRequest, BundleReply, BundleRequest, GitCredentials
+from shared.requests import BUNDLE_PART_BYTES, BundlePartRequest, BundleReply, BundleRequest, GitCredentials, Unfinished
 from shared.sealed import SealKey, seal
 from shared.spec import DELIVER
 from tests.runner.conftest import TOKEN, USERNAME
@@ -25,6 +25,7 @@ from tests.runner.git_server import GitServer
 from tests.runner.repositories import PLAN, PROJECT_ID, Project, git, make_project
 
 KEY = SealKey()
+OTHER = "pabcdefghijkl"
 Maker = Callable[..., Bundles]
 
 
@@ -100,6 +101,21 @@ async def test_a_bundle_holds_everybodys_work_with_all_history_and_needs_no_repo
     assert git(empty, "show", f"{two}:c.txt") == "c"
     git(tmp_path, "clone", "-q", "-b", f"treadle/{PLAN}", str(file), "cloned")
     assert (tmp_path / "cloned" / "b.txt").read_text() == "b\n"
+
+
+async def test_whoever_only_looks_hears_what_is_missing_and_leaves_nothing_behind(
+    project: Project, maker: Maker, tmp_path: Path
+) -> None:
+    one, gone = project.work("T1", {"b.txt": "b\n"}), ["1" * 40, "2" * 40]
+    bundles, other = maker(), "pabcdefghijkl"
+    there = await bundles.make(of(project, heads=(Head("T1", one, PLAN),), only_look=True))
+    assert there == BundleReply()
+    heads = (Head("T1", one, PLAN), Head("T2", gone[0], other), Head("T3", gone[1], other))
+    looked = await bundles.make(of(project, heads=heads, only_look=True))
+    assert looked == BundleReply(missing=tuple(gone))
+    away = await bundles.make(of(project, repo_url=str(tmp_path / "away"), heads=heads, only_look=True))
+    assert (away.missing, "away" in away.refused) == ((), True)
+    assert left(tmp_path) == []
 
 
 async def maker_made(bundles: Bundles, request: BundleRequest) -> BundleReply:
@@ -232,3 +248,40 @@ async def test_what_can_not_be_bundled_is_answered_in_words_and_leaves_nothing(
 @pytest.mark.parametrize("name", ["", "..", "../../x", "/etc/passwd"])
 async def test_a_name_that_no_bundle_has_opens_no_file(maker: Maker, name: str) -> None:
     assert "no such bundle" in (await maker().part(BundlePartRequest(bundle=name, offset=0))).refused
+
+
+async def test_what_attempts_left_unfinished_comes_along(project: Project, maker: Maker, tmp_path: Path) -> None:
+    one = project.work("T1", {"b.txt": "b\n"})
+    kept = project.work("T2", {"half.txt": "half\n"})
+    mine, older, others = (f"refs/treadle/{plan}/T2/{lease}-wip" for plan, lease in ((PLAN, 2), (PLAN, 1), (OTHER, 2)))
+    for ref in (mine, older, others):
+        git(project.repo, "update-ref", ref, kept)
+    heads, leases = (Head("T1", one),), (("T1", 1), ("T2", 2), ("T3", 1))
+    made = await maker_made(bundles := maker(), of(project, heads=heads, leases=leases))
+    assert (made.unfinished, made.without_unfinished) == ((Unfinished("T2", 2, kept),), "")
+    file = await fetched(bundles, made, tmp_path / "x.bundle")
+    listed = git(tmp_path, "bundle", "list-heads", str(file))
+    assert f"{kept} {mine}" in listed and older not in listed and others not in listed
+
+
+async def test_unfinished_work_alone_makes_a_bundle_and_none_of_it_makes_none(
+    project: Project, maker: Maker, tmp_path: Path
+) -> None:
+    kept = project.work("T2", {"half.txt": "half\n"})
+    nothing = await maker_made(bundles := maker(), of(project, leases=(("T2", 1),)))
+    assert (nothing.bundle, nothing.without_unfinished, left(tmp_path)) == ("", "", [])
+    git(project.repo, "update-ref", f"refs/treadle/{PLAN}/T2/1-wip", kept)
+    made = await maker_made(bundles, of(project, leases=(("T2", 1),)))
+    assert made.unfinished == (Unfinished("T2", 1, kept),) and made.bundle
+
+
+async def test_unfinished_work_that_is_too_large_is_left_out_and_that_is_said(
+    project: Project, maker: Maker, tmp_path: Path
+) -> None:
+    one = project.work("T1", {"b.txt": "b\n"})
+    kept = project.work("T2", {"half.bin": secrets.token_hex(400_000)})
+    git(project.repo, "update-ref", f"refs/treadle/{PLAN}/T2/1-wip", kept)
+    request = of(project, heads=(Head("T1", one),), leases=(("T2", 1),))
+    made = await maker_made(maker(max_bytes=200_000), request)
+    assert made.unfinished == () and "with it the commits would be over" in made.without_unfinished
+    assert made.complete and made.size_bytes < 200_000

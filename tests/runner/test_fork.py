@@ -6,8 +6,9 @@ from pathlib import Path
 
 import pytest
 
-from services.runner.deliver import deliver, move_head, push_lease
-from services.runner.git import GitFailed, MergeConflict
+from services.runner.deliver import delete_task_refs, deliver, move_head, push_lease
+from services.runner.git import CommitsMissing, GitFailed, MergeConflict
+from services.runner.inherited import ensure_heads
 from services.runner.leftovers import commit_leftovers
 from services.runner.mirror import Mirror
 from services.runner.workspace import create_workspace
@@ -64,6 +65,33 @@ def test_a_fork_on_another_machine_works_and_delivers_with_everybodys_work(
     delivered = deliver(old_server, FORK, project.base, [right, Head("LAST", commit)])
     assert delivered.branch == f"treadle/{FORK}"
     assert {"top.txt", "left.txt", "right.txt", "last.txt"} <= project.files(delivered.commit).keys()
+
+
+def test_what_is_gone_since_the_origins_refs_were_removed_is_told_with_whose_it_was_and_what_to_do(
+    project: Project, old_server: Mirror
+) -> None:
+    left, right = origins_heads(project)
+    delete_task_refs(project.mirror, PLAN)
+    told = rf"{left.commit[:12]} of LEFT of plan {PLAN}, {right.commit[:12]} of RIGHT.*treadle clean.*"
+    with pytest.raises(GitFailed, match=told + rf"treadle fork {PLAN} --only LEFT\.\.,RIGHT\.\."):
+        ensure_heads(old_server, FORK, project.base, [left, right])
+    with pytest.raises(GitFailed, match=told):
+        deliver(old_server, FORK, project.base, [left, right])
+    mine = Head("OWN", "1" * 40)
+    with pytest.raises(CommitsMissing, match="has no commit 111111111111: push it there"):
+        ensure_heads(old_server, FORK, project.base, [mine])
+
+
+def test_what_is_in_the_origins_branch_can_be_kept_after_its_refs_were_removed(
+    project: Project, old_server: Mirror
+) -> None:
+    left, right = origins_heads(project)
+    deliver(project.mirror, PLAN, project.base, [left])
+    delete_task_refs(project.mirror, PLAN)
+    ensure_heads(old_server, FORK, project.base, [left])
+    with pytest.raises(GitFailed) as gone:
+        ensure_heads(old_server, FORK, project.base, [left, right])
+    assert "RIGHT" in str(gone.value) and "LEFT" not in str(gone.value)
 
 
 def test_a_conflict_names_the_refs_of_the_plan_that_did_the_work(project: Project) -> None:

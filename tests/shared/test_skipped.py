@@ -128,6 +128,12 @@ def test_whoever_has_folded_the_event_already_is_told_to_fold_again() -> None:
     assert not reaches_back([record(4, PLAN, PlanPaused(reason=""))], 4)
 
 
+def test_whoever_looks_back_logs_nothing(caplog: pytest.LogCaptureFixture) -> None:
+    board = Board()
+    assert not take(board, record(7, PLAN, None))
+    assert board.fault and not caplog.records
+
+
 def test_an_event_that_can_be_read_and_not_folded_is_a_fault_of_its_plan_and_nobody_else_s() -> None:
     board = Board()
     started = TaskStarted(lease=1, runner="r", execution="x")

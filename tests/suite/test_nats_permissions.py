@@ -11,9 +11,18 @@ import nats.errors
 import pytest
 from nats.aio.client import Client
 from nats.aio.msg import Msg
+from nats.js.api import ConsumerConfig
 
 from shared.bus import DISPATCHER, GATEWAY, OPERATOR, PLANNER, READER, RUNNER, SERVICES, USERS, inbox_prefix
-from shared.streams import EVENTS, RUNNERS, await_pool, declare_pool, declare_streams
+from shared.streams import (
+    EVENTS,
+    RUNNER_POOLS,
+    RUNNERS,
+    await_pool,
+    declare_pool,
+    declare_streams,
+    pool_consumer_name,
+)
 from shared.subjects import (
     CREDENTIALS,
     PLANNER_CHECK,
@@ -224,6 +233,38 @@ async def test_only_a_dispatcher_makes_or_changes_a_pool(log_in: As) -> None:
             f"$JS.API.CONSUMER.CREATE.{EVENTS}.pool_claude.{pool_filter('claude')}",
         ):
             assert await one.is_denied(one.nc.publish(subject, b"")) == (user != DISPATCHER), (user, subject)
+
+
+async def test_nobody_but_a_runner_takes_from_a_pool(log_in: As) -> None:
+    operator = await log_in(OPERATOR)
+    await declare_streams(operator.nc.jetstream())
+    for pool in RUNNER_POOLS:
+        await declare_pool(operator.nc.jetstream(), pool)
+    await operator.nc.jetstream().publish(f"{T1}.dispatched.claude", b"work")
+    for user in (*(user for user in SERVICES if user != RUNNER), READER):
+        one = await log_in(user)
+        for pool in RUNNER_POOLS:
+            subject = f"$JS.API.CONSUMER.MSG.NEXT.{EVENTS}.{pool_consumer_name(pool)}"
+            wish = one.nc.publish(subject, b'{"batch":10,"no_wait":true}', reply=one.nc.new_inbox())
+            assert await one.is_denied(wish), (user, pool)
+    runner = await log_in(RUNNER)
+    (taken,) = await (await runner.nc.jetstream().pull_subscribe_bind("pool_claude", EVENTS)).fetch(1, timeout=60)
+    assert (taken.data, taken.metadata.num_delivered) == (b"work", 1)
+
+
+async def test_a_reader_of_the_log_makes_no_consumer_and_touches_nobody_elses(log_in: As) -> None:
+    operator, gateway, reader = await log_in(OPERATOR), await log_in(GATEWAY), await log_in(READER)
+    await declare_streams(operator.nc.jetstream())
+    config = ConsumerConfig(name="follow_others", mem_storage=True, inactive_threshold=600)
+    await gateway.nc.jetstream().add_consumer(EVENTS, config)
+    for verb in ("CREATE", "DURABLE.CREATE", "MSG.NEXT", "DELETE", "RESET", "PAUSE", "UNPIN", "LEADER.STEPDOWN"):
+        for name in ("follow_others", "follow_reader_1", "pool_claude"):
+            subject = f"$JS.API.CONSUMER.{verb}.{EVENTS}.{name}"
+            assert await reader.is_denied(reader.nc.publish(subject, b"")), subject
+    subject = f"$JS.API.CONSUMER.CREATE.{EVENTS}.follow_reader_1.{pool_filter('claude')}"
+    assert await reader.is_denied(reader.nc.publish(subject, b""))
+    (left,) = await operator.nc.jetstream().consumers_info(EVENTS)
+    assert left.name == "follow_others"
 
 
 async def test_a_reader_of_the_log_reads_it_and_stores_nothing_anywhere(log_in: As) -> None:

@@ -12,11 +12,11 @@ import nats
 from nats.aio.client import Client
 
 from shared.bus import OPERATOR, READER, BusSettings, inbox_prefix
-from shared.events import PlanPaused, TaskStarted
+from shared.events import PlanPaused, TaskMarkedComplete, TaskStarted
 from shared.history.archive import Archive
 from shared.history.event_file import EventFile
 from shared.history.verify import Verified, verify
-from shared.jetstream import JetStreamStore
+from shared.jetstream import PAGE_MAX_BYTES, PAGE_MESSAGES, JetStreamStore
 from shared.store import Meta
 from shared.streams import EVENTS, declare_streams
 from shared.subjects import event_subject, shard
@@ -66,6 +66,25 @@ async def test_the_log_is_read_plan_by_plan_with_the_right_to_read_it_alone(
     assert path.name == f"{PLAN_ID}.jsonl"  # and nothing for what only looks like a plan
     result = judged(path)
     assert (result.differences, result.unknown, result.checked) == (0, (), result.events)
+
+
+async def test_a_log_of_many_and_large_messages_is_read_page_by_page_to_its_end(
+    own_nats: NatsServer, tmp_path: Path
+) -> None:
+    client = await as_user(own_nats, OPERATOR)
+    await declare_streams(client.jetstream())
+    store = JetStreamStore(client)
+    sizes = [*([2 * 1024**2] * 10), *([10] * (2 * PAGE_MESSAGES)), PAGE_MAX_BYTES // 4]
+    for at, size in enumerate(sizes):
+        await store.append(PLAN_ID, f"T{at}", TaskMarkedComplete(note="x" * size), Meta(actor="user:ann"), expected=0)
+    async with connected(reader(own_nats)) as reading:
+        pages = [page async for page in JetStreamStore(reading).pages(until=len(sizes))]
+        assert [record.seq for page in pages for record in page] == list(range(1, len(sizes) + 1))
+        assert len(pages[0]) < 10 < len(pages[1]) <= PAGE_MESSAGES
+        (path,) = await spool(reading, None, tmp_path, lambda _: None)
+    with path.open("rb") as file:
+        assert sum(1 for _ in file) == len(sizes)
+    await client.close()
 
 
 async def test_what_was_not_written_by_holders_of_the_logs_key_is_left_out_by_who_has_it(

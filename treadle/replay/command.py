@@ -83,11 +83,11 @@ def replay(
 ) -> None:
     """Shows a plan as it was at any moment.
 
-    PLAN is an id, the beginning of one, or a .treadle file; left out, it is the newest plan. A moment is a sequence of
-    the log, a time (of this machine's zone unless it names one), or end.
+    PLAN is an id, the beginning of one, or a .treadle file (- is one at standard input); left out, it is the newest
+    plan. A moment is a sequence of the log, a time (of this machine's zone unless it names one), or end.
 
-    Exit status: 0; 1 where --until never came true, or --verify or --policy found a difference; 2 bad input; 130
-    interrupted.
+    Exit status: 0; 1 where --until never came true, or --verify or --policy found a difference; 2 bad input; 3 where
+    --verify could not decide again what it must, or nothing at all; 130 interrupted.
     """
     looks = step or (at, speed, until, diff) != (None, None, None, None)
     if verify or whole_log or policy is not None:

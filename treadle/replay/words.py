@@ -10,6 +10,8 @@ import msgspec
 
 from shared.history.compare import MomentsCompared
 from shared.history.moment import LeaseMoment, Moment, TaskMoment
+from shared.skipped import what_to_do
+from shared.spec import DELIVER
 from shared.store import Recorded
 from shared.subjects import PLAN
 from treadle.lines import event_line, money, tokens
@@ -71,7 +73,10 @@ def change_lines(changes: Iterable[Change], indent: str) -> list[str]:
 def change_words(change: Change) -> str:
     """One change."""
     what = "plan" if change.task is None else one_line(change.task, NAME_CHARS)
-    return f"{what}: {words(change.field)} {value(change.field, change.before)} → {value(change.field, change.after)}"
+    # The delivery starts from all heads together; what it names is what the plan's changes are shown against.
+    is_plans = change.task == DELIVER and change.field == "base_commit"
+    name = "plan's base commit" if is_plans else words(change.field)
+    return f"{what}: {name} {value(change.field, change.before)} → {value(change.field, change.after)}"
 
 
 def value(field: str, of: Any) -> str:
@@ -128,6 +133,7 @@ def head_lines(moment: Moment) -> list[str]:
         lines.append(lineage)
     if moment.fault:
         lines.append(f"stands still: {one_line(moment.fault, MESSAGE_CHARS)}")
+        lines.append(one_line(what_to_do(moment.plan, moment.fault), MESSAGE_CHARS))
     return lines
 
 

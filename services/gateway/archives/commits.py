@@ -1,7 +1,7 @@
 """The commits of an archive: a git bundle, which a runner makes and hands out in parts."""
 
 import tempfile
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Iterator
 from contextlib import asynccontextmanager
 from hashlib import sha256
 from typing import BinaryIO
@@ -13,14 +13,13 @@ from services.gateway.agents.connection_test import ask, choose_runner
 from services.gateway.credentials import stored
 from services.gateway.credentials.keyring import CredentialUnreadable
 from services.gateway.problems import ProblemError
-from shared.events import Head
 from shared.history.archive_format import Commits
 from shared.requests import BundlePartReply, BundlePartRequest, BundleReply, BundleRequest
 from shared.subjects import runner_bundle, runner_bundle_part
 
 MADE_WITHIN_S = 120.0
 PART_WITHIN_S = 30.0
-MISSING_SHOWN_MAX = 5
+SHOWN_MAX = 5
 
 
 class NoBundle(Exception):
@@ -32,31 +31,48 @@ class Bundle(msgspec.Struct, frozen=True):
 
     file: BinaryIO
     commits: Commits
-    missing: str
-    """Which commits are not in it, in words; empty: all are."""
+    left_out: tuple[str, ...]
+    """What is not in it, in words; empty: all is."""
 
 
 @asynccontextmanager
-async def bundle(
-    state: State, project: str, plan: str, repo_url: str, base: str, heads: tuple[Head, ...]
-) -> AsyncIterator[Bundle]:
-    """The commits as some runner finds them; the file is removed with the block's end. Raises `NoBundle`."""
+async def bundle(state: State, wanted: BundleRequest) -> AsyncIterator[Bundle | None]:
+    """The commits as some runner finds them, None where there are none; the file is removed with the block's end.
+
+    `wanted` is without credentials. Raises `NoBundle`.
+    """
     with tempfile.TemporaryFile(prefix="treadle-bundle-") as file:
         try:
-            runner, sealed = await choose_runner(state.nc, "git", await _credentials(state, project))
-            wanted = BundleRequest(project=project, plan=plan, repo_url=repo_url, base=base, heads=heads, sealed=sealed)
-            body = msgspec.json.encode(wanted)
+            runner, sealed = await choose_runner(state.nc, "git", await _credentials(state, wanted.project))
+            body = msgspec.json.encode(msgspec.structs.replace(wanted, sealed=sealed))
             made = await ask(state.nc, runner_bundle(runner), body, BundleReply, MADE_WITHIN_S)
             if made.refused:
                 raise NoBundle(made.refused)
-            await _fetch(state, runner, made, file)
+            if made.bundle:
+                await _fetch(state, runner, made, file)
         except (ProblemError, CredentialUnreadable) as error:
             raise NoBundle(str(error)) from error
+        if not made.bundle:
+            if made.without_unfinished:
+                raise NoBundle(made.without_unfinished)
+            yield None
+            return
         file.seek(0)
-        there = tuple(head for head in heads if head.commit not in made.missing)
-        words = ", ".join(commit[:12] for commit in made.missing[:MISSING_SHOWN_MAX])
-        missing = f"commits that the repository does not have any more: {words}" if made.missing else ""
-        yield Bundle(file, Commits(base=base, heads=there, complete=made.complete), missing)
+        there = tuple(head for head in wanted.heads if head.commit not in made.missing)
+        commits = Commits(base=wanted.base, heads=there, unfinished=made.unfinished, complete=made.complete)
+        yield Bundle(file, commits, tuple(_left_out(wanted.plan, made)))
+
+
+def _left_out(plan: str, made: BundleReply) -> Iterator[str]:
+    if made.missing:
+        words = ", ".join(commit[:12] for commit in made.missing[:SHOWN_MAX])
+        yield f"commits that the repository does not have any more: {words}"
+    if made.without_unfinished:
+        yield f"unfinished work: {made.without_unfinished}"
+    if made.unfinished:
+        refs = ", ".join(f"refs/treadle/{plan}/{one.task}/{one.lease}-wip" for one in made.unfinished[:SHOWN_MAX])
+        more = " and others" if len(made.unfinished) > SHOWN_MAX else ""
+        yield f"diffs of unfinished work: git makes them of the commits, see {refs}{more}"
 
 
 async def _fetch(state: State, runner: str, made: BundleReply, file: BinaryIO) -> None:

@@ -34,9 +34,9 @@ PLANS_MAX = 200
 """Imported plans of one account."""
 TOTAL_FILES = 8
 """They may take as much room as so many of the largest files."""
-CHECKED_AT_ONCE = 2
-"""On one gateway: it takes a processor's time, and memory."""
 OF_ACCOUNT_AT_ONCE = 2
+CHECKED_AT_ONCE = OF_ACCOUNT_AT_ONCE + 1
+"""On one gateway: it takes a processor's time, and memory. No account has all of that to itself."""
 GIVEN_UP_AFTER = timedelta(hours=1)
 """An import that has not stored all of its file by then is that of a gateway that died."""
 

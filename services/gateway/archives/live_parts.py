@@ -20,7 +20,7 @@ from services.gateway.projection.live import log_end
 from services.gateway.projection.views import PlanFold
 from shared.events import Head, Result, TaskCompleted, TaskInherited, TaskStarted
 from shared.history.archive_format import diff_name, result_name, transcript_name
-from shared.requests import DiffReply
+from shared.requests import HEADS_MAX, BundleRequest, DiffReply
 from shared.store import Recorded
 from shared.streams import TRANSCRIPTS
 from shared.subjects import can_be, is_draft, transcript
@@ -56,6 +56,8 @@ class LiveParts:
         self.repo_url = chosen.repo_url if chosen is not None else ""
         self.base = chosen.base_commit if chosen is not None else ""
         self._leases: set[tuple[str, int]] = set()
+        self._left: set[tuple[str, int]] = set()
+        """Those that did not complete their task, so that files may have been kept of them."""
 
     async def events(self) -> AsyncIterator[list[Recorded]]:
         """In pages. Raises `StoreUnavailable`."""
@@ -74,11 +76,14 @@ class LiveParts:
         event = record.event
         if isinstance(event, TaskCompleted):
             self.done[record.entity] = Done(record.seq, event.base_commit, event.commit)
+            self._left.discard((record.entity, event.lease))
         elif isinstance(event, TaskInherited):
             kept = event.kept
             self.done[record.entity] = Done(record.seq, kept.base_commit, kept.commit, kept.plan)
         elif isinstance(event, TaskStarted) and event.lease > 0:
             self._leases.add((record.entity, event.lease))
+            if not is_draft(record.entity):
+                self._left.add((record.entity, event.lease))
 
     async def results(self) -> AsyncIterator[tuple[str, Result]]:
         """Each with its task. Raises `StoreUnavailable`."""
@@ -130,17 +135,27 @@ class LiveParts:
 
     @asynccontextmanager
     async def bundle(self) -> AsyncIterator[Bundle | None]:
-        """The commits of what is done, None where there are none; where they can't be had, too, and that is said."""
+        """The commits of what is done and of what leases left, None where there are none.
+
+        Where they can't be had, too, and that is said.
+        """
         heads = tuple(Head(task, one.commit, one.plan) for task, one in self._worked() if one.commit)
-        if not (heads and self.base):
+        leases = tuple(sorted(self._left))[:HEADS_MAX]
+        if not ((heads or leases) and self.base):
             yield None
             return
         async with AsyncExitStack() as held:
+            wanted = BundleRequest(
+                project=self.project,
+                plan=self.plan,
+                repo_url=self.repo_url,
+                base=self.base,
+                heads=heads,
+                leases=leases,
+            )
             try:
-                made = await held.enter_async_context(
-                    bundle(self._state, self.project, self.plan, self.repo_url, self.base, heads)
-                )
-                self.left_out += [made.missing] if made.missing else []
+                made = await held.enter_async_context(bundle(self._state, wanted))
+                self.left_out += [words[:WORDS_MAX_CHARS] for words in made.left_out] if made else []
             except NoBundle as error:
                 made = None
                 self.left_out.append(f"commits: {error}"[:WORDS_MAX_CHARS])

@@ -20,9 +20,9 @@ _WHY = {
     "/api/plans/{plan}/fork": "a fork needs the repository with the commits of what it keeps, so fork the plan where "
     "it ran; to do the work again here, import its plan file into a project",
     "/api/plans/{plan}/stream": "nothing happens to it any more, so there is nothing to follow; read its events: "
-    "GET /api/plans/…/events",
+    "GET /api/plans/{plan}/events",
     "/api/plans/{plan}/tasks/{code}/transcript/stream": "nothing happens to it any more, so there is nothing to "
-    "follow; read GET /api/plans/…/transcript",
+    "follow; read GET /api/plans/{plan}/tasks/{code}/transcript",
     "/api/plans/{plan}/prompt": "nobody can hand in a candidate of it",
 }
 
@@ -38,6 +38,8 @@ async def refuse_what_is_read_only(connection: ASGIConnection[Any, Caller, Any, 
     async with connection.app.state.db.read() as session:
         await find_row(session, connection.user, plan)
     why = _WHY.get(template, "it is a record of what happened elsewhere, and can be looked at, not changed")
+    for name, value in connection.path_params.items():
+        why = why.replace(f"{{{name}}}", str(value)[:80])
     raise read_only(plan, why)
 
 

@@ -9,7 +9,7 @@ from shared.history.history import History
 
 
 async def of(state: State, caller: Caller, plan: str) -> History:
-    """The plan's whole history as of now. What takes long is to be asked of it in a thread (`asyncio.to_thread`).
+    """The plan's whole history as of now. What takes long is to be asked of it by `Turns.ask`.
 
     An imported plan's has its events as they were: under the id that it had. Raises `ProblemError` 404,
     `StoreUnavailable`.

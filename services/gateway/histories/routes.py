@@ -1,6 +1,5 @@
 """Route: a plan as it stood at any of its moments, and what is otherwise between two of them."""
 
-import asyncio
 from typing import Annotated, Any
 
 import msgspec
@@ -47,7 +46,7 @@ async def read_state(
     told as `fault`; what is shown leaves it out.
     """
     history = await of(state, request.user, plan)
-    return json_answer(await asyncio.to_thread(_answer, history, plan, at, against))
+    return json_answer(await state.looking_back.ask(request.user.id, _answer, history, plan, at, against))
 
 
 def _answer(history: History, plan: str, at: str, against: str | None) -> bytes:

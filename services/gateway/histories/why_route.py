@@ -1,6 +1,5 @@
 """Routes: why a plan, or one of its tasks, stands as it does, from the log alone."""
 
-import asyncio
 from typing import Annotated, Any
 
 import msgspec
@@ -30,7 +29,7 @@ async def why_plan(
     Runners that are not at work are not in the log, and nothing is said of them.
     """
     history = await of(state, request.user, plan)
-    return json_answer(await asyncio.to_thread(_answer, history, plan, None, at))
+    return json_answer(await state.looking_back.ask(request.user.id, _answer, history, plan, None, at))
 
 
 @get("/plans/{plan:str}/why/{code:str}", responses=documented(400, 401, 404, UNREADABLE_HISTORY))
@@ -43,7 +42,7 @@ async def why_task(
     (`_draft-1`).
     """
     history = await of(state, request.user, plan)
-    return json_answer(await asyncio.to_thread(_answer, history, plan, code, at))
+    return json_answer(await state.looking_back.ask(request.user.id, _answer, history, plan, code, at))
 
 
 def _answer(history: History, plan: str, code: str | None, at: str) -> bytes:

@@ -15,6 +15,7 @@ from services.gateway.idempotency import ids_of
 from services.gateway.plans.candidates import FIRST, refuse_closed_meanwhile
 from services.gateway.plans.commands import REFUSED, command_plan
 from services.gateway.plans.draft_limit import TOO_MANY_DRAFTS, room_for_draft
+from services.gateway.plans.kept_commits import COMMITS_GONE, why_not_looked
 from services.gateway.plans.lookup import find_plan, promptly
 from services.gateway.plans.planner_client import PLAN_TOO_LARGE, fork_plan
 from services.gateway.problems import documented
@@ -29,6 +30,7 @@ from shared.spec import NAME_MAX_CHARS, PLAN_MAX_BYTES, TASKS_MAX
 from shared.store import Recorded
 from shared.subjects import PLAN
 
+LOOKED_THEN = "the fork was made by an earlier request with this key, and its commits were looked at then, if at all"
 _WORD_MAX_CHARS = 70
 _Word = Annotated[str, msgspec.Meta(min_length=1, max_length=_WORD_MAX_CHARS)]
 
@@ -69,6 +71,8 @@ class Fork(msgspec.Struct, frozen=True, kw_only=True):
     kept_usd: float
     most_usd: float
     """What the tasks that run may cost at most, decisions with all their rounds."""
+    not_looked: str
+    """Why nobody has looked whether what is kept is still in the code repository; empty: it is there."""
 
 
 @post(
@@ -76,7 +80,7 @@ class Fork(msgspec.Struct, frozen=True, kw_only=True):
     status_code=201,
     responses={
         200: ResponseSpec(Fork, generate_examples=False, description="What would be; nothing was stored."),
-        **documented(400, 401, 404, REFUSED, BEING_DELETED, TOO_MANY_DRAFTS, PLAN_TOO_LARGE, 422),
+        **documented(400, 401, 404, REFUSED, BEING_DELETED, TOO_MANY_DRAFTS, PLAN_TOO_LARGE, COMMITS_GONE, 422),
     },
 )
 async def fork(
@@ -85,28 +89,35 @@ async def fork(
     """Makes a plan that keeps what this one had completed by a moment, and runs the rest. A dry run answers 200.
 
     Its agents and limits are checked as the project has them now; it starts from the origin's commit. Answers 422 with
-    every fault at once.
+    every fault at once. Where a runner answers, it looks whether the commits of what is kept are still there.
     """
     known = (await find_plan(state, request.user, plan)).board.plan
     if known.status in (*EARLY, "finalizing"):
         raise Refused(f"the plan is {known.status}: there is nothing to fork before it is finalized")
+    chosen = known.chosen
+    if chosen is None:
+        raise AssertionError("a plan that was finalized has a chosen candidate")
     ids = ids_of(request)
     new_plan, correlation = ids.new_plan_id(), ids.new_id()
     wanted = await _request(state, request.user, plan, known.project, new_plan, correlation, data)
     if data.dry_run:
-        return Response(_shown(wanted, await fork_plan(state.nc, wanted)), status_code=200)
+        looked = await fork_plan(state.nc, wanted)
+        not_looked = await why_not_looked(state, plan, chosen, looked)
+        return Response(_shown(wanted, looked, not_looked), status_code=200)
     if before := _made_before(await promptly(state.store.read(new_plan, PLAN)), correlation):
         # What was kept then, also where the origin has gone on since.
         seq, of = before
         reply = await fork_plan(state.nc, msgspec.structs.replace(wanted, at=str(of.seq), dry_run=True))
-        reply = msgspec.structs.replace(reply, seq=seq)
+        reply, not_looked = msgspec.structs.replace(reply, seq=seq), LOOKED_THEN
     else:
+        looked = await fork_plan(state.nc, msgspec.structs.replace(wanted, dry_run=True))
+        not_looked = await why_not_looked(state, plan, chosen, looked)
         owner_id = await _owner_of(state, request.user, known.project)
         async with room_for_draft(state, request.user, owner_id):
             reply = await fork_plan(state.nc, wanted)
         await refuse_closed_meanwhile(state, request.user, known.project, new_plan)
     await command_plan(state, request.user, plan, RecordFork(plan=new_plan, seq=reply.at))
-    return Response(_shown(wanted, reply), status_code=201)
+    return Response(_shown(wanted, reply, not_looked), status_code=201)
 
 
 async def _request(
@@ -146,7 +157,7 @@ def _made_before(records: list[Recorded], correlation: str) -> tuple[int, ForkOf
     return None
 
 
-def _shown(wanted: ForkRequest, reply: ForkReply) -> Fork:
+def _shown(wanted: ForkRequest, reply: ForkReply, not_looked: str) -> Fork:
     return Fork(
         plan="" if wanted.dry_run else wanted.plan,
         candidate=wanted.candidate,
@@ -159,6 +170,7 @@ def _shown(wanted: ForkRequest, reply: ForkReply) -> Fork:
         left_out=reply.left_out,
         kept_usd=sum(task.cost_usd for task in reply.kept),
         most_usd=reply.most_usd,
+        not_looked=not_looked,
     )
 
 

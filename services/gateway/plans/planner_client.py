@@ -35,6 +35,8 @@ R = TypeVar("R")
 
 IMPORT_TIMEOUT_S = 40.0
 """A plan of some megabytes takes its time. With the patience below it stays under `idempotency.LOST_AFTER`."""
+FORK_TIMEOUT_S = 30.0
+"""With the patience below and `kept_commits.LOOK_WITHIN_S` it stays under `idempotency.LOST_AFTER`."""
 EDIT_TIMEOUT_S = 10.0
 PROMPT_TIMEOUT_S = 10.0
 RENDER_TIMEOUT_S = 20.0
@@ -109,7 +111,7 @@ async def fork_plan(nc: Client, request: ForkRequest) -> ForkReply:
     """
     if len(request.edit.encode(errors="replace")) > PLAN_MAX_BYTES:
         raise too_large()
-    reply = await _ask(nc, PLANNER_FORK, request, ForkReply, IMPORT_TIMEOUT_S)
+    reply = await _ask(nc, PLANNER_FORK, request, ForkReply, FORK_TIMEOUT_S)
     if reply.faults:
         raise invalid(reply.faults, "Not a valid plan")
     if reply.refused:

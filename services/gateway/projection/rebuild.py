@@ -326,7 +326,11 @@ async def _locked_heads(session: AsyncSession, generations: list[int]) -> dict[i
 
 @contextmanager
 def _locked_file(path: Path) -> Iterator[None]:
-    """Beside an SQLite file, which only processes of one machine can share."""
+    """Beside an SQLite file, which only processes of one machine can share.
+
+    The empty file stays: were it removed, one process could hold the lock of the file that is gone while another holds
+    that of a new one of the same name.
+    """
     file = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
     try:
         try:

@@ -6,7 +6,8 @@ from collections.abc import Sequence
 
 from services.runner.git import GitFailed, run_git
 from services.runner.in_use import in_use
-from services.runner.merge import independent_parts, plans_of
+from services.runner.inherited import ensure_heads
+from services.runner.merge import independent_parts
 from services.runner.mirror import Mirror
 from shared.events import Head, TaskDispatched
 
@@ -30,7 +31,7 @@ def why_no_work(mirror: Mirror, plan: str, dispatch: TaskDispatched, commit: str
         kind = run_git("cat-file", "-t", commit, doing=f"looking at {commit}", git_dir=mirror.path).out.strip()
         if kind != b"commit":
             return f"`commit` is {commit}, which is no commit but a {kind.decode()}"
-        mirror.ensure(plan, [head.commit for head in began_with], also_of=plans_of(dispatch.heads))
+        ensure_heads(mirror, plan, dispatch.base_commit, dispatch.heads)
         # What another one of them contains is not named: it comes with that.
         missing = {part for part in independent_parts(mirror.path, commit, began_with) if part != commit}
     return _without(commit, [head for head in began_with if head.commit in missing])

@@ -7,12 +7,18 @@ from contextlib import ExitStack
 from pathlib import Path
 
 import pytest
+from msgspec.structs import replace
 
 from services.planner.parse import parse_text
+from shared import events as e
 from shared.history.archive import Archive
 from shared.history.event_file import EventFile
 from shared.history.policy import BadPolicy, Policy, TaskPolicy, policy_of
 from shared.history.schedule import Rehearsed, TaskSchedule, rehearse
+from shared.spec import DELIVER
+from shared.store import Recorded
+from shared.subjects import PLAN
+from tests.shared.history.worlds import Story, changed, written
 
 RECORDED = Path(__file__).parents[2] / "histories"
 With = Callable[[str, Policy], Rehearsed]
@@ -35,6 +41,12 @@ def with_policy(tmp_path: Path) -> Iterator[With]:
 
 def of(result: Rehearsed, code: str) -> TaskSchedule:
     return next(task for task in result.tasks if task.code == code)
+
+
+def one_by_one(story: Story) -> list[Recorded]:
+    """Its events, each of which follows from the one before."""
+    causes = [0, *(record.seq for record in story.records)]
+    return [changed(r, meta=replace(r.meta, causation=c)) for r, c in zip(story.records, causes, strict=False)]
 
 
 def every(**wish: float) -> Policy:
@@ -115,6 +127,39 @@ def test_a_longer_time_for_a_person_lets_their_result_come_in_time(with_policy: 
     result = with_policy("manual_late", Policy(tasks={"M1": TaskPolicy(timeout_minutes=10)}))
     assert of(result, "M1").policy_status == "completed"
     assert result.policy.length_s == pytest.approx(result.recorded.length_s, abs=0.2)
+
+
+@pytest.mark.parametrize("ends", ["cancelled", "completed"])
+def test_a_cancelled_plan_ends_as_it_did_with_its_own_settings(tmp_path: Path, ends: str) -> None:
+    story = Story()
+    story.finalize()
+    story.dispatch("A")
+    story.start("A")
+    story.tell(PLAN, e.PlanCancelRequested(reason="wrong goal"))
+    story.tell("A", e.TaskCancelRequested())
+    story.tell("B", e.TaskCancelled())
+    story.tell(DELIVER, e.TaskCancelled())
+    if ends == "cancelled":
+        story.tell("A", e.TaskCancelled(lease=1, usage=e.Usage(input_tokens=3, cost_usd=0.5)))
+    else:
+        story.complete("A", cost_usd=0.5)
+    story.tell(PLAN, e.PlanCancelled())
+    with written(one_by_one(story), tmp_path / "log") as file:
+        result = rehearse(file, Policy())
+    assert result.policy == result.recorded
+    assert of(result, "A").policy_status == ends
+    assert not result.differs
+
+
+def test_an_end_that_no_task_explains_is_told(tmp_path: Path) -> None:
+    story = Story()
+    story.finalize()
+    story.dispatch("A")
+    story.start("A")
+    story.tell(PLAN, e.PlanForked(plan="pchildchildch", seq=50))
+    with written(one_by_one(story), tmp_path / "log") as file:
+        result = rehearse(file, Policy())
+    assert result.differs and "but the plan's end does" in result.reason
 
 
 def test_what_is_taken_for_granted_is_said(with_policy: With) -> None:

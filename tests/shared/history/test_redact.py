@@ -38,6 +38,9 @@ CANARY = "CANARY ünï secret"
 SALT = b"s" * 32
 HISTORIES = Path(__file__).parents[2] / "histories"
 NOW = datetime(2026, 1, 1, tzinfo=UTC)
+OVER_BUDGET = (
+    "the plan's budget is 1 USD, 0.50 are spent and {} may cost 1: resume it with a larger budget, or lower the task's"
+)
 
 
 def filled(annotation: Any, text: str) -> Any:
@@ -157,7 +160,7 @@ def _structs() -> frozenset[type[msgspec.Struct]]:
 # What stays ------------------------------------------------------------------------------------------------------
 
 
-def test_codes_statuses_numbers_times_and_commits_stay() -> None:
+def test_codes_statuses_numbers_and_times_stay() -> None:
     old = record(7, MEANT["task.failed"], "T1")
     hidden = Redactor(SALT).record(old)
     assert (hidden.seq, hidden.time, hidden.entity, hidden.type) == (old.seq, old.time, old.entity, old.type)
@@ -166,8 +169,56 @@ def test_codes_statuses_numbers_times_and_commits_stay() -> None:
     assert event == msgspec.structs.replace(old.event, message=event.message)
     dispatched = Redactor(SALT).record(record(8, MEANT["task.dispatched"], "T2")).event
     assert isinstance(dispatched, e.TaskDispatched)
-    assert dispatched.heads == (e.Head("T1", "2" * 40),)
-    assert (dispatched.base_commit, dispatched.abandoned, dispatched.timeout_s) == ("1" * 40, ("T0",), 600.0)
+    assert [head.task for head in dispatched.heads] == ["T1"]
+    assert (dispatched.abandoned, dispatched.timeout_s) == (("T0",), 600.0)
+
+
+def test_a_commits_id_becomes_the_same_other_one_everywhere() -> None:
+    redactor = Redactor(SALT)
+    original = MEANT["task.completed"]
+    assert isinstance(original, e.TaskCompleted)
+    done = redactor.record(record(7, original, "T1")).event
+    ended = redactor.record(record(8, e.PlanCompleted(head_commit=original.commit))).event
+    assert isinstance(done, e.TaskCompleted) and isinstance(ended, e.PlanCompleted)
+    assert done.commit == ended.head_commit != original.commit
+    assert len(done.commit) == 40 and int(done.commit, 16)
+    assert len(redactor.word("a" * 64, "commit")) == 64
+
+
+@pytest.mark.parametrize(
+    ("event", "actor"),
+    [
+        (e.PlanPaused(reason="T1 is to run again first"), "user:ann"),
+        (e.PlanPaused(reason=OVER_BUDGET.format("T1")), "user:ann"),
+        (e.PlanPaused(reason=OVER_BUDGET.format("JohnDoe")), "dispatcher"),
+        (e.PlanPaused(reason="nobody answered in time"), "dispatcher"),
+        (e.TaskReleased(reason="JohnDoe, T1 is to run again first"), "dispatcher"),
+        (e.TaskAbandoned(note="T1 is to run again first"), "user:ann"),
+        (e.TaskAbandoned(note="the plan is paused"), "user:ann"),
+        (e.TaskApprovalDenied(approval="a" * 64, note="Make the plan's branch"), "user:ann"),
+    ],
+)  # fmt: skip
+def test_what_deciders_say_is_replaced_where_they_do_not_say_it(event: e.Event, actor: str) -> None:
+    redactor = Redactor(SALT)
+    redactor.record(record(1, e.PlanDrafted(candidate="1", spec=SPEC, repo_url="", base_commit="1" * 40)))
+    entity = PLAN if isinstance(event, e.PlanPaused) else "T1"
+    hidden = redactor.record(record(2, event, entity, actor=actor)).event
+    assert "text-" in str(hidden)
+
+
+@pytest.mark.parametrize(
+    ("event", "actor"),
+    [
+        (e.PlanPaused(reason=OVER_BUDGET.format("T1")), "dispatcher"),
+        (e.TaskReleased(reason="T1 is to run again first"), "dispatcher"),
+        (e.TaskReleased(reason="the plan is paused"), "runner:r1"),
+    ],
+)  # fmt: skip
+def test_what_deciders_say_stays_where_they_say_it(event: e.Event, actor: str) -> None:
+    redactor = Redactor(SALT)
+    redactor.record(record(1, e.PlanDrafted(candidate="1", spec=SPEC, repo_url="", base_commit="1" * 40)))
+    entity = PLAN if isinstance(event, e.PlanPaused) else "T1"
+    assert redactor.record(record(2, event, entity, actor=actor)).event == event
 
 
 @given(plan_events | task_events)
@@ -208,6 +259,20 @@ def test_a_transcript_keeps_when_and_of_what_kind() -> None:
     for damaged in (b"CANARY", b"\xff", b"[" * 100_000):
         with pytest.raises(HistoryDamaged):
             Redactor(SALT).transcript_line(damaged)
+
+
+def test_a_transcript_keeps_nothing_of_what_a_tool_was_given_though_it_looks_like_treadles_own() -> None:
+    put = {
+        "task": "AliceSmith",
+        "time": "1980-05-17",
+        "port": 5432,
+        "phone": 4915112345678,
+        "usage": {"cost_usd": 4915},
+    }
+    line = {"seq": 1, "lease": 1, "activity": {"kind": "tool", "input": put, "list": ["AliceSmith", 4915112345678]}}
+    for told in (line, {"task": ["AliceSmith"], "seq": "AliceSmith", "time": {"time": "1980-05-17"}, "card": 4915}):
+        hidden = Redactor(SALT).transcript_line(msgspec.json.encode(told)).decode()
+        assert not any(word in hidden for word in ("AliceSmith", "1980", "5432", "4915", "phone", "card")), hidden
 
 
 # It still replays ------------------------------------------------------------------------------------------------

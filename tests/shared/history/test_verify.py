@@ -106,7 +106,7 @@ def test_an_event_that_an_operator_left_out_is_left_out(diamond: list[Recorded],
         type="skipped",
         event=skip,
         body=encode(skip),
-        meta=Meta(actor="user:ann", command="Skip"),
+        meta=Meta(actor="user:ann", command="Skip", given="{}"),
     )
     result = judged([*diamond, torn, skipped], tmp_path)
     assert result.differences == 0
@@ -142,6 +142,81 @@ def test_a_task_that_was_dispatched_before_it_was_ready_is_found(diamond: list[R
     result = judged([*diamond[:at], before, *diamond[at + 1 :]], tmp_path)
     assert result.first is not None
     assert result.first.message == "T4 was dispatched, but the task is not ready: it is pending"
+
+
+# What a command says of the rest of the plan -----------------------------------------------------------------------
+
+
+def says(records: list[Recorded], entity: str, type_: str, **said: Any) -> list[Recorded]:
+    """The history, with other words in one of its headers."""
+    at = place(records, entity, type_)
+    given = msgspec.json.encode({**msgspec.json.decode(records[at].meta.given), **said}).decode()
+    return [*records[:at], replace(records[at], meta=replace(records[at].meta, given=given)), *records[at + 1 :]]
+
+
+def story(name: str, directory: Path) -> list[Recorded]:
+    with records_of(name, directory) as records:
+        return records
+
+
+def test_a_start_in_a_plan_that_was_long_paused_is_found(tmp_path: Path) -> None:
+    """Its own words agree with each other: it says that the plan was open."""
+    records = story("paused_start", tmp_path)
+    at = place(records, "T2", "released")
+    start = e.TaskStarted(lease=1, runner="runner-1", execution="runner-1-T2-1")
+    given = msgspec.json.encode({"phase": "open", "dispatch": 1}).decode()
+    for seen, differs in ((0, False), (records[place(records, "_plan", "paused")].seq, True)):
+        meta = replace(records[at].meta, given=given, seen=seen)
+        forged = replace(records[at], type="started", event=start, body=encode(start), meta=meta)
+        (tmp_path / "changed.jsonl").unlink(missing_ok=True)
+        result = judged([*records[:at], forged], tmp_path)
+        assert bool(result.differences) == differs, result.first  # the dispatch is from when it was open
+    assert result.first is not None
+    assert result.first.message == "the command Start says that the plan was open, but it was paused"
+    assert result.first.decided["reason"] == '"the plan is paused"'
+
+
+@pytest.mark.parametrize(
+    ("name", "entity", "type_", "said", "message"),
+    [
+        ("diamond", "T2", "started", {"phase": "paused"}, "was paused, but it was open"),
+        ("diamond", "T2", "started", {"phase": "cancelling"}, "was cancelling, but it was open"),
+        ("retry", "T1", "failed", {"phase": "cancelling"}, "was cancelling, but it was open"),
+        ("approval", "T1", "approval_requested", {"phase": "cancelling"}, "was cancelling, but it was open"),
+        ("failed_cancel", "T1", "cancel_requested", {"phase": "cancelling"}, "was cancelling, but it was open"),
+        ("manual_late", "M1", "dispatched", {"phase": "paused"}, "was paused, but it was open"),
+        ("reopened", "T2", "started", {"reopened": ["T1"]}, "says that T1"),
+        ("reopened", "T2", "released", {"reopened": []}, "recorded task.released, decided task.started"),
+        ("diamond", "T2", "started", {"reopened": ["T1"]}, "says that T1"),
+    ],
+)  # fmt: skip
+def test_a_word_about_the_plan_that_the_log_has_otherwise_is_found(
+    tmp_path: Path, name: str, entity: str, type_: str, said: dict[str, Any], message: str
+) -> None:
+    records = story(name, tmp_path)
+    result = judged(says(records, entity, type_, **said), tmp_path)
+    assert result.first is not None and message in result.first.message, result.first
+    assert result.first.seq == records[place(records, entity, type_)].seq
+
+
+def test_a_start_that_was_decided_just_before_a_pause_may_come_just_after_it(
+    diamond: list[Recorded], tmp_path: Path
+) -> None:
+    at = place(diamond, "T2", "started")
+    records = [replace(r, seq=10 * r.seq, meta=replace(r.meta, seen=10 * r.meta.seen)) for r in diamond]
+    for seq, type_, event, command in (
+        (records[at].seq - 1, "paused", e.PlanPaused(reason="stop"), "Pause"),
+        (records[at].seq + 1, "resumed", e.PlanResumed(), "Resume"),
+    ):
+        meta = Meta(actor="user:ann", command=command, given="{}")
+        records.append(
+            replace(records[at], seq=seq, entity="_plan", type=type_, event=event, body=encode(event), meta=meta)
+        )
+    records.sort(key=lambda r: r.seq)
+    assert judged(records, tmp_path).verdict == "same"
+
+
+# What people read -------------------------------------------------------------------------------------------------
 
 
 def test_a_difference_shows_both_decisions_and_the_state_before_cut_to_what_can_be_read(

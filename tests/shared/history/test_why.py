@@ -333,6 +333,33 @@ def test_a_base_names_its_heads_what_they_contain_and_what_was_left_out(told: To
     assert done in told.said("D", "base").seqs
 
 
+def test_a_base_that_nothing_is_merged_onto_is_told_once(told: Told) -> None:
+    told.finalized(task("A"))
+    told.dispatched("A")
+    told.started("A")
+    told.tell("A", completed(base_commit="b" * 40, commit="c" * 40))
+    assert told.said("A", "base").text == "Dispatch 1 of A starts from the plan's base commit bbbbbbbbbbbb"
+
+
+def test_of_the_delivery_it_is_the_plan_s_branch_and_not_its_base_that_has_everything(told: Told) -> None:
+    told.finalized(task("A"))
+    told.done("A")
+    told.dispatched(DELIVER)
+    told.started(DELIVER)
+    done = told.tell(DELIVER, completed(base_commit="b" * 40, commit="d" * 40))
+    said = told.said(DELIVER, "base")
+    assert said.text == (
+        f"Dispatch 1 of {DELIVER} starts from the plan's base commit bbbbbbbbbbbb, merged with the work of A (commit "
+        "A-commit); the plan's branch with all of it is at commit dddddddddddd"
+    )
+    assert done in said.seqs
+
+
+def completed(base_commit: str, commit: str) -> e.TaskCompleted:
+    result = e.Result(task_code="x", summary="Done.")
+    return e.TaskCompleted(lease=1, base_commit=base_commit, commit=commit, result=result)
+
+
 def test_a_dispatch_from_another_base_than_the_newest_is_told_too(told: Told) -> None:
     told.finalized(task("T1"), task("T2", "T1"))
     told.tell("T1", e.TaskAbandoned())
