@@ -12,13 +12,13 @@ from tests.shared.history import hostile
 from treadle.main import main
 
 
-@pytest.mark.parametrize("words", [("replay",), ("replay", "--step"), ("why",), ("replay", "--verify")])
+@pytest.mark.parametrize("words", [("replay",), ("replay", "--step"), ("why", "--plan"), ("replay", "--verify")])
 def test_a_file_whose_tasks_wait_for_each_other_is_refused_with_which_they_are(
     words: tuple[str, ...], tmp_path: Path
 ) -> None:
     file = tmp_path / "circle.treadle"
     file.write_bytes(archive(hostile.circle_that_grows()).content)
-    command = ["--data", "/dev/null/none", words[0], str(file), *words[1:]]
+    command = ["--data", str(tmp_path / "data"), *words, str(file)]
     done = CliRunner().invoke(main, command, env={"TREADLE_URL": ""})
     assert done.exit_code == 2, done.output
     assert "its tasks wait for each other: T1 → T2 → T1" in " ".join(done.stderr.split())
