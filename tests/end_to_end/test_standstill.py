@@ -53,7 +53,7 @@ def test_looking_without_a_key_fails_no_task_that_needs_one(
 def test_a_full_disk_and_a_missing_sandbox_are_told(own_suite: Suite, repo: Path, tmp_path: Path) -> None:
     content = write(tmp_path, plan(task("T1", "true")))
     full = {
-        "TREADLE_DISK_FLOOR_MB": "1000000000000",
+        "TREADLE_DISK_FLOOR_MB": "10000000",
         "TREADLE_SANDBOX": "preferred",
         "PATH": str(path_without("bwrap", tmp_path / "bin")),
     }
