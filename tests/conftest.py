@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import signal
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -22,6 +23,11 @@ APART = ("tests/gateway/test_schema.py",)
 settings.register_profile("the same examples", parent=settings.default, deadline=None, derandomize=True)
 settings.register_profile("new examples", parent=settings.default, deadline=None, max_examples=2000)
 settings.load_profile("the same examples")
+
+# Whoever starts the tests in the background has them, and all that they start, ignore Ctrl-C.
+for _number in (signal.SIGINT, signal.SIGQUIT, signal.SIGHUP, signal.SIGTERM):
+    if signal.getsignal(_number) is signal.SIG_IGN:
+        signal.signal(_number, signal.default_int_handler if _number == signal.SIGINT else signal.SIG_DFL)
 
 
 @pytest.hookimpl(optionalhook=True)
