@@ -105,7 +105,7 @@ class Rebuilder:
         """
         await self._start(partial(self._verify, replace=replace))
 
-    async def _start(self, work: Callable[[], Awaitable[None]]) -> None:
+    async def _start(self, work: Callable[[], Awaitable[Verification | None]]) -> None:
         begun: asyncio.Future[None] = asyncio.get_running_loop().create_future()
         running = asyncio.create_task(self._run_logged(begun, work))
         await begun
@@ -123,11 +123,13 @@ class Rebuilder:
         async with self._lock():
             await self._rebuild()
 
-    async def _run_logged(self, begun: "asyncio.Future[None]", work: Callable[[], Awaitable[None]]) -> None:
+    async def _run_logged(
+        self, begun: "asyncio.Future[None]", work: Callable[[], Awaitable[Verification | None]]
+    ) -> None:
         try:
             async with self._lock():
                 begun.set_result(None)
-                await work()
+                found = await work()
         except asyncio.CancelledError:
             raise
         except BaseException as error:  # told to whoever waits for the start, else to the log
@@ -135,6 +137,10 @@ class Rebuilder:
                 begun.set_exception(error)
                 return
             log.exception("the rebuild of the projection failed; the old one stays")
+            failed = Verification(state="failed", message=f"{type(error).__name__}: {error}")
+            found = failed if self.verification.state == "at work" else None
+        if found is not None:  # not while we hold the lock: whoever sees that it is done may begin another one
+            self.verification = found
 
     async def stands(self, log_end: int) -> ProjectionStands:
         """How the projection stands. A generation that a killed rebuild left behind is not shown."""
@@ -169,21 +175,20 @@ class Rebuilder:
                 break
         log.info("the projection is rebuilt: generation %d is read now", generation)
 
-    async def _verify(self, *, replace: bool) -> None:
+    async def _verify(self, *, replace: bool) -> Verification:
         self.verification = Verification(state="at work")
-        try:
-            await self._remove_leftovers()
-            generation = await persistently(self._begin)
-            log.info("verifying the projection by generation %d", generation)
-            position, compared = await self._compare_at_one_position(generation)
-            replaced = replace and compared.differences > 0
-            if replaced:
-                await self._fill(generation, after=position)
-            await self._remove_leftovers()
-        except Exception as error:
-            self.verification = Verification(state="failed", message=f"{type(error).__name__}: {error}")
-            raise
-        self.verification = Verification(
+        await self._remove_leftovers()
+        generation = await persistently(self._begin)
+        log.info("verifying the projection by generation %d", generation)
+        position, compared = await self._compare_at_one_position(generation)
+        replaced = replace and compared.differences > 0
+        if replaced:
+            await self._fill(generation, after=position)
+        await self._remove_leftovers()
+        level = logging.WARNING if compared.differences else logging.INFO
+        found = compared.differences, compared.rows
+        log.log(level, "the projection at event %d: %d differences in %d rows", position, *found)
+        return Verification(
             state="differs" if compared.differences else "agrees",
             position=position,
             rows=compared.rows,
@@ -191,9 +196,6 @@ class Rebuilder:
             first=compared.first,
             replaced=replaced,
         )
-        level = logging.WARNING if compared.differences else logging.INFO
-        found = compared.differences, compared.rows
-        log.log(level, "the projection at event %d: %d differences in %d rows", position, *found)
 
     async def _compare_at_one_position(self, generation: int) -> tuple[int, Compared]:
         """Fills the generation to where the current one is, and no further, and looks at both there."""
