@@ -74,7 +74,7 @@ def decide(state: TaskState, command: c.TaskCommand) -> e.Event | None:
         case c.Fail():
             return _fail(state, command)
         case c.FailWatch():
-            if state.lease != command.lease or not (state.is_by_hand or state.may_come_late) or state.watch_fault:
+            if state.lease != command.lease or not (state.is_by_hand or state.may_come_late) or state.watch_fault_since:
                 return None
             return e.TaskWatchFailed(lease=command.lease, reason=command.reason, since=command.since)
         case c.RestoreWatch():
