@@ -33,10 +33,13 @@ async def ok(answer: Awaitable[httpx.Response], status: int = 0) -> Any:
     return got.json() if got.content else None
 
 
-async def agent(client: httpx.AsyncClient, sdk_type: str | None = "claude", **fields: Any) -> dict[str, Any]:
-    """An agent with a type of its own."""
+async def agent(
+    client: httpx.AsyncClient, sdk_type: str | None = "claude", *, called: str = "agent", **fields: Any
+) -> dict[str, Any]:
+    """An agent with a type of its own. Its slug begins with `called` and is this test's alone: all share a gateway."""
     type_ = await ok(client.post("/api/agent-types", json={"name": name("Type"), "sdk_type": sdk_type}))
-    body = {"name": name("Agent"), "agent_type_id": type_["id"], **fields}
+    slug = f"{called}-{secrets.token_hex(4)}"
+    body = {"name": name("Agent"), "slug": slug, "agent_type_id": type_["id"], **fields}
     made: dict[str, Any] = await ok(client.post("/api/agents", json=body))
     return made
 

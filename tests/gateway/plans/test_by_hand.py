@@ -12,19 +12,18 @@ from tests.gateway.plans.drafting import drafted
 from tests.gateway.plans.made import COMMIT, ok
 
 GOAL = "Add a login to the shop."
-PLAN = {"text": made.TWO.replace("WHO", "paula")}
 
 
 async def test_the_prompt_keeps_its_plan_until_a_candidate_is_there(gateway: GatewayProcess, planner: None) -> None:
     async with gateway.as_user("ann") as ann:
-        person = await made.agent(ann, None, slug="paula", capabilities="Knows the shop.")
+        person = await made.agent(ann, None, called="paula", capabilities="Knows the shop.")
         collab = "https://git.example.com/a/collab.git"
         project = await made.project(ann, person, mode="manual", goal=GOAL, collab_repo_url=collab, collab_dir="x/y")
         path = f"/api/projects/{project}/plans/prompt"
         first = await ok(ann.post(path), 200)
         assert first["path"] == f"x/y/plan-{first['plan']}.json"
         assert first["repo_url"] == collab
-        assert GOAL in first["prompt"] and "paula" in first["prompt"]
+        assert GOAL in first["prompt"] and person["slug"] in first["prompt"]
         again = await ok(ann.post(path, json={"goal": "Another goal.", "planning_mode": "speed"}), 200)
         assert (again["plan"], again["path"]) == (first["plan"], first["path"])
         assert again["seq"] > first["seq"]
@@ -40,7 +39,8 @@ async def test_the_prompt_keeps_its_plan_until_a_candidate_is_there(gateway: Gat
         [asked] = view["requests"]
         assert (asked["by_hand"], asked["path"], asked["draft"]) == (True, first["path"], "")
 
-        pasted = await ok(ann.post(f"/api/plans/{plan}/candidates", json={**PLAN, "base_commit": COMMIT}), 201)
+        body = {"text": made.TWO.replace("WHO", person["slug"]), "base_commit": COMMIT}
+        pasted = await ok(ann.post(f"/api/plans/{plan}/candidates", json=body), 201)
         assert (pasted["plan"], pasted["candidate"]) == (plan, "1")
         view = await ok(ann.get(f"/api/plans/{plan}", params={"min_seq": pasted["seq"]}))
         assert (view["status"], view["requests"], view["name"]) == ("drafted", [], "Two")
@@ -102,16 +102,16 @@ async def test_a_paste_takes_a_number_of_its_own_beside_what_an_agent_makes(
 
 async def test_a_paste_gives_its_tasks_to_those_that_were_asked_for(gateway: GatewayProcess, planner: None) -> None:
     async with gateway.as_user("pat") as pat:
-        coder, other = await made.agent(pat, slug="pat-coder"), await made.agent(pat, slug="pat-other")
+        coder, other = await made.agent(pat, called="coder"), await made.agent(pat, called="other")
         project = await made.project(pat, coder, other, goal=GOAL)
         wanted = {"agent_ids": [coder["id"]], "base_commit": COMMIT}
         plan = (await ok(pat.post(f"/api/projects/{project}/plans/prompt", json=wanted), 200))["plan"]
         path = f"/api/plans/{plan}/candidates"
-        refused = await pat.post(path, json={"text": made.TWO.replace("WHO", "pat-other")})
-        assert "pat-other" in assert_problem(refused, 422, "invalid_plan")["detail"]
-        await ok(pat.post(path, json={"text": made.TWO.replace("WHO", "pat-coder")}), 201)
+        refused = await pat.post(path, json={"text": made.TWO.replace("WHO", other["slug"])})
+        assert other["slug"] in assert_problem(refused, 422, "invalid_plan")["detail"]
+        await ok(pat.post(path, json={"text": made.TWO.replace("WHO", coder["slug"])}), 201)
         # The next one answers no request: it may be for all of the project's.
-        await ok(pat.post(path, json={"text": made.TWO.replace("WHO", "pat-other")}), 201)
+        await ok(pat.post(path, json={"text": made.TWO.replace("WHO", other["slug"])}), 201)
 
 
 async def test_what_a_person_sends_may_open_doors(gateway: GatewayProcess, planner: None) -> None:

@@ -15,13 +15,16 @@ OTHER = TWO.replace("WHO", "claude").replace("name: Two", "name: Other")
 
 async def test_every_fault_of_a_plan_is_named_at_once(gateway: GatewayProcess, planner: None) -> None:
     async with gateway.as_user("ann") as ann:
-        project = await made.project(ann, await made.agent(ann, slug="first"), await made.agent(ann, slug="second"))
-        text = "name: x\ntasks: [{code: T1, assignee: firts}, {code: T2, name: y}, {code: T3, depends_on: [T9], x: 1}]"
+        first, second = await made.agent(ann, called="first"), await made.agent(ann, called="second")
+        project = await made.project(ann, first, second)
+        nearly = first["slug"].replace("first", "firts")
+        text = f"{{code: T1, assignee: {nearly}}}, {{code: T2, name: y}}, {{code: T3, depends_on: [T9], x: 1}}"
+        text = f"name: x\ntasks: [{text}]"
         answer = await ann.post(f"/api/projects/{project}/plans", json={"text": text, "base_commit": COMMIT})
         faults = assert_problem(answer, 422, "invalid_plan")["faults"]
         told = {(fault["task"], fault["field"]) for fault in faults}
         assert {("T1", "assignee"), ("T2", "assignee"), ("T3", "depends_on"), ("T3", "x")} <= told
-        assert 'did you mean "first"' in faults[0]["message"]
+        assert f'did you mean "{first["slug"]}"' in faults[0]["message"]
         for commit in ("main", "0" * 39, "G" * 40, "A" * 40):
             bad = await ann.post(f"/api/projects/{project}/plans", json={"text": OTHER, "base_commit": commit})
             assert_problem(bad, 422, "bad_commit")

@@ -103,13 +103,13 @@ async def test_what_agents_may_do_is_what_the_project_said_at_the_finalizing(
 
 async def test_an_agent_that_became_unusable_is_named(gateway: GatewayProcess, planner: None) -> None:
     async with gateway.as_user("ann") as ann:
-        coder = await made.agent(ann, slug="worn-out")
+        coder = await made.agent(ann, called="worn-out")
         project = await made.project(ann, coder)
-        plan = await made.plan(ann, project, "worn-out")
+        plan = await made.plan(ann, project, coder["slug"])
         await ok(ann.patch(f"/api/agents/{coder['id']}", json={"is_active": False}))
         refused = await ann.post(f"/api/plans/{plan}/finalize", json={"candidate": "1"})
-        assert "agent worn-out is inactive" in assert_problem(refused, 409, "agent_unusable")["detail"]
-        body = {"text": made.TWO.replace("WHO", "worn-out"), "base_commit": COMMIT}
+        assert f"agent {coder['slug']} is inactive" in assert_problem(refused, 409, "agent_unusable")["detail"]
+        body = {"text": made.TWO.replace("WHO", coder["slug"]), "base_commit": COMMIT}
         again = await ann.post(f"/api/projects/{project}/plans", json=body)
         faults = assert_problem(again, 422, "invalid_plan")["faults"]
         assert [(fault["task"], fault["field"]) for fault in faults] == [("T1", "assignee"), ("T2", "assignee")]

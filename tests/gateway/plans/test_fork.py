@@ -18,7 +18,7 @@ from tests.gateway.plans.test_idempotency import forget_answers
 
 async def half_done(client: httpx.AsyncClient, **project: object) -> tuple[str, str, dict[str, object]]:
     """A plan whose first task a person has marked complete, its project, and the agent of both tasks."""
-    coder = await made.agent(client, slug=f"coder-{secrets.token_hex(3)}")
+    coder = await made.agent(client, called="coder")
     home = await made.project(client, coder, allow_concurrent_plans=True, **project)
     plan = await made.plan(client, home, coder["slug"])
     await made.finalized(client, plan)

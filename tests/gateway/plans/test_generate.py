@@ -22,8 +22,8 @@ GOAL = "Add a login.\n\nWith sessions."
 
 async def test_candidates_are_asked_for_with_all_that_making_them_needs(gateway: GatewayProcess) -> None:
     async with gateway.as_user("ada") as ada:
-        coder = await made.agent(ada, slug="coder", model="claude-opus-5", capabilities="Knows the schema.")
-        other = await made.agent(ada, slug="other")
+        coder = await made.agent(ada, called="coder", model="claude-opus-5", capabilities="Knows the schema.")
+        other = await made.agent(ada, called="other")
         project = await made.project(ada, coder, other, collab_dir="plans", poll_interval_s=7)
         wanted = {
             "goal": GOAL,
@@ -44,7 +44,7 @@ async def test_candidates_are_asked_for_with_all_that_making_them_needs(gateway:
         assert (event["budget_usd"], event["timeout_s"], event["base_commit"]) == (2, 540, COMMIT)
         assert event["planner"]["agent_id"] == other["id"]
         [agent] = event["agents"]
-        assert (agent["slug"], agent["capabilities"]) == ("coder", "Knows the schema.")
+        assert (agent["slug"], agent["capabilities"]) == (coder["slug"], "Knows the schema.")
         assert agent["spec"]["model"] == "claude-opus-5"
         assert (event["collab"]["directory"], event["collab"]["poll_interval_s"]) == ("plans", 7)
 

@@ -11,13 +11,14 @@ async def test_an_automatic_plan_goes_from_nothing_to_dispatched_tasks(
     own_gateway: GatewayProcess, planner: None, dispatcher: None
 ) -> None:
     async with own_gateway.as_user("ann") as ann:
-        coder = await made.agent(ann, slug="coder", model="claude-sonnet-5-5")
+        coder = await made.agent(ann, called="coder", model="claude-sonnet-5-5")
         project = await made.project(ann, coder, task_timeout_minutes=7, max_parallel=3, setup=["make deps"])
         text = (
             '```json\n{"plan_name": "Two", "tasks": [\n'
             '  {"task_code": "T1", "title": "First", "agent_id": "CODER", "predecessors": [],},\n'
             '  {"task_code": "T2", "title": "Second", "agent_id": "coder", "predecessors": ["T1"],},\n]}\n```\n'
         )
+        text = text.replace("CODER", coder["slug"].upper()).replace("coder", coder["slug"])
         body = {"text": text, "base_commit": COMMIT}
         imported = await ok(ann.post(f"/api/projects/{project}/plans", json=body), 201)
         plan = imported["plan"]
@@ -29,7 +30,7 @@ async def test_an_automatic_plan_goes_from_nothing_to_dispatched_tasks(
         found = await ok(ann.get(f"/api/plans/{plan}", params={"min_seq": accepted["seq"]}))
         assert (found["project"], found["name"], found["max_parallel"]) == (project, "Two", 3)
         first = await made.task_is(ann, plan, "T1", "queued")
-        assert (first["timeout_minutes"], first["agent"], first["dispatch_mode"]) == (7, "coder", "auto")
+        assert (first["timeout_minutes"], first["agent"], first["dispatch_mode"]) == (7, coder["slug"], "auto")
         prompt = await ok(ann.get(f"/api/plans/{plan}/tasks/T1/prompt"))
         assert prompt["dispatched"] is True
         assert "First" in prompt["prompt"]
@@ -41,9 +42,9 @@ async def test_a_manual_plan_is_handed_out_by_its_people(
     own_gateway: GatewayProcess, planner: None, dispatcher: None
 ) -> None:
     async with own_gateway.as_user("ann") as ann:
-        person = await made.agent(ann, None, slug="paula")
+        person = await made.agent(ann, None, called="paula")
         project = await made.project(ann, person, mode="manual")
-        plan = await made.plan(ann, project, "paula")
+        plan = await made.plan(ann, project, person["slug"])
         await made.finalized(ann, plan)
         readied = await made.task_is(ann, plan, "T1", "readied")
         assert readied["dispatch_mode"] == "manual"

@@ -16,7 +16,7 @@ async def test_an_edit_changes_what_it_names_and_nothing_else(
     gateway: GatewayProcess, planner: None, dispatcher: None
 ) -> None:
     async with gateway.as_user("ann") as ann:
-        coder, other = await made.agent(ann), await made.agent(ann, slug="other")
+        coder, other = await made.agent(ann), await made.agent(ann, called="other")
         text = made.TWO.replace(
             "name: Second,", "name: Second, verify: [make], retry: {max_attempts: 4, backoff_s: 9},"
         )
@@ -33,7 +33,7 @@ async def test_an_edit_changes_what_it_names_and_nothing_else(
 
         before = await spec()
         edit = {
-            "assignee": "OTHER",
+            "assignee": other["slug"].upper(),
             "budget_usd": 2,
             "timeout_minutes": 9,
             "verify": None,
@@ -46,7 +46,7 @@ async def test_an_edit_changes_what_it_names_and_nothing_else(
         after = await spec()
         before.pop("verify")  # cleared
         retry = {"max_attempts": 2, "backoff_s": 9.0}
-        assert after == {**before, "assignee": "other", "budget_usd": 2.0, "timeout_minutes": 9.0, "retry": retry}
+        assert after == {**before, "assignee": other["slug"], "budget_usd": 2.0, "timeout_minutes": 9.0, "retry": retry}
         assert_problem(await ann.patch(path, json=edit, headers={"If-Match": pending["etag"]}), 412, "changed")
         tag = done.headers["etag"]
         nothing = await ann.patch(path, json={}, headers={"If-Match": tag})
@@ -101,8 +101,8 @@ async def test_tasks_are_completed_abandoned_and_asked_for_again(
     gateway: GatewayProcess, planner: None, dispatcher: None
 ) -> None:
     async with gateway.as_user("ann") as ann:
-        person = await made.agent(ann, None, slug="paula")
-        plan = await made.plan(ann, await made.project(ann, person, mode="manual"), "paula")
+        person = await made.agent(ann, None, called="paula")
+        plan = await made.plan(ann, await made.project(ann, person, mode="manual"), person["slug"])
         assert_problem(await ann.post(f"/api/plans/{plan}/tasks/T1/complete", json={}), 404, "not_found")
         await made.finalized(ann, plan)
         await made.task_is(ann, plan, "T1", "readied")

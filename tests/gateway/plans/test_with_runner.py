@@ -23,8 +23,6 @@ from tests.gateway.service_process import service
 from tests.nats_process import NatsServer
 from tests.runner.repositories import git, make_project
 
-TEXT = made.TWO.replace("WHO", "paula")
-
 
 @pytest.fixture
 async def world(own_nats: NatsServer, make_migrated_database: MakeDatabase, tmp_path: Path) -> AsyncIterator[World]:
@@ -72,10 +70,10 @@ async def test_a_plan_begins_at_the_head_where_nobody_names_a_commit(world: Worl
 
 async def test_what_lies_there_when_a_task_is_handed_out_is_no_result_of_it(world: World) -> None:
     async with world.gateway.as_user("ann") as ann:
-        person = await made.agent(ann, None, slug="paula")
+        person = await made.agent(ann, None, called="paula")
         fields = {"mode": "manual", "code_repo_url": str(world.repo), "poll_interval_s": 5}
         project = await made.project(ann, person, **fields)
-        body = {"text": TEXT, "base_commit": world.base}
+        body = {"text": made.TWO.replace("WHO", person["slug"]), "base_commit": world.base}
         plan = (await ok(ann.post(f"/api/projects/{project}/plans", json=body), 201))["plan"]
         await made.finalized(ann, plan)
         await made.task_is(ann, plan, "T1", "readied")
@@ -120,9 +118,9 @@ async def test_what_lies_there_when_a_task_is_handed_out_is_no_result_of_it(worl
 
 async def test_a_task_is_handed_out_although_nobody_can_look(world: World) -> None:
     async with world.gateway.as_user("ann") as ann, world.gateway.as_user("bob") as bob:
-        person = await made.agent(ann, None, slug="paula")
+        person = await made.agent(ann, None, called="paula")
         project = await made.project(ann, person, mode="manual", code_repo_url=str(world.repo), collab_dir="x")
-        body = {"text": TEXT, "base_commit": world.base}
+        body = {"text": made.TWO.replace("WHO", person["slug"]), "base_commit": world.base}
         plan = (await ok(ann.post(f"/api/projects/{project}/plans", json=body), 201))["plan"]
         await made.finalized(ann, plan)
         await made.task_is(ann, plan, "T1", "readied")
@@ -138,9 +136,9 @@ async def test_a_task_is_handed_out_although_nobody_can_look(world: World) -> No
 
 async def test_a_manual_tasks_note_and_what_may_be_done_meanwhile(world: World) -> None:
     async with world.gateway.as_user("ann") as ann:
-        person = await made.agent(ann, None, slug="paula")
+        person = await made.agent(ann, None, called="paula")
         project = await made.project(ann, person, mode="manual", code_repo_url=str(world.repo))
-        body = {"text": TEXT, "base_commit": world.base}
+        body = {"text": made.TWO.replace("WHO", person["slug"]), "base_commit": world.base}
         plan = (await ok(ann.post(f"/api/projects/{project}/plans", json=body), 201))["plan"]
         await made.finalized(ann, plan)
         tasks = f"/api/plans/{plan}/tasks"
