@@ -3,24 +3,18 @@
 A runner asks on `treadle.rpc.gateway.credentials`; any gateway answers. Who asks does not matter: the answer is sealed
 to the public key in the log's `started` of that lease, and whoever else gets it can't open it. The questions here are
 whether the lease is live, and whether the owner of its agent type or project still stands for it.
-
-What is wrong is answered as `refused`, in words. What may pass (the log or the database is away) is not answered at
-all: a runner must not end a task for it, and asks again.
 """
 
-import asyncio
 import logging
 from collections.abc import Sequence
 
 import msgspec
 from nats.aio.client import Client
-from nats.aio.msg import Msg
-from sqlalchemy.exc import SQLAlchemyError
 from sqlalchemy.ext.asyncio import AsyncSession
 
 from services.gateway.credentials import stored
-from services.gateway.credentials.answering import ANSWER_MAX_S, Answering
-from services.gateway.credentials.keyring import CredentialUnreadable, Keyring
+from services.gateway.credentials.answering import Answering
+from services.gateway.credentials.keyring import Keyring
 from services.gateway.credentials.origins import origin
 from services.gateway.database.engine import Database
 from services.gateway.database.tables import AgentType, Project, User
@@ -31,7 +25,7 @@ from shared.events import TaskDispatched, TaskStarted
 from shared.requests import AgentCredentials, CredentialsReply, CredentialsRequest, GitCredentials, lease_context
 from shared.sealed import seal
 from shared.skipped import without_skipped
-from shared.store import EventStore, Recorded, StoreUnavailable
+from shared.store import EventStore, Recorded
 from shared.subjects import CREDENTIALS, PLAN
 from shared.transact import fold
 
@@ -40,57 +34,38 @@ log = logging.getLogger("treadle.gateway.credentials")
 Lent = AgentCredentials | GitCredentials | None
 
 
-class CredentialLeases:
-    """The answerer. Several gateways share the questions."""
+class CredentialLeases(Answering[CredentialsRequest]):
+    """The answerer."""
+
+    subject = CREDENTIALS
+    question = CredentialsRequest
 
     def __init__(self, nc: Client, store: EventStore, db: Database, keyring: Keyring) -> None:
+        super().__init__(nc)
         self._store = store
         self._db = db
         self._keyring = keyring
-        self._answering = Answering(nc, CREDENTIALS, self._answer)
 
-    async def start(self) -> None:
-        """Answers from now on."""
-        await self._answering.start()
+    def named(self, question: CredentialsRequest) -> str:
+        """The lease."""
+        return f"of {question.plan[:80]!r} {question.task[:80]!r} lease {question.lease}"
 
-    async def stop(self) -> None:
-        """Takes no more questions, and finishes the answers at hand."""
-        await self._answering.stop()
-
-    async def _answer(self, message: Msg) -> None:
-        try:
-            request = msgspec.json.decode(message.data, type=CredentialsRequest)
-        except (msgspec.MsgspecError, RecursionError, UnicodeError):
-            await message.respond(msgspec.json.encode(CredentialsReply(refused="this is no request for credentials")))
-            return
-        try:
-            async with asyncio.timeout(ANSWER_MAX_S):
-                reply = await self._reply(request)
-        except (StoreUnavailable, SQLAlchemyError, OSError, TimeoutError) as error:
-            # By its kind alone: a database's message may quote the statement with its values.
-            log.error("credentials of %s wait: %s", _named(request), type(error).__name__)
-            return
-        await message.respond(msgspec.json.encode(reply))
-
-    async def _reply(self, request: CredentialsRequest) -> CredentialsReply:
-        try:
-            dispatched, started = await self._live_lease(request)
-            async with self._db.read() as session:
-                if request.kind == "agent":
-                    lent: Lent = await self._agents(session, dispatched)
-                else:
-                    lent = await self._gits(session, dispatched)
-        except (Refused, CredentialUnreadable, ValueError) as error:
-            log.warning("credentials of %s are refused: %s", _named(request), error)
-            return CredentialsReply(refused=str(error))
+    async def lend(self, question: CredentialsRequest) -> CredentialsReply:
+        """The key of the lease's agent, or its project's git credentials; nothing where there are none."""
+        dispatched, started = await self._live_lease(question)
+        async with self._db.read() as session:
+            if question.kind == "agent":
+                lent: Lent = await self._agents(session, dispatched)
+            else:
+                lent = await self._gits(session, dispatched)
         if lent is None:
             return CredentialsReply()
-        context = lease_context(request.plan, request.task, request.lease, request.kind)
+        context = lease_context(question.plan, question.task, question.lease, question.kind)
         try:
             sealed = seal(started.seal_to, msgspec.json.encode(lent), context)
         except ValueError:
-            return CredentialsReply(refused=f"{started.runner} gave no key that credentials could be sealed to")
-        log.info("%s credentials of %s lent to %s", request.kind, _named(request), started.runner)
+            raise Refused(f"{started.runner} gave no key that credentials could be sealed to") from None
+        log.info("%s credentials %s lent to %s", question.kind, self.named(question), started.runner)
         return CredentialsReply(sealed=sealed)
 
     async def _live_lease(self, request: CredentialsRequest) -> tuple[TaskDispatched, TaskStarted]:
@@ -178,8 +153,3 @@ def _check_starts(events: Sequence[Recorded]) -> None:
                     f"the task was {state.status}"
                 )
         state = task.evolve(state, event)
-
-
-def _named(request: CredentialsRequest) -> str:
-    """The lease for a log line; the names come from outside."""
-    return f"{request.plan[:80]!r} {request.task[:80]!r} lease {request.lease}"

@@ -3,21 +3,14 @@
 A runner asks on `treadle.rpc.gateway.watch_credentials`; any gateway answers. There is no lease to rest on: what is
 looked for is a person's. So the questions are whether the project has anything to be watched at all (it is manual, or a
 plan was asked for by hand), whether its owner still stands for it, and whether the repository is on its own hosts.
-
-As with leases, what is wrong is answered as `refused`, and what may pass is not answered at all.
 """
-
-import asyncio
-import logging
 
 import msgspec
 from nats.aio.client import Client
-from nats.aio.msg import Msg
-from sqlalchemy.exc import SQLAlchemyError
 
 from services.gateway.credentials import stored
-from services.gateway.credentials.answering import ANSWER_MAX_S, Answering
-from services.gateway.credentials.keyring import CredentialUnreadable, Keyring
+from services.gateway.credentials.answering import Answering
+from services.gateway.credentials.keyring import Keyring
 from services.gateway.credentials.lease import standing_project
 from services.gateway.credentials.origins import origin
 from services.gateway.database.engine import Database
@@ -26,58 +19,37 @@ from services.gateway.projects.repositories import repo_urls
 from shared.commands import Refused
 from shared.requests import CredentialsReply, GitCredentials, WatchCredentialsRequest, watch_context
 from shared.sealed import seal
-from shared.store import EventStore, StoreUnavailable
+from shared.store import EventStore
 from shared.subjects import WATCH_CREDENTIALS
 from shared.transact import load_plan
 
-log = logging.getLogger("treadle.gateway.credentials")
 
-
-class WatchLeases:
+class WatchLeases(Answering[WatchCredentialsRequest]):
     """The answerer."""
 
+    subject = WATCH_CREDENTIALS
+    question = WatchCredentialsRequest
+
     def __init__(self, nc: Client, store: EventStore, db: Database, keyring: Keyring) -> None:
+        super().__init__(nc)
         self._store = store
         self._db = db
         self._keyring = keyring
-        self._answering = Answering(nc, WATCH_CREDENTIALS, self._answer)
 
-    async def start(self) -> None:
-        """Answers from now on."""
-        await self._answering.start()
+    def named(self, question: WatchCredentialsRequest) -> str:
+        """The project."""
+        return f"for watching {question.project[:80]!r}"
 
-    async def stop(self) -> None:
-        """Takes no more questions, and finishes the answers at hand."""
-        await self._answering.stop()
-
-    async def _answer(self, message: Msg) -> None:
-        try:
-            request = msgspec.json.decode(message.data, type=WatchCredentialsRequest)
-        except (msgspec.MsgspecError, RecursionError, UnicodeError):
-            await message.respond(msgspec.json.encode(CredentialsReply(refused="this is no request for credentials")))
-            return
-        try:
-            async with asyncio.timeout(ANSWER_MAX_S):
-                reply = await self._reply(request)
-        except (StoreUnavailable, SQLAlchemyError, OSError, TimeoutError) as error:
-            # By its kind alone: a database's message may quote the statement with its values.
-            log.error("credentials for watching %.80r wait: %s", request.project, type(error).__name__)
-            return
-        await message.respond(msgspec.json.encode(reply))
-
-    async def _reply(self, request: WatchCredentialsRequest) -> CredentialsReply:
-        try:
-            lent = await self._lent(request)
-        except (Refused, CredentialUnreadable, ValueError) as error:
-            log.warning("credentials for watching %.80r are refused: %s", request.project, error)
-            return CredentialsReply(refused=str(error))
+    async def lend(self, question: WatchCredentialsRequest) -> CredentialsReply:
+        """The project's git credentials; nothing where it has none."""
+        lent = await self._lent(question)
         if lent is None:
             return CredentialsReply()
-        context = watch_context(request.project, request.seal_to)
+        context = watch_context(question.project, question.seal_to)
         try:
-            sealed = seal(request.seal_to, msgspec.json.encode(lent), context)
+            sealed = seal(question.seal_to, msgspec.json.encode(lent), context)
         except ValueError:
-            return CredentialsReply(refused="whoever asks gave no key that credentials could be sealed to")
+            raise Refused("whoever asks gave no key that credentials could be sealed to") from None
         return CredentialsReply(sealed=sealed)
 
     async def _lent(self, request: WatchCredentialsRequest) -> GitCredentials | None:
