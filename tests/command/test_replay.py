@@ -185,12 +185,13 @@ def test_file_that_is_none_is_named(file: Path, tmp_path: Path) -> None:
 class Terminal:
     """The command on a terminal of its own."""
 
-    def __init__(self, *words: str, columns: int = 110, rows: int = 40) -> None:
+    def __init__(self, *words: str, columns: int = 110, rows: int = 40, **settings: str) -> None:
         self.shown = ""
         self._ours, self._theirs = pty.openpty()
         self.resize(columns, rows)
         self.modes = termios.tcgetattr(self._theirs)
         environment = {"PATH": os.environ["PATH"], "HOME": "/nonexistent", "TERM": "xterm", "LC_ALL": "C.UTF-8"}
+        environment |= settings
         theirs = self._theirs
         self.process = subprocess.Popen(
             [sys.executable, "-P", "-m", "treadle", "replay", *words],
@@ -246,8 +247,8 @@ def _without_codes(text: str) -> str:
 
 
 @contextlib.contextmanager
-def on_terminal(*words: str, columns: int = 110, rows: int = 40) -> Iterator[Terminal]:
-    made = Terminal(*words, columns=columns, rows=rows)
+def on_terminal(*words: str, columns: int = 110, rows: int = 40, **settings: str) -> Iterator[Terminal]:
+    made = Terminal(*words, columns=columns, rows=rows, **settings)
     try:
         yield made
     finally:
@@ -264,7 +265,9 @@ def test_keys_go_forwards_and_backwards_and_the_terminal_is_left_as_it_was(file:
         terminal.press("b")
         assert "━✗" in terminal.wait_for("event 19 of 20")
         terminal.press("j2026-03-01T12:00:52Z\r")
-        assert "▶ T2←T1  ▶ T3←T1" in terminal.wait_for("event 14 of 20")
+        screen = terminal.wait_for("event 14 of 20")
+        for line in ("✓   T1 ", "├─▶ T2 ", "▶─┤ T3 ", "  · _deliver "):
+            assert f"\n{line}" in screen, screen
         terminal.press("utask T3 exploded\r")
         terminal.wait_for("watch_restored)")
         terminal.press("utask T3 failed\r")
@@ -316,4 +319,33 @@ def test_moment_is_drawn_once_on_a_terminal(file: Path) -> None:
     with on_terminal(str(file), "--at", "190") as terminal:
         assert terminal.ends() == 0
         assert "\x1b[?1049h" not in terminal.shown
-        assert "! T3←T1" in _without_codes(terminal.shown)
+        assert "\n!─┤ T3 " in _without_codes(terminal.shown)
+
+
+def test_node_of_a_task_has_its_colour_but_not_where_none_is_wanted(file: Path) -> None:
+    with on_terminal(str(file), "--at", "190") as terminal:
+        assert terminal.ends() == 0
+        assert "\n\x1b[1;31m!\x1b[0m\x1b[2m─┤\x1b[0m \x1b[7mT3\x1b[0m" in terminal.shown, terminal.shown
+    with on_terminal(str(file), "--at", "190", NO_COLOR="1") as terminal:
+        assert terminal.ends() == 0
+        assert "─┤" in terminal.shown and re.search(r"\x1b\[[0-9;]*3[0-9][;m]", terminal.shown) is None
+
+
+def test_terminal_of_another_encoding_gets_what_it_can_show(file: Path) -> None:
+    with on_terminal(str(file), "--step", PYTHONIOENCODING="ascii") as terminal:
+        terminal.wait_for("event 1 of 20  stopped")
+        terminal.press("G")
+        screen = terminal.wait_for("event 20 of 20")
+        for line in ("v   T1 ", "+-v T2 ", "!-+ T3 ", "  , _deliver "):
+            assert f"\n{line}" in screen, screen
+        terminal.press("q")
+        assert terminal.ends() == 0 and "Traceback" not in terminal.shown
+
+
+def test_playing_shows_the_dag_change(file: Path) -> None:
+    with on_terminal(str(file), "--speed", "20") as terminal:
+        seen = terminal.wait_for("nothing happens for 2h00m: shown as 3s")
+        signs = re.findall(r"\n├─(.) T2 ", seen)
+        assert signs[0] == "·" and signs[-1] == "✓" and "▶" in signs
+        terminal.press("q")
+        assert terminal.ends() == 0

@@ -3,10 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from datetime import UTC, datetime, timedelta
+from datetime import timedelta
 from pathlib import Path
 
-import msgspec
 import pytest
 from rich.console import Console
 from rich.text import Text
@@ -15,16 +14,14 @@ from shared import events as e
 from shared.events import REGISTRY
 from shared.history.archive import Archive
 from shared.history.history import History
-from shared.history.moment import Moment, TaskMoment
+from shared.history.moment import Moment
 from shared.store import Meta, recorded
 from shared.subjects import Address
-from shared.task import TaskStatus
 from tests.command.replay_story import BEGAN, HOSTILE, PLAN_ID, Story, archive, story, wide
 from treadle.bad_input import BadInput
-from treadle.replay.dag import dag_lines, layers
 from treadle.replay.keys import split_keys
 from treadle.replay.pace import PAUSE_MAX_S, pause_s
-from treadle.replay.screen import moment_screen, tasks_that_matter
+from treadle.replay.screen import moment_screen, rows_that_matter
 from treadle.replay.signs import SIGNS
 from treadle.replay.steps import first_met, steps
 from treadle.replay.timeline import Timeline
@@ -225,57 +222,11 @@ def test_bars_take_exactly_their_width(width: int) -> None:
         assert len(timeline.axis(end, width)) == width or width < 20
 
 
-# The DAG --------------------------------------------------------------------------------------------------------
-
-
-def task(code: str, *depends_on: str, status: TaskStatus = "pending") -> TaskMoment:
-    plain = {"name": code, "agent": "sh", "runner": "", "commit": "", "base_commit": "", "message": "", "inherited": ""}
-    numbers = {"seq": 1, "attempt": 0, "lease": 0, "cost_usd": 0.0}
-    made = {"code": code, "depends_on": depends_on, "status": status, "since": datetime.now(UTC), **plain, **numbers}
-    return msgspec.convert({**made, "usage": {}, "waits_for": ()}, TaskMoment)
-
-
-def test_layers_hold_what_has_everything_before_it_in_earlier_ones() -> None:
-    diamond = [task("A"), task("B", "A"), task("C", "A"), task("D", "B", "C"), task("E"), task("_deliver")]
-    assert [[t.code for t in layer] for layer in layers(diamond)] == [["A", "E"], ["B", "C"], ["D"], ["_deliver"]]
-
-
-@pytest.mark.parametrize("rows", [1, 2, 3, 5, 9, 40])
-@pytest.mark.parametrize("width", [20, 60, 200])
-def test_dag_of_a_thousand_tasks_fits_and_shows_what_matters(rows: int, width: int) -> None:
-    tasks = [task("T0", status="completed"), *(task(f"T{i}", "T0") for i in range(1, 1_000))]
-    tasks[500] = task("T500", "T0", status="needs_attention")
-    lines = dag_lines(tasks, width, rows)
-    assert 1 <= len(lines) <= rows
-    assert all(line.cell_len <= width for line in lines)
-    if rows > 1:
-        assert "! T500" in shown(lines)
-    if width > 20:
-        assert "more" in shown(lines)
-
-
-@pytest.mark.parametrize("rows", [1, 2, 7, 30])
-def test_deep_dag_shows_the_layers_that_matter_and_counts_the_others(rows: int) -> None:
-    tasks = [task("T0", status="completed")]
-    tasks += [task(f"T{i}", f"T{i - 1}", status="running" if i == 700 else "pending") for i in range(1, 1_000)]
-    lines = dag_lines(tasks, 80, rows)
-    assert len(lines) <= rows
-    if rows > 1:
-        assert "▶ T700" in shown(lines) and "more layers" in shown(lines)
-
-
-def test_every_task_is_somewhere_where_there_is_room() -> None:
-    tasks = [task("T0"), *(task(f"T{i}", "T0") for i in range(1, 60))]
-    text = shown(dag_lines(tasks, 100, 40)).split()
-    assert all(any(word.partition("←")[0] == one.code for word in text) for one in tasks)
-    assert "more" not in text
+# The screen -----------------------------------------------------------------------------------------------------
 
 
 def test_statuses_differ_by_their_sign_alone() -> None:
     assert len(set(SIGNS.values())) == len(SIGNS)
-
-
-# The screen -----------------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("size", [(20, 8), (40, 12), (80, 24), (120, 40), (250, 70)])
@@ -297,11 +248,13 @@ def test_screen_fits_any_terminal(opened: dict[str, History], name: str, size: t
 def test_screen_of_a_thousand_tasks_shows_those_that_matter(opened: dict[str, History]) -> None:
     history = opened["wide"]
     moment: Moment = history.moment(history.last_seq)
-    codes = [one.code for one in tasks_that_matter(moment, 5)]
-    assert codes == ["T0", "T1", "T7", "T500", "T900"]
+    codes = [moment.tasks[row].code for row in rows_that_matter(moment, 9)]
+    assert codes == ["T0", "T1", "T7", "T500", "T900"], "four gaps between and behind them take a line each"
+    assert [len(rows_that_matter(moment, rows)) for rows in (3, 4, 5, 6, 1_001, 1_002)] == [1, 1, 2, 2, 1_000, 1_002]
     timeline = Timeline(history.file.read())
     text = shown(moment_screen(moment, timeline, width=120, height=40, until=moment.time))
-    assert "and 9" in text and "more tasks: " in text
+    for gap in ("┊     ┊ … and 399 more tasks: 399 pending", "├───!─┤ T500", "        … and 10"):
+        assert f"\n{gap}" in text
 
 
 # Keys and pace --------------------------------------------------------------------------------------------------

@@ -17,6 +17,7 @@ from treadle.bad_input import BadInput
 from treadle.histories import seq_of
 from treadle.plain_text import one_line
 from treadle.replay.keys import CLOSED, Keys
+from treadle.replay.letters import in_letters
 from treadle.replay.pace import pause_s
 from treadle.replay.screen import moment_screen
 from treadle.replay.steps import Step, first_met, steps
@@ -77,7 +78,7 @@ class Viewer:
                 size = (console.size.width, console.size.height)
                 may_wait = self.playing and time.monotonic() - drawn_s < 1 / DRAWS_PER_S
                 if size != drawn_size or (self._is_changed and not may_wait):
-                    live.update(self.screen(*size), refresh=True)
+                    live.update(self.screen(*size, console.encoding), refresh=True)
                     drawn_size, drawn_s, self._is_changed = size, time.monotonic(), False
                 key = keys.next(self._wait_s())
                 if key is not None:
@@ -196,16 +197,19 @@ class Viewer:
         (step,) = islice(steps(self._history, before), 1)
         return step
 
-    def screen(self, width: int, height: int) -> RenderableType:
-        """What is shown now, in lines that fit."""
+    def screen(self, width: int, height: int, encoding: str = "utf-8") -> RenderableType:
+        """What is shown now, in lines that fit, of what the terminal's encoding has."""
         where = [Text(line, "bold") for line in wrap(self._where(), width)[:WHERE_LINES]]
         question = Text(self._question() or HELP, "" if self._asking else "dim")
         question.truncate(width, overflow="ellipsis")
         room = max(1, height - len(where) - 1)
         told = step_lines(self._step)[: 1 + CHANGES_SHOWN]
         moment = self._history.moment(self.seq)
-        lines = moment_screen(moment, self._timeline, width=width, height=room, until=self._horizon, told=told)[:room]
-        return Group(*lines, *[Text()] * (room - len(lines)), *where, question)
+        lines = moment_screen(
+            moment, self._timeline, width=width, height=room, until=self._horizon, told=told, encoding=encoding
+        )[:room]
+        below = [in_letters(line, encoding) for line in (*where, question)]
+        return Group(*lines, *[Text()] * (room - len(lines)), *below)
 
     def _where(self) -> str:
         count = len(self._history.file)
@@ -227,4 +231,6 @@ class Viewer:
 def still(moment: Moment, timeline: Timeline, console: Console, told: Sequence[str] = ()) -> list[Text]:
     """A moment to be printed once."""
     width, height = console.size
-    return moment_screen(moment, timeline, width=width, height=height - 1, until=moment.time, told=told)
+    return moment_screen(
+        moment, timeline, width=width, height=height - 1, until=moment.time, told=told, encoding=console.encoding
+    )
