@@ -16,8 +16,7 @@ from faststream.nats import NatsBroker
 from nats.aio.client import Client
 
 EVERY_S = 5
-END_TRIES = 3
-END_TRY_S = 2.0
+END_WITHIN_S = 6.0
 
 log = logging.getLogger("treadle.alive")
 
@@ -52,14 +51,8 @@ async def touch_while_answered(nc: Client, file: Path, every_s: int = EVERY_S) -
 
 
 async def end_work(tasks: Collection[asyncio.Task[None]]) -> None:
-    """Cancels what a service does in the background and waits for its end, but not for ever.
-
-    More than once: `wait_for` of Python 3.11 may swallow a cancellation that comes just as its answer does.
-    """
-    for _ in range(END_TRIES if tasks else 0):
-        for task in tasks:
-            task.cancel()
-        if not (await asyncio.wait(tasks, timeout=END_TRY_S))[1]:
-            return
-    if tasks:
+    """Cancels what a service does in the background and waits for its end, but not for ever."""
+    for task in tasks:
+        task.cancel()
+    if tasks and (await asyncio.wait(tasks, timeout=END_WITHIN_S))[1]:
         log.warning("what was at work did not end when it was cancelled: the process ends without it")

@@ -10,6 +10,8 @@ from typing import TYPE_CHECKING, Any
 
 import msgspec
 
+from shared.waiting import mend_wait_for
+
 if TYPE_CHECKING:
     from faststream.nats import NatsBroker
     from nats.aio.client import Client
@@ -110,6 +112,7 @@ async def _on_reconnected() -> None:
 
 
 def _options(settings: BusSettings, name: str) -> dict[str, Any]:
+    mend_wait_for()  # before anybody awaits an answer
     # A client tries again ten times a second: the default of two seconds is most of the time that a restart takes.
     return {
         "name": name,

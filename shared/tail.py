@@ -151,7 +151,7 @@ class _Puller:
             if silent_s > SILENCE_MAX_S:
                 raise _Gone
             try:
-                async with asyncio.timeout(0.25):  # not wait_for, which can swallow a cancellation (CPython 3.11)
+                async with asyncio.timeout(0.25):
                     await self._wake.wait()
             except TimeoutError:
                 silent_s += 0.25

@@ -5,7 +5,7 @@ import logging
 import signal
 from collections import Counter
 from collections.abc import AsyncIterator, Coroutine
-from contextlib import AsyncExitStack, asynccontextmanager, suppress
+from contextlib import AsyncExitStack, asynccontextmanager
 from functools import partial
 from typing import Any
 
@@ -57,6 +57,7 @@ from services.gateway.settings import Settings
 from services.gateway.strict_body import StrictRequest
 from services.gateway.templates.routes import templates_router
 from services.gateway.templates.shipped import keep_shipped
+from shared.alive import end_work
 from shared.bus import make_broker
 from shared.jetstream import JetStreamStore
 from shared.streams import declare_streams
@@ -126,7 +127,7 @@ def make_app(settings: Settings) -> Litestar:
             held.push_async_callback(watch_leases.stop)
             auto_finalize = AutoFinalize(app.state)
             for work in (live.run(), projector.run(), deletions.run(), sender.run(), auto_finalize.run()):
-                held.push_async_callback(_end, _start(work))
+                held.push_async_callback(end_work, [_start(work)])
             await live.end_with_projects(nc)
             await live.ready.wait()
             yield
@@ -175,12 +176,6 @@ def _start(work: Coroutine[Any, Any, None]) -> asyncio.Task[None]:
     task = asyncio.create_task(work)
     task.add_done_callback(_end_process)
     return task
-
-
-async def _end(task: asyncio.Task[None]) -> None:
-    task.cancel()
-    with suppress(asyncio.CancelledError):
-        await task
 
 
 def _end_process(task: asyncio.Task[None]) -> None:

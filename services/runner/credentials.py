@@ -80,23 +80,14 @@ class CredentialDesk:
         deadline = monotonic() + self._ask_for_s
         while True:
             try:
-                return msgspec.json.decode(await self._request(body), type=CredentialsReply)
+                answer = await self._nc.request(CREDENTIALS, body, timeout=ANSWER_WITHIN_S)
+                return msgspec.json.decode(answer.data, type=CredentialsReply)
             except (NatsError, TimeoutError, OSError, msgspec.DecodeError) as error:
                 if monotonic() > deadline:
                     words = f"No gateway gave out the {_WHAT[kind]} within {self._ask_for_s:g} seconds"
                     why = f"{words} ({type(error).__name__}): is one running?"
                     raise Failed("unavailable", why) from error
             await asyncio.sleep(AGAIN_S)
-
-    async def _request(self, body: bytes) -> bytes:
-        try:
-            return (await self._nc.request(CREDENTIALS, body, timeout=ANSWER_WITHIN_S)).data
-        finally:
-            # The client's wait_for loses a cancellation that comes together with an answer (Python 3.11), "nobody is
-            # there" included; and a lease is interrupted only once.
-            asker = asyncio.current_task()
-            if asker is not None and asker.cancelling():
-                raise asyncio.CancelledError
 
 
 class LeaseCredentials:

@@ -59,7 +59,7 @@ class SlotPull:
                 self._changed.clear()  # before filling: what changes meanwhile must wake us
                 await self._fill()
                 try:
-                    async with asyncio.timeout(CHECK_S):  # not wait_for: it can swallow a cancellation (3.11)
+                    async with asyncio.timeout(CHECK_S):
                         await self._changed.wait()
                 except TimeoutError:
                     continue

@@ -85,8 +85,6 @@ class StoredSession:
                 if headers.get("Status") == "404":
                     return None
                 log.warning("NATS answered a read of a session with %s", headers.get("Status"))
-            finally:
-                _heed_cancellation()
             await asyncio.sleep(AGAIN_S)
 
     async def write(self, subject: str, body: bytes, more: Mapping[str, str] | None = None) -> None:
@@ -105,8 +103,6 @@ class StoredSession:
                 log.warning("NATS refused a part of a session of %s %s: %s", self._plan, self._task, error.description)
             except (NatsError, OSError, TimeoutError) as error:
                 log.debug("NATS did not take a part of a session: %r", error)
-            finally:
-                _heed_cancellation()
             # What is sent without a connection is kept by the client, and a copy of it with every further try.
             await asyncio.sleep(AGAIN_S)
             while not self._nc.is_connected:  # noqa: ASYNC110 - the client tells only its own callback
@@ -194,10 +190,3 @@ def _number(message: Stored) -> int:
     """0, which no message has, for what is no number."""
     text = message.headers.get(NUMBER, "")
     return int(text) if text.isdecimal() and text.isascii() else 0
-
-
-def _heed_cancellation() -> None:
-    """The client's `wait_for` loses a cancellation that comes together with an answer (Python 3.11)."""
-    task = asyncio.current_task()
-    if task is not None and task.cancelling():
-        raise asyncio.CancelledError

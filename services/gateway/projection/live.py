@@ -78,7 +78,7 @@ class Listener:
     async def take(self, timeout_s: float) -> list[Told]:
         """What has come since the last call; empty after `timeout_s` or when it is ended. Raises `FellBehind`."""
         try:
-            async with asyncio.timeout(timeout_s):  # not wait_for, which can swallow a cancellation (CPython 3.11)
+            async with asyncio.timeout(timeout_s):
                 await self._arrived.wait()
         except TimeoutError:
             return []

@@ -248,8 +248,6 @@ class Watcher:
                 _unforeseen(repository, error)
                 unforeseen += 1
                 wait_s = pause_s(self._watched.poll_interval_s(repository), unforeseen)
-            finally:
-                _end_if_cancelled()
             await self._pause(repository, wait_s)
         self._kept.discard(repository)
         self._tidy(repository)
@@ -273,7 +271,6 @@ class Watcher:
         interval_s, left_s = self._watched.poll_interval_s(repository), seconds
         while left_s > 0:
             step_s = min(left_s, NOTICES_WITHIN_S)
-            _end_if_cancelled()
             await asyncio.sleep(step_s)
             left_s -= step_s
             if repository not in self._watched.repositories or self._watched.poll_interval_s(repository) < interval_s:
@@ -363,13 +360,6 @@ def _unforeseen(repository: Repository, error: Exception) -> str:
     shown = printable(masked(repository.repo_url))
     log.error("looking into %s ended in a fault that nobody has reckoned with", shown, exc_info=error)
     return f"looking into {shown} ended in a fault ({type(error).__name__}): the runner's log has it"
-
-
-def _end_if_cancelled() -> None:
-    """The client's wait_for loses a cancellation that comes together with an answer (Python 3.11)."""
-    task = asyncio.current_task()
-    if task is not None and task.cancelling():
-        raise asyncio.CancelledError
 
 
 def _retrieved(task: asyncio.Task[str]) -> None:
