@@ -38,8 +38,8 @@ class Person:
         """Waits until the task looks so; returns it."""
 
         def look() -> dict[str, Any] | None:
-            task: dict[str, Any] = self._suite.get(f"/plans/{self._plan}/tasks/{code}")
-            return task if all(task[name] == value for name, value in fields.items()) else None
+            task = self._suite.tasks(self._plan).get(code)  # none is shown before all are planned
+            return task if task and all(task[name] == value for name, value in fields.items()) else None
 
         return until(lambda: look() or {}, f"{code} is {fields}; the log holds:\n{self._suite.told(self._plan)}")
 
