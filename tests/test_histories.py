@@ -17,7 +17,7 @@ from typing import Any
 import msgspec
 import pytest
 
-from shared import board, task_decisions
+from shared import board, conflicts, openings, reviews, task_decisions
 from shared.board import Board
 from shared.events import TaskCancelRequested, Usage
 from shared.history.archive import Archive
@@ -53,6 +53,9 @@ ENDS = {
     "bounded": (36, 18, "913f4eaa20a95f82"),
     "budget": (37, 19, "19e2cba1affa7f53"),
     "abandoned": (34, 17, "0a9b7fcb1ea73d9b"),
+    "rounds": (54, 29, "fe446bc166463560"),
+    "merged_often": (108, 55, "a82328e3655c4261"),
+    "reported": (52, 25, "96d014c11aa0c2fe"),
 }
 NOT_REHEARSED = {"reopened", "failed_cancel"}
 """What a person does to one task while it is under way, and who is faster then, is not told once more."""
@@ -164,6 +167,60 @@ MISTAKES = {
     "who was given up stands for nothing before them": (
         Board, "_is_clear", "return state.satisfied and (bool(state.commit) or self._missing[code] == 0)",
         "return state.satisfied", "abandoned",
+    ),
+    "no task is added for a conflict": (
+        conflicts, "next_step", "if len(merges) >= MERGES_MAX or", "if True or", "conflict",
+    ),
+    "a merge starts from nothing": (
+        conflicts, "_merge_task", "depends_on=state.spec.depends_on", "depends_on=()", "conflict",
+    ),
+    "a merge is for another task": (conflicts, "_merge_task", "resolves=code", 'resolves="T1"', "conflict"),
+    "a merge may change nothing": (
+        conflicts, "_merge_task", "allow_no_change=True", "allow_no_change=False", "conflict",
+    ),
+    "a merge has another's money": (
+        conflicts, "_merge_task", "budget_usd=state.spec.budget_usd or", "budget_usd=7.0 or", "conflict",
+    ),
+    "a merge's number is left out": (
+        conflicts, "_free_code", 'else f"{stem}-{number}"', 'else f"{stem}-{number + 1}"', "merged_often",
+    ),
+    "what was merged is not tried again": (
+        conflicts, "next_step", 'if newest.status == "completed" else None', "if False else None", "conflict",
+    ),
+    "one merge too many": (
+        conflicts, "next_step", "len(merges) >= MERGES_MAX", "len(merges) > MERGES_MAX", "merged_often",
+    ),
+    "one merge too few": (
+        conflicts, "next_step", "len(merges) >= MERGES_MAX", "len(merges) + 1 >= MERGES_MAX", "merged_often",
+    ),
+    "a conflict is merged that was to be reported": (
+        conflicts, "next_step", 'settings.on_conflict != "agent"', 'settings.on_conflict == "never"', "reported",
+    ),
+    "one round too many": (reviews, "weigh", "if number >= (spec", "if number > (spec", "rounds"),
+    "one round too few": (reviews, "weigh", "if number >= (spec", "if number + 1 >= (spec", "rounds"),
+    "a person's round is not granted": (reviews, "weigh", "+ state.rounds_granted", "", "rounds"),
+    "no round at all": (reviews, "weigh", "if not against:", "if True:", "rounds"),
+    "one of two is enough": (reviews, "weigh", "if not against:", "if len(against) < len(counted):", "rounds"),
+    "nobody is ever content": (reviews, "_objection", "if review.approve:", "if False:", "rounds"),
+    "the first reviews count for ever": (
+        reviews, "_newest", "(newest or decision.depends_on)", "decision.depends_on", "rounds",
+    ),
+    "who mends waits for no review": (reviews, "_round", "depends_on=tuple(reviews)", "depends_on=()", "rounds"),
+    "somebody else mends": (reviews, "_round", "decision.fixer or work.assignee", "work.assignee", "rounds"),
+    "what was mended is not checked": (reviews, "_round", "verify=work.verify", "verify=()", "rounds"),
+    "the unmended work is reviewed again": (reviews, "_round", "reviews=fix.code", "reviews=work.code", "rounds"),
+    "another one's project": (openings, "opening", "project=chosen.project", 'project=""', "diamond"),
+    "a dispatch with another name": (openings, "opening", "plan_name=chosen.spec.name", "plan_name=code", "diamond"),
+    "an answer is waited for in minutes": (
+        openings, "opening", "settings.approval_timeout_minutes * 60", "settings.approval_timeout_minutes", "approval",
+    ),
+    "checked never": (openings, "opening", "verify_rounds=settings.verify_rounds", "verify_rounds=0", "diamond"),
+    "another way of delivery": (openings, "opening", "kind=settings.delivery,", 'kind="merge",', "diamond"),
+    "dispatched to nobody": (
+        openings, "opening", "agent=state.agent,\n        project", "agent=None,\n        project", "diamond",
+    ),
+    "a result is looked for elsewhere": (
+        openings, "place_of_result", "{code}/result.json", "result.json", "manual_late",
     ),
     "a plan's money has no end": (
         board, "_committed_usd", "return state.usage.cost_usd + reserved_usd", "return 0.0", "budget",

@@ -4,19 +4,9 @@ import json
 
 from shared.board import Board
 from shared.events import Head
-from shared.spec import ResultPlace
+from shared.openings import place_of_result
 
 ABANDONED_SHOWN_MAX = 50
-
-
-def place_of_result(board: Board, plan: str, code: str) -> ResultPlace:
-    """Where the task's result will be looked for."""
-    collab, chosen = board.plan.settings.collab, board.plan.chosen
-    return ResultPlace(
-        repo_url=collab.repo_url or (chosen.repo_url if chosen else ""),
-        path=f"{collab.directory}/{plan}/{code}/result.json",
-        poll_interval_s=collab.poll_interval_s,
-    )
 
 
 def what_to_start_from(board: Board, code: str) -> str:

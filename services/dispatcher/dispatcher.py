@@ -11,18 +11,18 @@ from collections.abc import Awaitable, Coroutine, Iterator
 from datetime import UTC, datetime
 from typing import Any, Protocol
 
-from services.dispatcher.by_hand import place_of_result
-from services.dispatcher.conflicts import next_step
 from services.dispatcher.finalize import complete_finalize
 from services.dispatcher.prompt import build_prompt
-from services.dispatcher.reviews import weigh
 from shared import commands as c
 from shared.board import SETTLED, Board
 from shared.clock import Clock
+from shared.conflicts import next_step
 from shared.events import Usage
+from shared.openings import opening
 from shared.plan import EARLY, ENDED
+from shared.reviews import weigh
 from shared.skipped import skipped_seq, take, what_to_do, without_skipped
-from shared.spec import DELIVER, DeliveryRules, WorkRules
+from shared.spec import DELIVER
 from shared.store import EventStore, EventTooLarge, Meta, Recorded
 from shared.subjects import PLAN, can_be
 from shared.task import TaskState, timer
@@ -180,8 +180,7 @@ class Dispatcher:
                 self._spawn(plan, self._to_plan(plan, c.ConfirmCancelled(), self._meta(plan)))
         for code in board.reopening():
             self._reopen(plan, board, code)
-        if board.plan.settings.on_conflict == "agent" and board.plan.status == "active":
-            self._merge_conflicts(plan, board, codes)
+        self._merge_conflicts(plan, board, codes)
 
     def _merge_conflicts(self, plan: str, board: Board, codes: list[str]) -> None:
         specs = (board.tasks[code].spec for code in codes)
@@ -237,53 +236,12 @@ class Dispatcher:
 
         A manual task is not dispatched but readied: its person does that. A decision is weighed.
         """
-        chosen = board.plan.chosen
-        if chosen is None:
-            raise ValueError(f"plan {plan} runs without a chosen candidate")
-        settings = board.plan.settings
-        state = board.tasks[code]
-        if state.is_decision:
+        if board.tasks[code].is_decision:
             step = weigh(board, code)
             if isinstance(step, c.Extend):
-                return self._next_round(plan, board, code, step)
+                return self._next_round(plan, board, code, step, self._meta(plan))
             return self._to_task(plan, code, board, step)
-        if state.agent is not None and state.is_manual:
-            ready = c.Ready(
-                now=self._now,
-                revision=state.revision,
-                prompt=build_prompt(board, plan, code),
-                agent=state.agent,
-                base_commit=chosen.base_commit,
-                heads=board.heads(code),
-                abandoned=board.abandoned_before(code),
-                place=place_of_result(board, plan, code),
-            )
-            return self._to_task(plan, code, board, ready)
-        command = c.Dispatch(
-            now=self._now,
-            revision=state.revision,
-            prompt=build_prompt(board, plan, code),
-            agent=state.agent,
-            project=chosen.project,
-            repo_url=chosen.repo_url,
-            base_commit=chosen.base_commit,
-            heads=board.heads(code),
-            abandoned=board.abandoned_before(code),
-            plan_name=chosen.spec.name,
-            setup=() if code == DELIVER else chosen.spec.setup,
-            env_allow=chosen.spec.env_allow,
-            rules=WorkRules(
-                network_allow=chosen.spec.network_allow,
-                permissions=settings.permissions,
-                approval_timeout_s=settings.approval_timeout_minutes * 60,
-                verify_rounds=settings.verify_rounds,
-            ),
-            delivery=DeliveryRules(
-                kind=settings.delivery, branch=settings.delivery_branch, command=settings.delivery_command
-            )
-            if code == DELIVER
-            else DeliveryRules(),
-        )
+        command = opening(board, plan, code, self._now, build_prompt(board, plan, code))
         return self._to_task(plan, code, board, command)
 
     def _to_task(self, plan: str, code: str, board: Board, command: c.TaskCommand) -> Coroutine[Any, Any, None]:
@@ -301,9 +259,9 @@ class Dispatcher:
                 held = c.CancelTask(phase="open", reason=TOO_LARGE)
                 await to_task(self._store, plan, code, held, meta)
 
-    async def _next_round(self, plan: str, board: Board, code: str, step: c.Extend) -> None:
+    async def _next_round(self, plan: str, board: Board, code: str, step: c.Extend, meta: Meta) -> None:
         try:
-            await to_plan(self._store, plan, step, self._meta(plan))
+            await to_plan(self._store, plan, step, meta)
         except c.Refused as refusal:
             # Most often another decision has just taken those names: it is weighed again once that was heard of.
             log.info("plan %s task %s: its next round was refused: %s", plan, code, refusal)

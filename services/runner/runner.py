@@ -240,8 +240,9 @@ class Runner:
         """Asks the log for a lease. None where another live runner holds it, or we do."""
         execution, superseded, lost_usage = new_id(), None, None
         for _ in range(TAKEOVERS_MAX):
+            known = await self._plan(plan)
             command = c.Start(
-                phase=(await self._plan(plan)).phase_for(task),
+                phase=known.state.phase_for(task),
                 dispatch=dispatch.dispatch,
                 runner=self.name,
                 execution=execution,
@@ -251,7 +252,7 @@ class Runner:
                 seal_to=self._desk.seal_to,
             )
             try:
-                return await to_task(self._store, plan, task, command, self._meta(seq, correlation))
+                return await to_task(self._store, plan, task, command, self._meta(seq, correlation, known.seq))
             except c.Held as held:
                 key = Key(plan, task, held.lease)
                 if held.runner == self.name and self.holds(key).holds:
@@ -271,7 +272,7 @@ class Runner:
         starts = (record.event for record in events if isinstance(record.event, TaskStarted))
         return next(start.resumes for start in starts if start.lease == key.lease)
 
-    async def _plan(self, plan: str) -> PlanState:
+    async def _plan(self, plan: str) -> Loaded[PlanState]:
         """The plan's own state as of now, without its tasks; only what is new is read."""
         newest = await patiently(lambda: self._store.last_seq(plan, PLAN))
         async with self._folding_plan:  # a plan may be megabytes: sixty starts at once must not each read it
@@ -286,7 +287,7 @@ class Runner:
             self._plans[plan] = loaded
             if len(self._plans) > PLANS_KEPT:
                 self._plans.pop(next(iter(self._plans)))
-        return loaded.state
+        return loaded
 
     async def _reopened(self, plan: str, dispatch: TaskDispatched) -> tuple[str, ...]:
         """Predecessors that were counted as abandoned and are not any more: done by now, their work must be merged."""
@@ -432,6 +433,7 @@ class Runner:
 
     async def _reported(self, lease: Lease, ending: Ending | None, known: Loaded[TaskState]) -> None:
         key = lease.key
+        plan = await self._plan(key.plan)
         try:
             decided = await to_task(
                 self._store,
@@ -441,10 +443,10 @@ class Runner:
                     lease,
                     without_secrets(ending, lease.credentials.redactor),
                     runner=self.name,
-                    phase=(await self._plan(key.plan)).phase_for(key.task),
+                    phase=plan.state.phase_for(key.task),
                     now=self._clock(),
                 ),
-                self._meta(lease.seq, lease.correlation),
+                self._meta(lease.seq, lease.correlation, plan.seq),
                 known=known,
             )
         except c.StaleLease as stale:
@@ -471,5 +473,7 @@ class Runner:
     def _executor(self, dispatch: TaskDispatched) -> Executor:
         return self._executors[pool(dispatch)]
 
-    def _meta(self, causation: int, correlation: str) -> Meta:
-        return Meta(actor=f"runner:{self.name}", causation=causation, correlation=correlation, seen=causation)
+    def _meta(self, causation: int, correlation: str, plan_seq: int = 0) -> Meta:
+        """`plan_seq` is the plan's newest event that was folded for what is said of it."""
+        seen = max(causation, plan_seq)
+        return Meta(actor=f"runner:{self.name}", causation=causation, correlation=correlation, seen=seen)

@@ -5,7 +5,9 @@ from typing import Any
 
 import msgspec
 
+from shared import commands as c
 from shared import events as e
+from shared import openings, task_decisions
 from shared.board import Board, in_order
 from shared.spec import DELIVER, AgentSpec, TaskSpec
 from shared.store import Recorded
@@ -103,7 +105,8 @@ def _agent(board: Board, spec: TaskSpec) -> AgentSpec | None:
 
 
 def compare_dispatch(record: Recorded, event: e.TaskDispatched | e.TaskReadied, board: Board) -> None:
-    """Whether the task was ready, and starts from the right commits; `board` as the dispatcher had it.
+    """Whether the task was ready, and is opened as today's code would, but for the words of its prompt; `board` as the
+    dispatcher had it.
 
     Raises `ChoiceDiffers`.
     """
@@ -111,17 +114,53 @@ def compare_dispatch(record: Recorded, event: e.TaskDispatched | e.TaskReadied, 
     board.wake(said_now(record))
     if refusal := board.refusal(code):
         raise ChoiceDiffers(f"{code} was {record.type}, but {refusal}", f"nothing: {refusal}")
-    chosen = board.plan.chosen
-    if chosen is None:
-        raise ChoiceDiffers(f"{code} was {record.type} in a plan without a choice", "nothing")
-    right = msgspec.structs.replace(
-        event, heads=board.heads(code), abandoned=board.abandoned_before(code), base_commit=chosen.base_commit
-    )
-    if isinstance(right, e.TaskDispatched):
-        right = msgspec.structs.replace(right, repo_url=chosen.repo_url, setup=() if code == DELIVER else right.setup)
+    right = _opened(record, event, board)
     wrong = [name for name in event.__struct_fields__ if getattr(event, name) != getattr(right, name)]
     if wrong:
         raise ChoiceDiffers(f"{code} was {record.type} with another {', '.join(wrong)}", right)
+
+
+def _opened(record: Recorded, event: e.TaskDispatched | e.TaskReadied, board: Board) -> e.Event:
+    """What today's code makes of the task, with the event's own prompt, numbers and note. Raises `ChoiceDiffers`."""
+    code = record.entity
+    try:
+        command = openings.opening(board, record.plan, code, said_now(record), event.prompt)
+        right = task_decisions.decide(board.tasks[code], command)
+    except (c.Refused, ValueError) as refusal:
+        raise ChoiceDiffers(f"{code} was {record.type}, but {refusal}", f"nothing: {refusal}") from refusal
+    # Which dispatch and attempt it is was decided from the task as it was then, and is compared there.
+    if isinstance(event, e.TaskDispatched) and isinstance(right, e.TaskDispatched):
+        return msgspec.structs.replace(right, dispatch=event.dispatch, attempt=event.attempt, note=event.note)
+    if isinstance(event, e.TaskReadied) and isinstance(right, e.TaskReadied):
+        right = msgspec.structs.replace(right, dispatch=event.dispatch, attempt=event.attempt)
+        if event.place and right.place and "/" not in event.place.path:  # it is redacted: a path of ours has folders
+            right = msgspec.structs.replace(right, place=msgspec.structs.replace(right.place, path=event.place.path))
+        return right if event.place else msgspec.structs.replace(right, place=None)  # older than the looking
+    raise ChoiceDiffers(f"{code} was {record.type}, decided {right.name if right else 'nothing'}", right)
+
+
+class Together:
+    """What a dispatcher took at once: each of these counts against the bounds of the next."""
+
+    def __init__(self, board: Board) -> None:
+        self._board = board
+        self._now: datetime | None = None
+        self._codes: list[str] = []
+
+    def begin(self, now: datetime) -> None:
+        """Another clock's word is another dispatcher's, or a later time."""
+        if now != self._now:
+            self.end()
+            self._now = now
+
+    def add(self, code: str) -> None:
+        self._board.claim(code)
+        self._codes.append(code)
+
+    def end(self) -> None:
+        for code in self._codes:
+            self._board.give_back(code)
+        self._now, self._codes = None, []
 
 
 BUDGET_PAUSE = "the plan's budget is "

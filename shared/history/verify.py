@@ -3,7 +3,8 @@
 Threefold. Every event is compared with what its decider makes of the state before it and of the command that led to it
 (`shared.given`). What such a command says of the rest of the plan is compared with what that was (`allowed`). And what
 the dispatcher chose is compared with what the plan, folded as far as it had read, allows: which task may be dispatched,
-which must not be held back, from which commits, and which tasks a finalized plan has.
+which must not be held back, what it is given but the words of its prompt, which tasks a finalized plan has, and which
+are added for conflicts and reviews.
 
 What can't be decided again is counted with its reason, never as checked: events from before commands were stored,
 and the words that people and models said, which the event itself is the only record of.
@@ -11,7 +12,6 @@ and the words that people and models said, which the event itself is the only re
 
 from collections import Counter
 from collections.abc import Iterator
-from datetime import datetime
 from typing import Any, Literal, Protocol
 
 import msgspec
@@ -26,6 +26,7 @@ from shared.history.choices import (
     AT_ONCE,
     ChoiceDiffers,
     PlannedTasks,
+    Together,
     check_at,
     check_budget_pause,
     compare_dispatch,
@@ -33,6 +34,7 @@ from shared.history.choices import (
 )
 from shared.history.held_back import HeldBack
 from shared.history.said import as_said
+from shared.history.steps import DISPATCHER, Due, Overdue, compare_step, step_of
 from shared.store import Recorded
 from shared.subjects import PLAN, is_draft
 
@@ -145,7 +147,16 @@ class _Findings:
         """The event lacks what is stored today."""
         self.cannot(record, reason, self.is_old)
 
-    def differs(self, record: Recorded, message: str, decided: Any, command: Any, before: Any) -> None:
+    def misses(self, record: Recorded, overdue: Overdue) -> None:
+        """By that event of the dispatcher's a step should have come that did not."""
+        code, moments = overdue.code, ", ".join(map(str, overdue.seqs))
+        message = f"{code}: today's code takes the next step before (the dispatcher acted without it: events {moments})"
+        self.differs(record, message, overdue.step, None, overdue.before, f"no {overdue.step.name} for {code} by then")
+
+    def differs(
+        self, record: Recorded, message: str, decided: Any, command: Any, before: Any, recorded: Any = None
+    ) -> None:
+        """`recorded` where that is not the event itself."""
         self.differing.add(record.seq)
         if self.first is not None and self.first.seq <= record.seq:
             return
@@ -154,7 +165,7 @@ class _Findings:
             entity=record.entity,
             type=record.type,
             message=message,
-            recorded=as_said(record.event),
+            recorded=as_said(record.event if recorded is None else recorded),
             decided=as_said(decided),
             command=as_said(command),
             before=as_said(before),
@@ -278,11 +289,8 @@ def _what_differs(event: e.Event, decided: e.Event | str | None) -> str:
 
 # What the dispatcher chose ----------------------------------------------------------------------------------------
 
-_CHOSEN = {"Dispatch", "Ready", "ConfirmCancelled"}
+_CHOSEN = {"Dispatch", "Ready", "ConfirmCancelled", "Extend", "Decide"}
 """Commands that rest on the plan as far as their sender had read it."""
-_DISPATCHER = "dispatcher"
-
-
 _TORN = "the dispatcher's choice rests on an event that can't be read"
 
 
@@ -295,7 +303,7 @@ def _check_choice(
         else:
             found.lacks(record, "the event does not say how far the dispatcher had read")
         return
-    if record.meta.actor == _DISPATCHER and record.meta.seen and not is_draft(record.entity):
+    if record.meta.actor == DISPATCHER and record.meta.seen and not is_draft(record.entity):
         found.later.append((min(record.meta.seen, record.seq - 1), record.seq))
     if torn:
         if isinstance(event, AT_ONCE):
@@ -313,17 +321,20 @@ def _choices(events: Events, found: _Findings, hole: int) -> None:
     """Those that rest on the plan at an earlier moment, in the order of these moments."""
     later = iter(sorted(found.later))
     found.later = []
-    board, held_back = Board(), HeldBack()
+    board, held_back, due = Board(), HeldBack(), Due()
     at = next(later, None)
-    together = _Together(board)
+    together = Together(board)
     for record in events.read():
         seen = 0
         while at is not None and at[0] < record.seq:
             seen = at[0]
-            _choice(events, at, board, together, held_back, hole and seen >= hole, found)
+            _choice(events, at, board, together, held_back, due, hole and seen >= hole, found)
             at = next(later, None)
         if seen:
             held_back.look(board, seen)
+            for overdue in due.look(board, seen):
+                found.choices += 1
+                found.misses(next(events.read(after=overdue.seqs[-1] - 1, limit=1)), overdue)
         if at is None:
             return
         if record.event is None or (record.entity, record.seq) in found.left_out:
@@ -332,38 +343,16 @@ def _choices(events: Events, found: _Findings, hole: int) -> None:
             together.end()
             board.apply(record.entity, record.event, record.seq)
             held_back.fold(record.entity, record.seq, record.entity == PLAN)
-
-
-class _Together:
-    """What a dispatcher took at once: each of these counts against the bounds of the next."""
-
-    def __init__(self, board: Board) -> None:
-        self._board = board
-        self._now: datetime | None = None
-        self._codes: list[str] = []
-
-    def begin(self, now: datetime) -> None:
-        """Another clock's word is another dispatcher's, or a later time."""
-        if now != self._now:
-            self.end()
-            self._now = now
-
-    def add(self, code: str) -> None:
-        self._board.claim(code)
-        self._codes.append(code)
-
-    def end(self) -> None:
-        for code in self._codes:
-            self._board.give_back(code)
-        self._now, self._codes = None, []
+            due.fold(record, board)
 
 
 def _choice(
     events: Events,
     at: tuple[int, int],
     board: Board,
-    together: _Together,
+    together: Together,
     held_back: HeldBack,
+    due: Due,
     unknown: bool | int,
     found: _Findings,
 ) -> None:
@@ -374,9 +363,14 @@ def _choice(
             found.cannot(record, _TORN)
         return
     waited = held_back.act(record, at[0], is_dispatch=isinstance(event, e.TaskDispatched | e.TaskReadied))
-    found.choices += is_chosen
+    due.act(record)
+    step = step_of(record)
+    found.choices += is_chosen or step is not None
+    waits = step[0] if step is not None else record.entity
     try:
-        if isinstance(event, e.TaskDispatched | e.TaskReadied):
+        if step is not None:
+            compare_step(*step, board)
+        elif isinstance(event, e.TaskDispatched | e.TaskReadied):
             together.begin(said_now(record))
             compare_dispatch(record, event, board)
             together.add(record.entity)
@@ -393,4 +387,4 @@ def _choice(
         elif is_chosen and not board.settled:
             raise ChoiceDiffers("the plan was ended although not all of its tasks had", None)
     except ChoiceDiffers as differs:
-        found.differs(record, str(differs), differs.decided, None, _before(board, record.entity))
+        found.differs(record, str(differs), differs.decided, None, _before(board, waits))

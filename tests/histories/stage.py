@@ -134,9 +134,9 @@ class Stage:
         self, taken: Taken, runner: str = "runner-1", lost: int | None = None, reopened: tuple[str, ...] = ()
     ) -> int:
         """Opens a lease and returns its number."""
-        phase = (await load_plan(self.log, taken.plan)).state.phase
+        known = await load_plan(self.log, taken.plan)
         command = c.Start(
-            phase=phase,
+            phase=known.state.phase,
             dispatch=taken.event.dispatch,
             runner=runner,
             execution=f"{runner}-{taken.code}-{taken.event.dispatch}",
@@ -144,7 +144,8 @@ class Stage:
             supersede_lease=lost,
             lost_usage=Usage(input_tokens=10, cost_usd=0.01) if lost else None,
         )
-        return (await to_task(self.log, taken.plan, taken.code, command, Meta(actor=f"runner:{runner}"))).state.lease
+        meta = Meta(actor=f"runner:{runner}", seen=known.seq)
+        return (await to_task(self.log, taken.plan, taken.code, command, meta)).state.lease
 
     async def report(self, taken: Taken, command: c.TaskCommand, runner: str = "runner-1") -> None:
         """What its holder says of a lease."""

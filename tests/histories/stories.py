@@ -6,9 +6,22 @@ import asyncio
 from collections.abc import Awaitable, Callable
 from datetime import timedelta
 
+import msgspec
+
 from shared import commands as c
 from shared.approval import approval_hash
-from shared.events import Conflict, FailureKind, ForkOf, Kept, Result, TaskApprovalRequested, TaskCompleted, Usage
+from shared.events import (
+    Conflict,
+    FailureKind,
+    Finding,
+    ForkOf,
+    Kept,
+    Result,
+    Review,
+    TaskApprovalRequested,
+    TaskCompleted,
+    Usage,
+)
 from shared.spec import PlanSpec, Retry, TaskSpec
 from shared.subjects import PLAN
 from shared.transact import to_plan
@@ -16,6 +29,7 @@ from tests.histories.stage import (
     AGENTS,
     ANN,
     BASE,
+    CLAUDE,
     ORIGIN_ID,
     PLAN_ID,
     SILENCE_S,
@@ -65,6 +79,25 @@ async def dies(stage: Stage, taken: Taken) -> None:
     lease = await stage.start(taken, "runner-2", lost=lease)
     await asyncio.sleep(10)
     await stage.complete(taken, lease, "runner-2")
+
+
+def judges(approve: bool) -> Work:
+    """A review, of what its dispatch names."""
+
+    async def work(stage: Stage, taken: Taken) -> None:
+        lease = await stage.start(taken)
+        await asyncio.sleep(5)
+        rules, looked_at = taken.event.rules, taken.event.heads[0].commit
+        wrong = Finding(message="the name is wrong", severity="major", file="src/a.py", line=3)
+        review = Review(approve=approve, findings=() if approve else (wrong,), round=rules.round, commit=looked_at)
+        command = c.Complete(
+            lease=lease, base_commit=looked_at, commit=looked_at, answer='{"findings":[]}',
+            result=Result(task_code=taken.code, summary=f"judged {rules.reviews}", review=review),
+            usage=Usage(input_tokens=400, cost_usd=0.05),
+        )  # fmt: skip
+        await stage.report(taken, command)
+
+    return work
 
 
 def asks(wait_s: float) -> Work:
@@ -366,6 +399,53 @@ async def abandoned() -> Stage:
     return stage
 
 
+async def rounds() -> Stage:
+    """One of two reviewers is not content, twice: a person grants a third round, which both approve."""
+    works = {
+        "look-1": [judges(False)], "look-2": [judges(True)],
+        "look-1-2": [judges(True)], "look-2-2": [judges(False)],
+        "look-1-3": [judges(True)], "look-2-3": [judges(True)],
+    }  # fmt: skip
+    async with Stage(works).open() as stage:
+        reviews = [task(f"look-{number}", "work", reviews="work") for number in (1, 2)]
+        decision = TaskSpec(
+            code="decide", name="Decide", assignee="", depends_on=("look-1", "look-2"), max_review_rounds=2,
+            fixer="other", budget_usd=0.0,
+        )  # fmt: skip
+        work = task("work", verify=("make check",), retry=Retry(max_attempts=2))
+        spec = plan(work, *reviews, decision, task("after", "decide"))
+        await stage.submit(msgspec.structs.replace(spec, agents={**AGENTS, "other": CLAUDE}))
+        await stage.until("decide", "needs_attention")
+        await asyncio.sleep(30)
+        await stage.say("decide", c.Redispatch(note="once more"))
+        await stage.until(PLAN, "completed")
+    return stage
+
+
+async def merged_often() -> Stage:
+    """T3 is merged three times and meets a conflict again, which is for a person then; meanwhile others go on."""
+    found = Conflict(files=("src/a.py", "src/b.py"), tasks=("T1", "T2"))
+    async with Stage({"T3": [fails("merge_conflict", 1.0, conflict=found)] * 4}).open() as stage:
+        chain = [task("Q1"), *(task(f"Q{number}", f"Q{number - 1}") for number in range(2, 16))]
+        await stage.submit(plan(task("T1"), task("T2"), task("T3", "T1", "T2"), *chain), on_conflict="agent")
+        await stage.until("Q15", "completed")
+        await stage.say("T3", c.MarkComplete(note="merged by hand"))
+        await stage.until(PLAN, "completed")
+    return stage
+
+
+async def reported() -> Stage:
+    """A conflict that is only reported, as the project has it; meanwhile others go on."""
+    found = Conflict(files=("src/a.py",), tasks=("T1", "T2"))
+    async with Stage({"T3": [fails("merge_conflict", 1.0, conflict=found)]}).open() as stage:
+        chain = [task("Q1"), *(task(f"Q{number}", f"Q{number - 1}") for number in range(2, 8))]
+        await stage.submit(plan(task("T1"), task("T2"), task("T3", "T1", "T2"), *chain))
+        await stage.until("Q7", "completed")
+        await stage.say("T3", c.Redispatch(note="T2 is mended"))
+        await stage.until(PLAN, "completed")
+    return stage
+
+
 async def _to_plan(stage: Stage, command: c.PlanCommand) -> None:
     await to_plan(stage.log, PLAN_ID, command, ANN)
 
@@ -388,4 +468,7 @@ STORIES: dict[str, Story] = {
     "bounded": bounded,
     "budget": budget,
     "abandoned": abandoned,
+    "rounds": rounds,
+    "merged_often": merged_often,
+    "reported": reported,
 }

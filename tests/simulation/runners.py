@@ -10,11 +10,12 @@ from typing import NamedTuple
 from shared import commands as c
 from shared.clock import Clock
 from shared.events import Conflict, FailureKind, Finding, Result, Review, TaskDispatched, Usage
+from shared.plan import PlanState
 from shared.spec import DELIVER
 from shared.store import EventStore, MemoryStore, Meta
 from shared.subjects import MANUAL_POOL, pool
 from shared.task import LEASED
-from shared.transact import load_plan, load_task, patiently, to_task
+from shared.transact import Loaded, load_plan, load_task, patiently, to_task
 
 ACK_WAIT_S = 60.0
 HEARTBEAT_S = 10.0
@@ -135,9 +136,9 @@ class SimulatedRunner:
         plan, task, dispatch = delivery.plan, delivery.task, delivery.event
         execution, superseded = f"{self.name}-{self._rng.getrandbits(60):x}", None
         for _ in range(5):
-            phase = await self._phase(plan, task)
+            known = await self._plan(plan)
             start = c.Start(
-                phase=phase,
+                phase=known.state.phase_for(task),
                 dispatch=dispatch.dispatch,
                 runner=self.name,
                 execution=execution,
@@ -146,7 +147,7 @@ class SimulatedRunner:
                 lost_usage=self._rng.choice((None, Usage(input_tokens=1))),
             )
             try:
-                decided = await to_task(self._store, plan, task, start, self._meta())
+                decided = await to_task(self._store, plan, task, start, self._meta(known.seq))
             except c.Obsolete:
                 delivery.acknowledged = True
                 return
@@ -162,8 +163,8 @@ class SimulatedRunner:
             await self._work(delivery, Key(plan, task, decided.state.lease))
             return
 
-    async def _phase(self, plan: str, entity: str) -> c.PlanPhase:
-        return (await patiently(lambda: load_plan(self._store, plan))).state.phase_for(entity)
+    async def _plan(self, plan: str) -> Loaded[PlanState]:
+        return await patiently(lambda: load_plan(self._store, plan))
 
     async def _reopened(self, plan: str, dispatch: TaskDispatched) -> tuple[str, ...]:
         states = {
@@ -220,7 +221,7 @@ class SimulatedRunner:
         if not cancelled and key.task != DELIVER and self._rng.random() < self._chances.asks:
             return c.RequestApproval(
                 now=self._clock(),
-                phase=await self._phase(key.plan, key.task),
+                phase=(await self._plan(key.plan)).state.phase_for(key.task),
                 lease=key.lease,
                 approval=f"{key.task}.{key.lease}",
                 kind="tool",
@@ -243,7 +244,7 @@ class SimulatedRunner:
         kind: FailureKind = "cancelled" if cancelled else self._rng.choice(FAILURES)
         return c.Fail(
             now=self._clock(),
-            phase=await self._phase(key.plan, key.task),
+            phase=(await self._plan(key.plan)).state.phase_for(key.task),
             lease=key.lease,
             kind=kind,
             message=kind,
@@ -283,5 +284,5 @@ class SimulatedRunner:
             usage=Usage(input_tokens=1),
         )
 
-    def _meta(self) -> Meta:
-        return Meta(actor=f"runner:{self.name}")
+    def _meta(self, seen: int = 0) -> Meta:
+        return Meta(actor=f"runner:{self.name}", seen=seen)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Coroutine, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -11,12 +11,17 @@ import msgspec
 import pytest
 from msgspec.structs import replace
 
+from shared import commands as c
 from shared import events as e
 from shared.events import decode, encode
 from shared.history.archive import Archive
 from shared.history.event_file import EventFile
 from shared.history.verify import Verified, verify
+from shared.plan import PlanState
 from shared.store import Meta, Recorded
+from shared.transact import to_plan
+from tests.histories.stage import ANN, PLAN_ID, Stage, fixed_ids
+from tests.histories.stories import fails, plan, task
 from tests.simulation.virtual_time import run_in_virtual_time
 from tests.simulation.world import World
 
@@ -244,9 +249,142 @@ def test_what_two_dispatchers_runners_and_people_did_on_a_bad_bus_is_decided_as_
         await world.live()
 
     run_in_virtual_time(live())
-    for plan in world.specs:
-        directory = tmp_path / plan
+    for of_plan in world.specs:
+        directory = tmp_path / of_plan
         directory.mkdir()
-        if records := [r for r in world.records() if r.plan == plan]:
+        if records := [r for r in world.records() if r.plan == of_plan]:
             result = judged(records, directory)
             assert (result.differences, result.unknown, result.checked) == (0, (), len(records)), result.first
+
+
+# What the dispatcher added, and what it should have ----------------------------------------------------------------
+
+
+def added(records: list[Recorded], **fields: Any) -> list[Recorded]:
+    """The history, with another merge task in the plan's extension and in the task that it became."""
+    extension = records[place(records, "_plan", "extended")].event
+    assert isinstance(extension, e.PlanExtended)
+    (spec,) = (replace(spec, **fields) for spec in extension.tasks)
+    return changed(changed(records, "_plan", "extended", tasks=(spec,)), spec.code, "planned", spec=spec)
+
+
+@pytest.mark.parametrize(
+    ("fields", "message"),
+    [
+        ({"depends_on": ("T1",)}, 'depends_on (["T1"], decided ["T1","T2"])'),
+        ({"resolves": "T2"}, 'resolves ("T2", decided "T3")'),
+        (
+            {"budget_usd": 99.0, "timeout_minutes": 1.0},
+            "timeout_minutes (1.0, decided 30.0), budget_usd (99.0, decided 1.0)",
+        ),
+    ],
+)
+def test_another_task_that_was_added_is_found(tmp_path: Path, fields: dict[str, Any], message: str) -> None:
+    records = story("conflict", tmp_path)
+    result = judged(added(records, **fields), tmp_path)
+    assert result.first is not None
+    assert result.first.message == f"T3: merge-T3 is added with another {message}"
+    assert result.first.seq == records[place(records, "_plan", "extended")].seq
+    assert result.first.recorded[""] == result.first.decided[""] == "plan.extended"
+    assert result.first.before["status"] == '"needs_attention"' and "src/a.py" in result.first.before["conflict"]
+
+
+def test_the_words_of_what_was_added_may_be_others(tmp_path: Path) -> None:
+    records = added(story("conflict", tmp_path), description="Make one of both.")
+    assert judged(changed(records, "_plan", "extended", reason="two wrote it"), tmp_path).differences == 0
+
+
+def test_tasks_that_are_added_before_one_without_a_conflict_are_found(diamond: list[Recorded], tmp_path: Path) -> None:
+    """Not only where the deciders refuse it: here they don't."""
+    at = place(diamond, "T4", "dispatched")
+    records = [replace(r, seq=10 * r.seq, meta=replace(r.meta, seen=10 * r.meta.seen)) for r in diamond]
+    spec = replace(diamond[place(diamond, "T2", "planned")].event.spec, code="more")  # type: ignore[union-attr]  # it is `planned`
+    event = e.PlanExtended(tasks=(spec,), before="T4", reason="why not")
+    seq = records[at].seq - 1
+    meta = Meta(actor="dispatcher", command="Extend", given="{}", seen=seq - 1)
+    extended = replace(
+        records[at], seq=seq, entity="_plan", type="extended", event=event, body=encode(event), meta=meta
+    )
+    result = judged([*records[:at], extended], tmp_path)
+    assert result.first is not None and result.first.seq == seq
+    assert result.first.message == "T4: recorded plan.extended by more, decided nothing"
+
+
+@pytest.mark.parametrize(("approved", "round_"), [(True, 2), (False, 1)])
+def test_another_decision_on_reviews_is_found(tmp_path: Path, approved: bool, round_: int) -> None:
+    records = changed(story("rounds", tmp_path), "decide", "decided", approved=approved, round=round_)
+    result = judged(records, tmp_path)
+    words = f"{'approved' if approved else 'not approved'}, round {round_}"
+    assert result.first is not None
+    assert (
+        result.first.message == f"decide: recorded task.decided ({words}), decided task.decided (not approved, round 2)"
+    )
+
+
+async def merged_by_nobody() -> Stage:
+    """Others go on for a minute and a half, then a person looks."""
+    found = e.Conflict(files=("src/a.py",), tasks=("T1", "T2"))
+    chain = [task("Q1"), *(task(f"Q{number}", f"Q{number - 1}") for number in range(2, 9))]
+    async with Stage({"T3": [fails("merge_conflict", 1.0, conflict=found)]}).open() as stage:
+        await stage.submit(plan(task("T1"), task("T2"), task("T3", "T1", "T2"), *chain), on_conflict="agent")
+        await stage.until("Q8", "completed")
+        await stage.say("T3", c.MarkComplete(note="merged by hand"))
+        await stage.until("_plan", "completed")
+    return stage
+
+
+def told_by(story_: Callable[[], Coroutine[Any, Any, Stage]]) -> list[Recorded]:
+    with fixed_ids():
+        return run_in_virtual_time(story_()).records()
+
+
+def test_a_merge_that_was_due_and_never_came_is_found(tmp_path: Path) -> None:
+    with pytest.MonkeyPatch.context() as broken:
+        broken.setattr("services.dispatcher.dispatcher.next_step", lambda *_: None)
+        records = told_by(merged_by_nobody)
+    result = judged(records, tmp_path)
+    assert result.differences == 1 and result.first is not None
+    assert result.first.entity != "T3" and "T3: today's code takes the next step before" in result.first.message
+    assert result.first.recorded == {"": "no plan.extended for T3 by then"}
+    assert "merge-T3" in result.first.decided["tasks"] and result.first.before["status"] == '"needs_attention"'
+    failed = records[place(records, "T3", "failed")]
+    assert (records[result.first.seq - 1].time - failed.time).total_seconds() >= 15
+
+
+def test_a_merge_that_comes_some_seconds_late_is_none_that_never_came(tmp_path: Path) -> None:
+    async def slowly() -> Stage:
+        stage = Stage({"T3": [fails("merge_conflict", 1.0, conflict=e.Conflict(files=("a",), tasks=("T1", "T2")))]})
+        stage.log.slow_s["Extend"] = 12.0
+        chain = [task("Q1"), *(task(f"Q{number}", f"Q{number - 1}") for number in range(2, 9))]
+        async with stage.open():
+            await stage.submit(plan(task("T1"), task("T2"), task("T3", "T1", "T2"), *chain), on_conflict="agent")
+            await stage.until("_plan", "completed")
+        return stage
+
+    assert judged(told_by(slowly), tmp_path).verdict == "same"
+
+
+# A start after a pause ----------------------------------------------------------------------------------------------
+
+
+async def started_in_a_pause() -> Stage:
+    async with Stage(slots=1).open() as stage:
+        await stage.submit(plan(task("T1"), task("T2")))
+        await stage.until("T1", "running")
+        await to_plan(stage.log, PLAN_ID, c.Pause(reason="let me look"), ANN)
+        await stage.until("T2", "completed")
+    return stage
+
+
+def test_a_start_is_wrong_where_its_runner_had_seen_the_pause(tmp_path: Path) -> None:
+    """T2's dispatch is from before the pause, so that its runner may not have known; but it says that it did."""
+    with pytest.MonkeyPatch.context() as broken:
+        broken.setattr(PlanState, "phase", property(lambda _: "open"))
+        records = told_by(started_in_a_pause)
+    paused, at = records[place(records, "_plan", "paused")].seq, place(records, "T2", "started")
+    assert records[place(records, "T2", "dispatched")].seq < paused <= records[at].meta.seen
+    result = judged(records, tmp_path)
+    assert result.first is not None and (result.first.seq, result.first.entity) == (records[at].seq, "T2")
+    assert result.first.message == "the command Start says that the plan was open, but it was paused"
+    before = replace(records[at], meta=replace(records[at].meta, seen=paused - 1))
+    assert judged_anew([*records[:at], before, *records[at + 1 :]], tmp_path).verdict == "same"

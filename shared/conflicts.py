@@ -15,10 +15,15 @@ CODE_MAX_CHARS = 60
 
 
 def next_step(board: Board, code: str) -> c.Extend | c.Redispatch | None:
-    """What is to be done about the task's conflict now; None where there is none, or somebody is at it."""
+    """What the dispatcher does about the task's conflict now; None where there is none, where nobody is to merge it, or
+    somebody is at it."""
+    if board.plan.settings.on_conflict != "agent" or board.plan.status != "active":
+        return None
     state = board.tasks[code]
     if state.status != "needs_attention" or state.conflict is None:
         return None
+    if state.spec is not None and state.spec.resolves:
+        return None  # what can't even be merged by itself so that it can be merged is for a person
     merges = [t.code for t in board.plan.added if t.resolves == code]
     if any(m not in board.tasks or board.tasks[m].status not in SETTLED for m in merges):
         return None
