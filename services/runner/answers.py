@@ -9,7 +9,6 @@ import asyncio
 import json
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import msgspec
@@ -21,6 +20,7 @@ from services.runner.failed import Failed
 from services.runner.git import printable
 from services.runner.lease import AskPlanner, Key, PlannerAway
 from services.runner.reviews import BadReview, read_review, review_summary
+from services.runner.worktree import Worktree
 from shared.events import PlanFault, Review, TaskDispatched
 from shared.requests import CheckReply, CheckRequest
 from shared.subjects import PLANNER_CHECK, is_draft
@@ -64,14 +64,14 @@ class Answers:
         self,
         key: Key,
         dispatch: TaskDispatched,
-        cwd: Path,
+        worktree: Worktree,
         base: str,
         ask_planner: AskPlanner,
         without_secrets: Callable[[str], str],
         tell: Callable[[str], None],
     ) -> None:
         """`base` is the commit that the agent looks at; `tell` is for people who watch."""
-        self._key, self._dispatch, self._cwd, self._base = key, dispatch, cwd, base
+        self._key, self._dispatch, self._worktree, self._base = key, dispatch, worktree, base
         self._ask_planner, self._without_secrets, self._tell = ask_planner, without_secrets, tell
         self.held_up = ""
         """What it waits for, in words; empty: for nothing."""
@@ -124,7 +124,7 @@ class Answers:
         rules = self._dispatch.rules
         judged = next((head.commit for head in self._dispatch.heads if head.task == rules.reviews), self._base)
         try:
-            review = read_review(said, self._cwd, round_=rules.round, commit=judged)
+            review = read_review(said, self._worktree, round_=rules.round, commit=judged)
         except BadReview as bad:
             return Faulty(f"The review is not as it was asked for:\n{bad}")
         return Answered(text, review_summary(review), review)
@@ -148,11 +148,6 @@ async def ask_planner(nc: Client, request: CheckRequest) -> CheckReply:
         return msgspec.json.decode(answer.data, type=CheckReply)
     except (NatsError, TimeoutError, OSError, msgspec.DecodeError) as error:
         raise PlannerAway(type(error).__name__) from error
-    finally:
-        # The client's wait_for loses a cancellation that comes together with an answer (Python 3.11).
-        asker = asyncio.current_task()
-        if asker is not None and asker.cancelling():
-            raise asyncio.CancelledError
 
 
 def _listed(faults: Sequence[PlanFault]) -> str:

@@ -236,7 +236,7 @@ class Attempt:
         by_tool = job.agent.sdk_type == "claude"
         redactor = lease.credentials.redactor
         answers = self._answers = Answers(
-            lease.key, lease.dispatch, job.cwd, prepared.workspace.base, lease.ask_planner, redactor, self._tell
+            lease.key, lease.dispatch, job.worktree, prepared.workspace.base, lease.ask_planner, redactor, self._tell
         )
         while True:
             end = await self._turn(session, message, job, work)

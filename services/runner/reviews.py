@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import posixpath
 from collections import Counter
-from pathlib import Path
 from typing import Any, get_args
 
 import msgspec
 
 from services.runner.agents import SUMMARY_MAX_BYTES, cut
 from services.runner.git import printable
+from services.runner.worktree import Worktree
 from shared.events import FINDINGS_MAX, Finding, Review, Severity
 
 MESSAGE_MAX_BYTES = 4 * 1024
@@ -27,8 +27,8 @@ class _Said(msgspec.Struct):
     findings: list[Finding]
 
 
-def read_review(answer: dict[str, Any], cwd: Path, *, round_: int, commit: str) -> Review:
-    """The review that the answer is. `cwd` is the worktree: a path in it is taken from there. Raises `BadReview`."""
+def read_review(answer: dict[str, Any], worktree: Worktree | None, *, round_: int, commit: str) -> Review:
+    """The review that the answer is. Absolute paths are taken from the worktree, if any. Raises `BadReview`."""
     try:
         said = msgspec.convert(answer, _Said)
     except msgspec.ValidationError as fault:
@@ -40,7 +40,7 @@ def read_review(answer: dict[str, Any], cwd: Path, *, round_: int, commit: str) 
         faults.append("- It does not approve and has no finding: nobody could tell what to mend.")
     for number, finding in enumerate(said.findings[:FINDINGS_MAX], 1):
         try:
-            findings.append(_checked(finding, cwd))
+            findings.append(_checked(finding, worktree))
         except BadReview as fault:
             faults.append(f"- Finding {number}: {fault}")
     if faults:
@@ -63,23 +63,23 @@ def _line(finding: Finding) -> str:
     return f"{finding.severity}: {where}{printable(finding.message)}"
 
 
-def _checked(finding: Finding, cwd: Path) -> Finding:
+def _checked(finding: Finding, worktree: Worktree | None) -> Finding:
     if not finding.message.strip():
         raise BadReview("it has no message.")
     if finding.line is not None and finding.line < 1:
         raise BadReview(f"line {finding.line} is none: lines are counted from 1.")
-    path = _relative(finding.file.strip(), cwd)
+    path = _relative(finding.file.strip(), worktree)
     return msgspec.structs.replace(
         finding, file=path, line=finding.line if path else None, message=cut(finding.message.strip(), MESSAGE_MAX_BYTES)
     )
 
 
-def _relative(path: str, cwd: Path) -> str:
+def _relative(path: str, worktree: Worktree | None) -> str:
     """The path from the repository's root; "" for none."""
     if not path:
         return ""
-    inner = path.removeprefix(f"{cwd}/")
-    bad = inner.startswith("/") or "\\" in inner or ".." in inner.split("/") or not inner.isprintable()
+    inner = worktree.shortened(path) if worktree and path.startswith("/") else path
+    bad = inner.startswith("/") or "\\" in inner or ".." in path.split("/") or not inner.isprintable()
     if bad or len(inner) > PATH_MAX_CHARS:
         raise BadReview(f"{printable(path)} is no path from the repository's root, such as src/a.py.")
     normal = posixpath.normpath(inner)

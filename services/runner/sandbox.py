@@ -7,9 +7,11 @@
 
 Inside exists only what is named here. To read: the system's programs, the directories of PATH, Python, the Claude CLI,
 what `TREADLE_SANDBOX_READ` names, and the mirror's objects. To write: the worktree, the agent's own repository, and of
-`scratch` just `home` and `tmp` (which is `/tmp` too). Paths are the same as outside. Processes, network, System V
-IPC and the host's name are the sandbox's own. Nothing is ever bound *below* a place the agent may write to: it could
-have put a link there that leads the next process's mounts astray.
+`scratch` just `home` and `tmp` (which is `/tmp` too). Paths are the same as outside; but the worktree, of which each
+lease has another, is also at `INSIDE`, where everything starts. (It stays at its own place, too: git's link from the
+agent's repository leads there.) Processes, network, System V IPC and the host's name are the sandbox's own. Nothing is
+ever bound *below* a place the agent may write to: it could have put a link there that leads the next process's mounts
+astray.
 
 Fail closed: a process in an enclosure with a sandbox starts inside it or not at all.
 """
@@ -27,7 +29,7 @@ import time
 from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
 from contextlib import asynccontextmanager
 from importlib.util import find_spec
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 
 import msgspec
 
@@ -37,6 +39,9 @@ from services.runner.hand_over import HandOver, Serve
 from services.runner.network import NetworkProxy, open_network
 from services.runner.sandbox_mode import SandboxMode
 from shared.host_pattern import BadHostPattern
+
+INSIDE = PurePosixPath("/treadle/code")
+"""Where a sandbox shows the worktree, of whatever lease."""
 
 READ_VARIABLE = "TREADLE_SANDBOX_READ"
 """Names more paths that processes inside may read, separated by colons: an operator's toolchains."""
@@ -95,19 +100,23 @@ class Sandbox(msgspec.Struct, frozen=True):
     def words(
         self,
         *,
-        cwd: Path,
+        worktree: Path,
         temporary: Path,
         read_write: Sequence[Path],
         read_only: Sequence[Path],
         files: Mapping[str, Path],
     ) -> list[str]:
-        """bubblewrap's part of a command. `files` are bound elsewhere than they lie, by where that is."""
+        """bubblewrap's part of a command, which starts at `INSIDE`. `worktree` is to be among `read_write`.
+
+        `files` are bound elsewhere than they lie, by where that is.
+        """
         bound = [*self.readable, *read_only, *read_write]
         own = ["--proc", "/proc", "--bind", str(temporary.resolve()), _TMP]
         if any(_is_below(path, _TMP) for path in bound):
             # Mounting anything below a /tmp that keeps what the agent left there could be led astray.
             own = ["--proc", "/proc", "--tmpfs", _TMP]
-        return self._words(own, cwd, read_write, read_only, files)
+        own += ["--bind", str(worktree.resolve()), str(INSIDE)]
+        return self._words(own, INSIDE, read_write, read_only, files)
 
     def reading(self, *, cwd: Path, read_write: Sequence[Path], read_only: Sequence[Path]) -> list[str]:
         """The same for a program of the runner's that reads what an agent may be changing at that very moment.
@@ -120,7 +129,7 @@ class Sandbox(msgspec.Struct, frozen=True):
     def _words(
         self,
         own: Sequence[str],
-        cwd: Path,
+        cwd: PurePosixPath | Path,
         read_write: Sequence[Path],
         read_only: Sequence[Path],
         files: Mapping[str, Path],
@@ -193,6 +202,7 @@ def probe_sandbox(*, hidden: Sequence[Path] = (), environment: Mapping[str, str]
     bwrap = str(Path(bwrap).absolute())
     away = tuple(dict.fromkeys(each for path in hidden for each in (path.absolute(), path.resolve())))
     sandbox = Sandbox(bwrap, _version(bwrap), away, tuple(_readable(environment, away)))
+    _refuse_taken(sandbox)
     _try(sandbox)
     return sandbox
 
@@ -228,7 +238,7 @@ async def enclose(
             sandbox,
             hand_over,
             network,
-            cwd=workspace_code,
+            worktree=workspace_code,
             temporary=temporary,
             read_write=read_write,
             read_only=(objects, *read_only),
@@ -247,6 +257,10 @@ class Unsandboxed:
     def command(self, argv: Sequence[str], *, network: bool = True) -> list[str]:
         """The words as they are: nothing is kept from the network."""
         return list(argv)
+
+    def place_of(self, worktree: Path) -> PurePosixPath:
+        """Its own: there is no other inside."""
+        return PurePosixPath(worktree)
 
     def serve_model(self, serve: Callable[[socket.socket], Awaitable[None]]) -> None:
         """Nothing: the key proxy's own address is there."""
@@ -268,14 +282,14 @@ class Enclosed:
         hand_over: HandOver,
         network: NetworkProxy,
         *,
-        cwd: Path,
+        worktree: Path,
         temporary: Path,
         read_write: Sequence[Path],
         read_only: Sequence[Path],
         hosts: Path,
     ) -> None:
         self._sandbox, self._hand_over, self._network = sandbox, hand_over, network
-        self._cwd, self._temporary, self._hosts = cwd, temporary, hosts
+        self._worktree, self._temporary, self._hosts = worktree, temporary, hosts
         self._read_write, self._read_only = read_write, read_only
         self._serve_model: Serve | None = None
         proxy = f"http://{sandbox_enter.ADDRESS}:{NETWORK_PORT}"
@@ -296,13 +310,17 @@ class Enclosed:
         if served:
             files[sandbox_enter.HAND_OVER] = self._hand_over.expect(served)
         words = self._sandbox.words(
-            cwd=self._cwd,
+            worktree=self._worktree,
             temporary=self._temporary,
             read_write=self._read_write,
             read_only=self._read_only,
             files=files,
         )
         return [*words, _python(), "-I", "-S", enter, ",".join(map(str, served)), "--", *argv]
+
+    def place_of(self, worktree: Path) -> PurePosixPath:
+        """The same for the worktree of every lease."""
+        return INSIDE
 
     def serve_model(self, serve: Callable[[socket.socket], Awaitable[None]]) -> None:
         """Has `serve` called, until it is cancelled, with each listening socket that stands for `model_url` inside."""
@@ -390,6 +408,19 @@ def _refuse_nested(read_write: Sequence[Path], read_only: Sequence[Path]) -> Non
                 raise ValueError(f"{path} can't be bound: it is within {place}, where the agent may write")
 
 
+def _refuse_taken(sandbox: Sandbox) -> None:
+    """Raises SandboxFails where something of this machine would stand in the way of `INSIDE`."""
+    taken = [path for path in sandbox.readable if _is_below(path, str(INSIDE)) or INSIDE.is_relative_to(path)]
+    taken += [path for path in sandbox.hidden if _is_below(path, str(INSIDE))]
+    if taken:
+        raise SandboxFails(
+            f"{taken[0]} can't be used: {INSIDE} is where agents find their worktree. Take it out of "
+            f"{READ_VARIABLE} or PATH, or keep Treadle's data elsewhere"
+        )
+    if os.path.realpath(INSIDE) != str(INSIDE):
+        raise SandboxFails(f"{INSIDE} is where agents find their worktree, and a link here: remove that link")
+
+
 def _version(bwrap: str) -> str:
     try:
         done = subprocess.run([bwrap, "--version"], capture_output=True, text=True, timeout=_PROBE_WITHIN_S, check=True)
@@ -406,7 +437,7 @@ def _try(sandbox: Sandbox) -> None:
         code, temporary = directory / "code", directory / "tmp"
         code.mkdir()
         temporary.mkdir()
-        words = sandbox.words(cwd=code, temporary=temporary, read_write=[code], read_only=[], files={})
+        words = sandbox.words(worktree=code, temporary=temporary, read_write=[code], read_only=[], files={})
         try:
             done = subprocess.run(
                 [*words, _python(), "-I", "-S", "-c", looks, str(temporary)],

@@ -151,19 +151,22 @@ async def test_what_a_project_wants_asked_about_is_asked_in_a_review_and_refused
     end = await run_turn(runner, job, reported.append)
     assert isinstance(end, Asks) and (end.kind, end.input) == ("tool", {"command": "make test"})
     read = (Permission(tool="Read", pattern="secret/*", answer="ask"),)
-    verdict = decide_for("Read", {"file_path": "secret/a"}, WorkRules(answer="plan", permissions=read), job.cwd)
+    verdict = decide_for("Read", {"file_path": "secret/a"}, WorkRules(answer="plan", permissions=read), job.worktree)
     assert verdict.answer == "never"
 
 
 def test_no_rule_gives_an_attempt_that_answers_another_tool(make_job: MakeJob) -> None:
-    cwd = make_job().cwd
+    worktree = make_job().worktree
     for rules in (PLAN_RULES, REVIEW_RULES):
         all_allowed = WorkRules(answer=rules.answer, permissions=EVERYTHING)
         assert offered_for(all_allowed) == offered_for(rules)
         for tool in ("Write", "Edit", "NotebookEdit", "WebFetch", "AskUserQuestion", "Agent", "mcp__x__y"):
-            assert decide_for(tool, {"file_path": "a"}, all_allowed, cwd).answer == "never"
-        assert decide_for("StructuredOutput", {}, WorkRules(answer=rules.answer), cwd).answer == "always"
-    assert decide_for("Bash", {"command": "x"}, WorkRules(answer="plan", permissions=EVERYTHING), cwd).answer == "never"
+            assert decide_for(tool, {"file_path": "a"}, all_allowed, worktree).answer == "never"
+        assert decide_for("StructuredOutput", {}, WorkRules(answer=rules.answer), worktree).answer == "always"
+    assert (
+        decide_for("Bash", {"command": "x"}, WorkRules(answer="plan", permissions=EVERYTHING), worktree).answer
+        == "never"
+    )
     assert "Write" in offered_for(WorkRules(permissions=EVERYTHING))
 
 

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import json
+import subprocess
 from collections.abc import AsyncIterator
+from pathlib import Path
 from typing import Any, Literal
 
 import pytest
@@ -263,3 +265,97 @@ async def test_nobody_is_shown_a_call_with_a_secret_in_it(
     end = await run_turn(runner, job, Reported().append)
     assert isinstance(end, Finished) and end.kind == "completed", end
     assert "password or key" in last_said(model)
+
+
+@pytest.fixture
+def other_worktree(tmp_path: Path) -> Path:
+    """Of a lease on another runner: the first one's files lie elsewhere, and are gone."""
+    path = tmp_path / "elsewhere" / "code"
+    subprocess.run(["git", "init", "--quiet", path], check=True)
+    return path
+
+
+WRITES = WorkRules(permissions=(Permission(tool="Write", pattern="granted/*", answer="ask"),))
+
+
+@pytest.mark.parametrize("make_lease", ["sandboxed"], indirect=True)
+async def test_allowed_write_to_an_absolute_path_runs_in_the_worktree_of_the_lease_that_goes_on(
+    model: ScriptedModel, runner: ClaudeRunner, make_lease: MakeLease, kept: Kept, other_worktree: Path
+) -> None:
+    path = "/treadle/code/granted/new.txt"
+    prompt = scripted(
+        [call("Bash", command="pwd; git rev-parse --show-toplevel")],
+        [call("Write", file_path=path, content="once\n")],
+        [call("Bash", command='echo "$PWD" > pwd.txt; cat granted/new.txt >> all.txt')],
+        [{"text": "Done."}],
+    )
+    job = await make_lease(lease=3, prompt=prompt, rules=WRITES, memory=kept.lease())
+    asked_for = await run_turn(runner, job, (reported := Reported()).append)
+    assert isinstance(asked_for, Asks), asked_for
+    assert reported.texts("result") == ["/treadle/code\n/treadle/code"]
+    assert reported.texts("tool")[-1] == "Write granted/new.txt"
+    assert asked_for.input["file_path"] == path
+    used: list[bool] = []
+
+    async def use_approval() -> None:
+        used.append((other_worktree / "granted").exists())
+
+    job, finished = await goes_on(
+        runner,
+        make_lease,
+        kept,
+        answered(asked_for, "granted"),
+        prompt=prompt,
+        rules=WRITES,
+        cwd=other_worktree,
+        use_approval=use_approval,
+    )
+    assert (finished.kind, finished.message, finished.summary) == ("completed", "", "Done.")
+    assert used == [False], "it was said once, and before the call ran"
+    assert (other_worktree / "granted/new.txt").read_text() == "once\n"
+    assert (other_worktree / "all.txt").read_text() == "once\n"
+    assert (other_worktree / "pwd.txt").read_text() == "/treadle/code\n"
+    assert "have moved" not in json.dumps(asked(model)[-1])
+
+
+@pytest.mark.parametrize("make_lease", ["sandboxed"], indirect=True)
+async def test_allowed_call_by_another_name_of_the_worktree_or_out_of_it_is_never_asked_for(
+    model: ScriptedModel, runner: ClaudeRunner, make_lease: MakeLease, kept: Kept, worktree: Path, tmp_path: Path
+) -> None:
+    (worktree / "away").symlink_to(tmp_path)
+    paths = [f"{worktree}/granted/x", "/treadle/code/../x", "/treadle/x", "/treadle/code/away/x", f"{tmp_path}/x"]
+    writes = [call("Write", file_path=path, content="x") for path in paths]
+    every = WorkRules(permissions=(Permission(tool="Write", answer="ask"),))
+    job = await make_lease(prompt=scripted(writes, [{"text": "Then not."}]), rules=every, memory=kept.lease())
+    finished = await run_agent(runner, job, Reported().append)
+    assert (finished.kind, finished.summary) == ("completed", "Then not.")
+    assert last_said(model).count("Only files in /treadle/code can be changed") == len(paths)
+    assert [path.exists() for path in (tmp_path / "x", worktree / "granted", worktree.parent / "x")] == [False] * 3
+
+
+async def test_lost_lease_s_conversation_goes_on_where_the_files_are_now(
+    model: ScriptedModel, runner: ClaudeRunner, make_lease: MakeLease, kept: Kept, other_worktree: Path
+) -> None:
+    await asks(runner, make_lease, kept)
+    before = (await make_lease()).worktree.inside
+    job, finished = await goes_on(runner, make_lease, kept, None, cwd=other_worktree)
+    assert finished.kind == "completed"
+    told = f"Working directory: {other_worktree}\nIt was {before} before"
+    is_moved = json.dumps(told)[1:-1] in last_said(model)
+    assert (is_moved, "have moved" in last_said(model)) == (not job.enclosure.is_sandboxed,) * 2
+    assert {entry["cwd"] for entry in kept.entries[-3:] if "cwd" in entry} == {str(job.worktree.inside)}
+
+
+@pytest.mark.parametrize("make_lease", ["sandboxed"], indirect=True)
+async def test_conversation_from_before_the_worktree_had_one_name_is_told_where_the_files_are(
+    model: ScriptedModel, runner: ClaudeRunner, make_lease: MakeLease, kept: Kept
+) -> None:
+    write = call("Write", file_path="later.txt", content="later\n")
+    prompt = scripted([call("Bash", command="true")], [ONCE], [write], [{"text": "Done."}])
+    await asks(runner, make_lease, kept, prompt)
+    old = "/data/work/p1/T1-3/code"
+    kept.entries = json.loads(json.dumps(kept.entries).replace("/treadle/code", old))
+    job, finished = await goes_on(runner, make_lease, kept, None, prompt=prompt)
+    assert (finished.kind, finished.summary) == ("completed", "Done.")
+    assert f"Working directory: /treadle/code\\nIt was {old} before" in last_said(model)
+    assert lines(job, "later.txt") == ["later"]

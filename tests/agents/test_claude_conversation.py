@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from datetime import UTC, datetime
-from pathlib import Path
+from pathlib import PurePosixPath
 from typing import Any, Literal
 
 import pytest
@@ -131,9 +131,17 @@ def test_words_of_the_runner_take_the_place_of_those_about_the_interruption() ->
 
 def test_who_goes_on_in_another_directory_is_told_where_the_files_are_now() -> None:
     entries = [{**entry, "cwd": "/leases/T1-1/code"} for entry in ASKS[:2]]
-    moved = take_up(entries, None, "", Path("/leases/T1-2/code")).words
-    assert "Working directory: /leases/T1-2/code\nIt was /leases/T1-1/code before" in moved
-    assert take_up(entries, None, "", Path("/leases/T1-1/code")).words == take_up(entries, None, "").words
+    for now in ("/leases/T1-2/code", "/treadle/code"):
+        moved = take_up(entries, None, "", PurePosixPath(now)).words
+        assert f"Working directory: {now}\nIt was /leases/T1-1/code before" in moved
+    unmoved = take_up(entries, None, "").words
+    assert take_up(entries, None, "", PurePosixPath("/leases/T1-1/code")).words == unmoved
+
+
+def test_whose_shell_had_gone_further_down_has_not_moved() -> None:
+    entries = [*ASKS[:1], {**ASKS[1], "cwd": "/treadle/code/src"}]
+    assert take_up(entries, None, "", PurePosixPath("/treadle/code")).words == take_up(entries, None, "").words
+    assert "It was /treadle/code/src before" in take_up(entries, None, "", PurePosixPath("/treadle/cod")).words
 
 
 @pytest.mark.parametrize("entries", [[], [{"type": "summary"}], ASKS[:1]])

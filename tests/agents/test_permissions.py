@@ -2,16 +2,18 @@
 
 from __future__ import annotations
 
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 from typing import Any
 
 import pytest
 
 from services.runner.agents.permissions import QUESTION, TOOLS, decide, offered, telling
+from services.runner.worktree import Worktree
 from shared.events import APPROVAL_INPUT_MAX_BYTES
 from shared.spec import Answer, Permission
 
-WORKTREE = Path("/w/code")
+WORKTREE = Worktree(Path("/w/code"), PurePosixPath("/w/code"))
+INSIDE = PurePosixPath("/treadle/code")
 ASKED = {"questions": [{"question": "Which?"}]}
 
 
@@ -72,7 +74,7 @@ def test_first_rule_that_fits_decides(tool: str, arguments: dict[str, Any], answ
 def test_no_rule_opens_what_lies_outside_the_worktree() -> None:
     for answer in ("always", "ask"):
         verdict = decide("Write", {"file_path": "/etc/passwd"}, [rule("*", answer)], WORKTREE)
-        assert (verdict.answer, str(WORKTREE) in verdict.why) == ("never", True)
+        assert (verdict.answer, str(WORKTREE.inside) in verdict.why) == ("never", True)
 
 
 def test_link_out_of_the_worktree_is_not_followed(tmp_path: Path) -> None:
@@ -80,8 +82,66 @@ def test_link_out_of_the_worktree_is_not_followed(tmp_path: Path) -> None:
     worktree.mkdir()
     (worktree / "out").symlink_to(tmp_path)
     (worktree / "in").symlink_to(worktree)
-    assert decide("Write", {"file_path": "out/x"}, (), worktree).answer == "never"
-    assert decide("Write", {"file_path": "in/x"}, (), worktree).answer == "always"
+    (worktree / "up").symlink_to("..")
+    (worktree / "round").symlink_to("round")
+    (worktree / "inside").symlink_to("/treadle/code/sub")
+    (worktree / "sub").mkdir()
+    (worktree / "sub/out").symlink_to("/etc")
+    for both in (Worktree(worktree, PurePosixPath(worktree)), Worktree(worktree, INSIDE)):
+        answers = {name: decide("Write", {"file_path": f"{name}/x"}, (), both).answer for name in ("out", "up", "sub")}
+        assert answers == {"out": "never", "up": "never", "sub": "always"}
+    assert decide("Write", {"file_path": "in/x"}, (), Worktree(worktree, PurePosixPath(worktree))).answer == "always"
+    within = {"inside/x": "always", "inside/../x": "always", "inside/out/x": "never", "inside/out/../x": "never"}
+    # In the sandbox, a link to this machine's name of the worktree is gone with the next lease.
+    for path, answer in {**within, "round/x": "never", "in/x": "never"}.items():
+        assert decide("Write", {"file_path": path}, (), Worktree(worktree, INSIDE)).answer == answer, path
+
+
+@pytest.mark.parametrize(
+    ("path", "answer"),
+    [
+        ("a.py", "always"),
+        ("/treadle/code/a.py", "always"),
+        ("/treadle/../treadle/code/a.py", "always"),
+        ("/treadle/code/../code/a.py", "always"),
+        ("/treadle/code/../..", "never"),
+        ("/treadle/code/../a.py", "never"),
+        ("/treadle/code2/a.py", "never"),
+        ("/treadle", "never"),
+        ("..", "never"),
+        ("{outside}/a.py", "never"),
+        ("{outside}/../code/a.py", "never"),
+        ("{outside}/../repo.git/config", "never"),
+        ("a\0b", "never"),
+    ],
+)
+def test_in_a_sandbox_only_what_lies_below_its_name_of_the_worktree_is_changed(
+    tmp_path: Path, path: str, answer: str
+) -> None:
+    (tmp_path / "code").mkdir()
+    worktree = Worktree(tmp_path / "code", INSIDE)
+    verdict = decide("Write", {"file_path": path.format(outside=worktree.outside)}, (), worktree)
+    assert verdict.answer == answer
+    assert answer == "always" or "Only files in /treadle/code can be changed" in verdict.why
+
+
+@pytest.mark.parametrize("outside", ["/w/code", "/treadle/code"])
+@pytest.mark.parametrize(
+    "path",
+    [
+        "secret/a",
+        "/treadle/code/secret/a",
+        "//treadle/code/secret/a",
+        "/treadle/code/x/../secret/a",
+        "{outside}/secret/a",
+        "///{outside}/./secret/a",
+    ],
+)
+def test_a_rule_fits_a_file_by_whatever_name(path: str, outside: str) -> None:
+    worktree = Worktree(Path(outside), INSIDE)
+    arguments = {"file_path": path.format(outside=outside)}
+    assert decide("Read", arguments, [rule("Read", "never", "secret/*")], worktree).answer == "never"
+    assert telling("Read", arguments, worktree) == "secret/a"
 
 
 @pytest.mark.parametrize("tool", ["WebFetch", QUESTION])

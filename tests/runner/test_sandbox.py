@@ -23,6 +23,7 @@ from aiohttp import web
 from services.runner.process import LEASE_VARIABLE, CannotStart, end_lease, run_program
 from services.runner.proxy import KeyProxy
 from services.runner.sandbox import (
+    INSIDE,
     NoSandbox,
     Sandbox,
     SandboxFails,
@@ -30,6 +31,7 @@ from services.runner.sandbox import (
     find_sandbox,
     probe_sandbox,
 )
+from services.runner.workspace import agents_head
 from tests.agents.probes import FORK_CHAIN
 from tests.runner.enclosures import inside
 from tests.runner.repositories import Project, git, make_project
@@ -90,11 +92,54 @@ async def test_an_agent_commits_in_its_worktree(project: Project, sandbox: Sandb
         assert git(lease.workspace.agents_repo, "show", "treadle/T1:new.txt") == "new"
 
 
+async def test_everything_starts_at_the_same_place_in_every_lease(project: Project, sandbox: Sandbox) -> None:
+    for task in ("T1", "T2"):
+        async with inside(project, sandbox, task=task) as lease:
+            assert lease.enclosure.place_of(lease.workspace.code) == INSIDE
+            said = (await lease.sh('pwd; pwd -P; echo "$PWD"; readlink /proc/self/cwd; echo x > made')).out
+            assert said.split() == [str(INSIDE)] * 4
+            assert (lease.workspace.code / "made").read_text() == "x\n"
+            assert (await lease.run("python3", "-c", "import os; print(os.getcwd())")).out == f"{INSIDE}\n"
+
+
+async def test_git_knows_the_worktree_where_everything_starts_and_does_not_lose_it(
+    project: Project, sandbox: Sandbox
+) -> None:
+    async with inside(project, sandbox) as lease:
+        code = lease.workspace.code
+        assert (await lease.sh("git rev-parse --show-toplevel")).out == f"{INSIDE}\n"
+        assert (await lease.sh("echo new > new.txt; git status --porcelain")).out == "?? new.txt\n"
+        # Git writes down where it was last used, once that note is a day old: neither of the names may lead nowhere.
+        aged = 'touch -d "3 days ago" "$(git rev-parse --git-dir)/gitdir"; '
+        for doing in ("", aged, f"cd {shlex.quote(str(code))}; {aged}"):
+            done = await lease.sh(
+                f"set -e; {doing}git add -A; git commit --allow-empty -qm work; git worktree prune; "
+                "git gc --prune=now -q; git worktree list --porcelain"
+            )
+            assert done.status == 0, done
+            assert "branch refs/heads/treadle/T1" in done.out
+            assert "prunable" not in done.out
+        assert git(lease.workspace.agents_repo, "show", "treadle/T1:new.txt") == "new"
+        head = (await lease.sh("git rev-parse HEAD")).out.strip()
+        assert agents_head(lease.workspace.agents_repo, "T1") == head
+        assert git(code, "status", "--porcelain") == ""
+
+
+async def test_what_takes_the_worktrees_place_is_refused(home: Path) -> None:
+    for hidden in (INSIDE, INSIDE / "data"):
+        with pytest.raises(SandboxFails, match="/treadle/code is where agents find their worktree"):
+            probe_sandbox(hidden=[Path(hidden)])
+    with pytest.raises(SandboxFails, match="TREADLE_SANDBOX_READ or PATH"):
+        probe_sandbox(environment={"PATH": os.environ["PATH"], "TREADLE_SANDBOX_READ": "/"})
+
+
 async def test_it_writes_to_its_worktree_home_and_tmp_and_nowhere_else(project: Project, sandbox: Sandbox) -> None:
     async with inside(project, sandbox) as lease:
         workspace, scratch = lease.workspace, lease.scratch
         allowed = [workspace.code, workspace.agents_repo, scratch / "home", scratch / "tmp", Path("/tmp")]  # noqa: S108
+        allowed.append(Path(INSIDE))
         refused = [Path("/"), Path("/usr"), Path("/etc"), Path("/opt"), Path("/var"), Path("/run"), Path(sys.prefix)]
+        refused.append(Path(INSIDE.parent))
         refused += [workspace.path, scratch, workspace.mirror.objects, scratch.parent, Path("/proc/sys/kernel")]
         every = " ".join(shlex.quote(str(place)) for place in (*allowed, *refused))
         done = await lease.sh(f'for place in {every}; do touch "$place/probe" && echo "$place"; done')
@@ -168,13 +213,19 @@ async def test_a_link_that_the_agent_leaves_does_not_lead_the_next_process_astra
     secret.mkdir()
     (secret / "key").write_text("canary")
     async with inside(project, sandbox) as lease:
-        places = [lease.workspace.code, lease.workspace.agents_repo, lease.scratch / "home", lease.scratch / "tmp"]
+        places = [
+            Path(INSIDE),
+            lease.workspace.code,
+            lease.workspace.agents_repo,
+            lease.scratch / "home",
+            lease.scratch / "tmp",
+        ]
         for place in places:
             path, target = shlex.quote(str(place)), shlex.quote(str(secret))
             await lease.sh(f"rm -rf {path}; mv {path} {path}.away; ln -s {target} {path}; ln -s {target} {path}/link")
         done = await lease.sh("cat " + " ".join(f"{place}/key {place}/link/key" for place in places))
         assert "canary" not in done.out
-        assert all(place.is_dir() and not place.is_symlink() for place in places)
+        assert all(place.is_dir() and not place.is_symlink() for place in places[1:])
 
 
 async def test_nothing_can_be_bound_below_a_place_that_the_agent_writes_to(project: Project, sandbox: Sandbox) -> None:
@@ -389,6 +440,8 @@ async def test_without_a_sandbox_an_enclosure_has_the_same_face(project: Project
         assert (await lease.sh("echo out; exit 3")) == type(await lease.sh("true"))(3, "out\n", "")
         assert not lease.enclosure.is_sandboxed
         assert lease.enclosure.command(["a", "b"]) == ["a", "b"]
+        code = lease.workspace.code
+        assert str(lease.enclosure.place_of(code)) == str(code) == (await lease.sh("pwd")).out.strip()
         assert lease.enclosure.model_url == ""
 
 

@@ -11,13 +11,14 @@ import re
 import socket
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 from contextlib import AbstractAsyncContextManager
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 from typing import Any, Literal, Protocol
 
 import msgspec
 
 from services.runner.agent_files import make_directory_below
 from services.runner.process import LEASE_VARIABLE, lease_mark
+from services.runner.worktree import Worktree
 from shared.events import Conflict, FailureKind, PlanFault, Usage
 from shared.requests import TEST_CODES, AgentCredentials
 from shared.spec import AgentSpec, WorkRules
@@ -46,7 +47,7 @@ class Job(msgspec.Struct, frozen=True, kw_only=True):
     prompt: str
     agent: AgentSpec
     cwd: Path
-    """The worktree: where the agent starts and what it may change."""
+    """The worktree as the runner opens it: what the agent may change. What the agent calls it, `worktree` says."""
     enclosure: Enclosure
     """What keeps its processes in."""
     rules: WorkRules = WorkRules()
@@ -72,6 +73,11 @@ class Job(msgspec.Struct, frozen=True, kw_only=True):
     def mark(self) -> str:
         """What the processes of this lease are known by; see `services.runner.process`."""
         return lease_mark(self.plan, self.task, self.lease)
+
+    @property
+    def worktree(self) -> Worktree:
+        """Where the agent starts, by both names: all that it says of paths is to be taken through this."""
+        return Worktree(self.cwd, self.enclosure.place_of(self.cwd))
 
 
 Kind = Literal["text", "thinking", "tool", "result", "diff", "usage", "output", "verify", "treadle"]
@@ -173,6 +179,10 @@ class Enclosure(Protocol):
 
     def command(self, argv: Sequence[str], *, network: bool = True) -> list[str]:
         """The words that run `argv` inside, in the worktree."""
+        ...
+
+    def place_of(self, worktree: Path) -> PurePosixPath:
+        """What processes inside call the worktree; the same in every lease where there is a sandbox."""
         ...
 
     def serve_model(self, serve: Callable[[socket.socket], Awaitable[None]]) -> None:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from pathlib import Path
 from typing import Any
 
 import msgspec
@@ -20,6 +19,7 @@ from claude_agent_sdk import (
 
 from services.runner.agents import Activity, Job, activity
 from services.runner.agents.claude_verdict import describe_call
+from services.runner.worktree import Worktree
 
 
 def activities(message: Message, job: Job) -> Iterator[Activity]:
@@ -34,7 +34,7 @@ def activities(message: Message, job: Job) -> Iterator[Activity]:
                 yield activity("tool", describe_call(block.name, block.input, job))
     elif isinstance(message, UserMessage):
         yield from (activity("result", _result_text(block)) for block in results(message))
-        if diff := _diff(message.tool_use_result, job.cwd):
+        if diff := _diff(message.tool_use_result, job.worktree):
             yield activity("diff", diff)
     elif isinstance(message, SystemMessage) and message.subtype == "api_retry":
         status, attempt = message.data.get("error_status") or "no answer", message.data.get("attempt")
@@ -70,13 +70,13 @@ class _Change(msgspec.Struct, rename="camel"):
     content: str = ""
 
 
-def _diff(result: Any, worktree: Path) -> str:
+def _diff(result: Any, worktree: Worktree) -> str:
     """What a tool changed in a file, in the unified format; empty where it changed none."""
     try:
         change = msgspec.convert(result, _Change)
     except msgspec.ValidationError:  # another tool's result, or an error's words
         return ""
-    path = change.file_path.removeprefix(f"{worktree}/")
+    path = worktree.shortened(change.file_path)
     hunks, old = change.structured_patch, f"a/{path}"
     if change.type == "create" and not hunks:
         lines = change.content.splitlines()

@@ -64,7 +64,7 @@ def options(
     # The SDK starts the wrapper in our own environment; emptied, it shows nothing until the wrapper replaces it.
     hidden = dict.fromkeys(os.environ, "")
     return ClaudeAgentOptions(
-        cwd=job.cwd,
+        cwd=job.cwd,  # of the wrapper; the CLI itself starts where the enclosure has it start
         cli_path=_write_wrapper(job, variables),
         env={**hidden, LEASE_VARIABLE: job.mark, "CLAUDE_CONFIG_DIR": str(config_directory(job))},
         stderr=stderr,
@@ -120,7 +120,7 @@ def _home(job: Job) -> Path:
 
 
 def _transcript(job: Job, session_id: str) -> PurePath:
-    return PurePath(_CONFIG, "projects", project_key_for_directory(job.cwd), f"{session_id}.jsonl")
+    return PurePath(_CONFIG, "projects", project_key_for_directory(str(job.worktree.inside)), f"{session_id}.jsonl")
 
 
 def _variables(job: Job, access: Access, limits: Limits) -> dict[str, str]:

@@ -9,7 +9,7 @@ why it was not run, or what the answer is; it is kept with the conversation, so 
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Sequence
-from pathlib import Path
+from pathlib import PurePosixPath
 from typing import Any
 from uuid import uuid4
 
@@ -62,7 +62,9 @@ class TakenUp(msgspec.Struct, frozen=True, kw_only=True):
     """Those of the entries that are to be kept before it goes on."""
 
 
-def take_up(entries: Sequence[Entry], approval: Approval | None, said: str, cwd: Path | None = None) -> TakenUp:
+def take_up(
+    entries: Sequence[Entry], approval: Approval | None, said: str, cwd: PurePosixPath | None = None
+) -> TakenUp:
     """Decides how to go on from all entries so far, those of former leases included.
 
     `said` is what Claude is to be told beside a person's answer; "": only that it was interrupted. `cwd` is where it
@@ -82,10 +84,10 @@ def take_up(entries: Sequence[Entry], approval: Approval | None, said: str, cwd:
     return TakenUp(entries=[*_without_markers(entries), *added], words=words, added=tuple(added))
 
 
-def _moved(entries: Sequence[Entry], cwd: Path | None) -> str:
-    """Where the files are now, for somebody who remembers them elsewhere: each lease has a worktree of its own."""
+def _moved(entries: Sequence[Entry], cwd: PurePosixPath | None) -> str:
+    """Where the files are now, for somebody who remembers them elsewhere: without a sandbox, or from before it."""
     old = next((entry["cwd"] for entry in reversed(entries) if isinstance(entry.get("cwd"), str)), None)
-    if cwd is None or old is None or old == str(cwd):
+    if cwd is None or old is None or PurePosixPath(old).is_relative_to(cwd):  # below it: its shell had gone there
         return ""
     return _MOVED.format(new=cwd, old=cut(old, _SHOWN_BYTES))
 

@@ -38,7 +38,7 @@ class Gate:
         if self._allowed == Call(str(call_id), tool, arguments):
             self._allowed = None
             return _answer("allow", "A person allowed it.")
-        verdict = decide_for(tool, arguments, self._job.rules, self._job.cwd)
+        verdict = decide_for(tool, arguments, self._job.rules, self._job.worktree)
         if verdict.answer in ("ask", "question"):
             verdict = self._ask(verdict, arguments)
         match verdict.answer:

@@ -95,6 +95,6 @@ def _denials(denials: Sequence[Any], job: Job) -> str:
 
 def describe_call(tool: str, arguments: object, job: Job) -> str:
     """A tool call in one line, such as `Edit src/a.py`."""
-    told = telling(tool, arguments if isinstance(arguments, dict) else {}, job.cwd)
+    told = telling(tool, arguments if isinstance(arguments, dict) else {}, job.worktree)
     line, *more = told.strip().splitlines() or [""]
     return f"{tool} {cut(line, _CALL_MAX_BYTES)}{' …' if more else ''}".rstrip()

@@ -7,14 +7,13 @@ it means, is the sandbox's business.
 from __future__ import annotations
 
 import json
-import os
 from collections.abc import Iterable, Mapping
 from fnmatch import fnmatchcase
-from pathlib import Path
 from typing import Any, Literal
 
 import msgspec
 
+from services.runner.worktree import Worktree
 from shared.events import APPROVAL_INPUT_MAX_BYTES
 from shared.spec import Answer, Permission, Wanted, WorkRules
 
@@ -65,7 +64,7 @@ def offered_for(rules: WorkRules) -> list[str]:
     return list(ANSWERING[rules.answer]) if rules.answer else offered(rules.permissions)
 
 
-def decide_for(tool: str, arguments: Mapping[str, Any], rules: WorkRules, worktree: Path) -> Verdict:
+def decide_for(tool: str, arguments: Mapping[str, Any], rules: WorkRules, worktree: Worktree) -> Verdict:
     """`decide`, for an attempt with these rules: no rule of a project gives one that answers a tool more."""
     if not rules.answer:
         return decide(tool, arguments, rules.permissions, worktree)
@@ -79,14 +78,14 @@ def decide_for(tool: str, arguments: Mapping[str, Any], rules: WorkRules, worktr
     return verdict
 
 
-def decide(tool: str, arguments: Mapping[str, Any], rules: Iterable[Permission], worktree: Path) -> Verdict:
+def decide(tool: str, arguments: Mapping[str, Any], rules: Iterable[Permission], worktree: Worktree) -> Verdict:
     """The first rule that fits decides. Without one, the usual tools are let, and a person is asked about others.
 
     Some things no rule and no person can allow: to change a file outside the worktree, and what is too large to be
     shown to a person. A question is asked unless a rule refuses it.
     """
     if (name := _CHANGING.get(tool)) is not None and not _is_inside(arguments.get(name), worktree):
-        return Verdict("never", f"Only files in {worktree} can be changed with {tool}.")
+        return Verdict("never", f"Only files in {worktree.inside} can be changed with {tool}.")
     told = telling(tool, arguments, worktree)
     rule = next((rule for rule in rules if rule.tool in ("*", tool) and fnmatchcase(told, rule.pattern)), None)
     answer: Answer = rule.answer if rule else "always" if tool in TOOLS else "ask"
@@ -105,21 +104,17 @@ def decide(tool: str, arguments: Mapping[str, Any], rules: Iterable[Permission],
     return verdict
 
 
-def telling(tool: str, arguments: Mapping[str, Any], worktree: Path) -> str:
+def telling(tool: str, arguments: Mapping[str, Any], worktree: Worktree) -> str:
     """What tells most of a call: a command, an address, a path (from the worktree, where it is in it)."""
     names = (_TELLING[tool],) if tool in _TELLING else _TELLING_OF_OTHERS
     told = next((value for name in names if isinstance(value := arguments.get(name), str)), None)
     if told is None:
         return json.dumps(arguments, sort_keys=True) if arguments else ""
     if tool in _CHANGING or tool == "Read":
-        path = os.path.normpath(worktree / told)
-        return path.removeprefix(f"{worktree}/")
+        return worktree.shortened(told)
     return told
 
 
-def _is_inside(path: object, worktree: Path) -> bool:
+def _is_inside(path: object, worktree: Worktree) -> bool:
     """Whether a change of it stays in the worktree, links followed."""
-    if not isinstance(path, str) or "\0" in path:
-        return False
-    real = Path(os.path.realpath(worktree / path))
-    return real.is_relative_to(os.path.realpath(worktree))
+    return isinstance(path, str) and worktree.holds(path)

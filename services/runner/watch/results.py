@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Sequence
-from pathlib import Path
 from typing import Any, Never
 
 import msgspec
@@ -223,7 +222,7 @@ def _review(value: object, asked: Asked, faults: list[str]) -> Review | None:
             f"`review.commit` is {_shown(commit)}, but the work of {asked.reviews} is {asked.commit}: look at that one"
         )
     try:
-        return read_review({"findings": [], **value}, Path("/"), round_=asked.round, commit=asked.commit)
+        return read_review({"findings": [], **value}, None, round_=asked.round, commit=asked.commit)
     except BadReview as error:
         faults.extend(f"`review`: {line.removeprefix('- ')}" for line in str(error).splitlines())
         return None
