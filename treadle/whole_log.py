@@ -25,6 +25,7 @@ from shared.history.event_file import line_of
 from shared.jetstream import JetStreamStore
 from shared.streams import EVENTS
 from shared.subjects import PLAN_ID
+from shared.waiting import mend_wait_for
 from treadle.bad_input import BadInput
 from treadle.instance import Instance
 
@@ -68,6 +69,7 @@ async def _unheard(_: Exception) -> None:
 @contextlib.asynccontextmanager
 async def connected(settings: BusSettings) -> AsyncIterator[Client]:
     """A connection that reads. Raises `BadInput` where the server does not let us in."""
+    mend_wait_for()
     try:
         client = await nats.connect(
             settings.url,

@@ -38,10 +38,8 @@ from services.runner.agents import Enclosure
 from services.runner.hand_over import HandOver, Serve
 from services.runner.network import NetworkProxy, open_network
 from services.runner.sandbox_mode import SandboxMode
+from services.runner.worktree import INSIDE
 from shared.host_pattern import BadHostPattern
-
-INSIDE = PurePosixPath("/treadle/code")
-"""Where a sandbox shows the worktree, of whatever lease."""
 
 READ_VARIABLE = "TREADLE_SANDBOX_READ"
 """Names more paths that processes inside may read, separated by colons: an operator's toolchains."""

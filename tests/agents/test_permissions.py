@@ -2,18 +2,18 @@
 
 from __future__ import annotations
 
+import time
 from pathlib import Path, PurePosixPath
 from typing import Any
 
 import pytest
 
 from services.runner.agents.permissions import QUESTION, TOOLS, decide, offered, telling
-from services.runner.worktree import Worktree
+from services.runner.worktree import INSIDE, Worktree
 from shared.events import APPROVAL_INPUT_MAX_BYTES
 from shared.spec import Answer, Permission
 
 WORKTREE = Worktree(Path("/w/code"), PurePosixPath("/w/code"))
-INSIDE = PurePosixPath("/treadle/code")
 ASKED = {"questions": [{"question": "Which?"}]}
 
 
@@ -142,6 +142,60 @@ def test_a_rule_fits_a_file_by_whatever_name(path: str, outside: str) -> None:
     arguments = {"file_path": path.format(outside=outside)}
     assert decide("Read", arguments, [rule("Read", "never", "secret/*")], worktree).answer == "never"
     assert telling("Read", arguments, worktree) == "secret/a"
+
+
+@pytest.mark.parametrize("pattern", ["secret/*", "/treadle/code/secret/*"])
+@pytest.mark.parametrize("inside", ["/treadle/code", "/w/code"])
+def test_a_rule_may_name_a_file_as_questions_show_it_with_and_without_a_sandbox(pattern: str, inside: str) -> None:
+    worktree = Worktree(Path("/w/code"), PurePosixPath(inside))
+    for path in ("secret/a", f"{inside}/secret/a"):
+        assert decide("Read", {"file_path": path}, [rule("Read", "never", pattern)], worktree).answer == "never"
+    for path in ("/secret/a", "secrets/a", f"{inside}/a"):
+        assert decide("Read", {"file_path": path}, [rule("Read", "never", pattern)], worktree).answer == "always"
+    command = decide("Bash", {"command": "secret/a"}, [rule("Bash", "never", pattern)], worktree)
+    assert command.answer == ("never" if pattern == "secret/*" else "always")
+
+
+def test_a_rule_fits_a_file_that_is_reached_by_a_link(tmp_path: Path) -> None:
+    worktree = Worktree(tmp_path / "code", INSIDE)
+    (tmp_path / "code/secret").mkdir(parents=True)
+    (tmp_path / "code/open").symlink_to("secret")
+    never = [rule("*", "never", "secret/*")]
+    for path in ("open/a", "/treadle/code/open/a", "x/../open/a"):
+        assert decide("Read", {"file_path": path}, never, worktree).answer == "never", path
+    assert decide("Read", {"file_path": "opened/a"}, never, worktree).answer == "always"
+
+
+@pytest.mark.parametrize(
+    "path",
+    [
+        "/proc/self/root/treadle/code/secret/a",
+        "//proc/thread-self/cwd/secret/a",
+        "/proc/1/task/1/root/treadle/code/secret/a",
+        "/dev/fd/3/secret/a",
+        "../../proc/self/cwd/secret/a",
+    ],
+)
+def test_names_that_the_kernel_makes_of_files_are_neither_read_nor_changed(tmp_path: Path, path: str) -> None:
+    (tmp_path / "code").mkdir()
+    worktree = Worktree(tmp_path / "code", INSIDE)
+    assert "by its own name" in decide("Read", {"file_path": path}, (), worktree).why
+    assert decide("Write", {"file_path": path}, (), worktree).answer == "never"
+    assert decide("Read", {"file_path": "/proc/cpuinfo"}, (), worktree).answer == "always"
+
+
+def test_no_name_takes_long_to_judge(tmp_path: Path) -> None:
+    code = tmp_path / "code"
+    code.mkdir()
+    (code / "a").mkdir()
+    for number in range(39):
+        (code / f"l{number}").symlink_to("a/../" * 800 + f"l{number + 1}")
+    worktree = Worktree(code, INSIDE)
+    begun_s = time.process_time()
+    for path in ("l0/x", "a/" * 6000, "a/" * 2000, "../" * 2000 + "treadle/code/a", "x" * 5000, "\ud800x", "l38"):
+        assert not worktree.holds(path), path[:20]
+    assert time.process_time() - begun_s < 1
+    assert worktree.holds("a/" * 200)
 
 
 @pytest.mark.parametrize("tool", ["WebFetch", QUESTION])

@@ -23,7 +23,6 @@ from aiohttp import web
 from services.runner.process import LEASE_VARIABLE, CannotStart, end_lease, run_program
 from services.runner.proxy import KeyProxy
 from services.runner.sandbox import (
-    INSIDE,
     NoSandbox,
     Sandbox,
     SandboxFails,
@@ -32,6 +31,7 @@ from services.runner.sandbox import (
     probe_sandbox,
 )
 from services.runner.workspace import agents_head
+from services.runner.worktree import INSIDE
 from tests.agents.probes import FORK_CHAIN
 from tests.runner.enclosures import inside
 from tests.runner.repositories import Project, git, make_project

@@ -9,8 +9,8 @@ import pytest
 
 from services.runner.agents import Job
 from services.runner.reviews import BadReview, read_review
-from services.runner.sandbox import INSIDE, probe_sandbox
-from services.runner.worktree import Worktree
+from services.runner.sandbox import probe_sandbox
+from services.runner.worktree import INSIDE, Worktree
 from shared import events as e
 from shared.spec import WorkRules
 from tests.nats_process import NatsServer

@@ -24,6 +24,7 @@ import nats.js.errors
 
 from shared.bus import OPERATOR, USERS
 from shared.nats_permissions import server_config
+from shared.waiting import mend_wait_for
 from treadle.supervision.log_files import last_useful_line
 from treadle.supervision.ports import LOOPBACK, ReservedPort
 from treadle.supervision.private_files import make_private_dir, secret_in, write_private
@@ -166,6 +167,7 @@ async def wait_until_ready(
 async def jetstream_trouble(access: NatsAccess) -> str | None:
     """None when the server lets us in and its JetStream works; otherwise what is wrong, in a few words."""
     address = urlsplit(access.url)
+    mend_wait_for()
     try:
         # nats-py answers a refused connection only after its reconnect pause: knock first.
         _, writer = await asyncio.open_connection(address.hostname, address.port or _PORT)

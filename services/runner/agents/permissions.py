@@ -7,13 +7,14 @@ it means, is the sandbox's business.
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Iterable, Mapping
 from fnmatch import fnmatchcase
 from typing import Any, Literal
 
 import msgspec
 
-from services.runner.worktree import Worktree
+from services.runner.worktree import INSIDE, Worktree
 from shared.events import APPROVAL_INPUT_MAX_BYTES
 from shared.spec import Answer, Permission, Wanted, WorkRules
 
@@ -27,17 +28,21 @@ ANSWERING: Mapping[Wanted, tuple[str, ...]] = {
 """All that an agent is offered whose answer is what it is for: it changes nothing. A review may run the tests, and what
 its commands leave behind is thrown away."""
 
+READ = "Read"
 QUESTION = "AskUserQuestion"
 ANSWER = "StructuredOutput"
 """How such an answer is given. It does nothing else."""
 
 _CHANGING = {"Edit": "file_path", "MultiEdit": "file_path", "Write": "file_path", "NotebookEdit": "notebook_path"}
+_FILES = (*_CHANGING, READ)
+_ALIAS = re.compile(r"/proc/[^/]+/(?:root|cwd|fd|task|map_files)\b|/dev/(?:fd/|std)")
+"""Names that the kernel makes, of files that have others; what they mean depends on who opens them."""
 _TELLING = {
     **_CHANGING,
     "Bash": "command",
     "Glob": "pattern",
     "Grep": "pattern",
-    "Read": "file_path",
+    READ: "file_path",
     "WebFetch": "url",
     "WebSearch": "query",
 }
@@ -86,8 +91,11 @@ def decide(tool: str, arguments: Mapping[str, Any], rules: Iterable[Permission],
     """
     if (name := _CHANGING.get(tool)) is not None and not _is_inside(arguments.get(name), worktree):
         return Verdict("never", f"Only files in {worktree.inside} can be changed with {tool}.")
-    told = telling(tool, arguments, worktree)
-    rule = next((rule for rule in rules if rule.tool in ("*", tool) and fnmatchcase(told, rule.pattern)), None)
+    names = _names(tool, arguments, worktree)
+    if tool == READ and any(_ALIAS.match(name) for name in names):
+        return Verdict("never", "No rule can tell which file that is: call it by its own name.")
+    fitting = (rule for rule in rules if rule.tool in ("*", tool) and any(fnmatchcase(n, rule.pattern) for n in names))
+    rule = next(fitting, None)
     answer: Answer = rule.answer if rule else "always" if tool in TOOLS else "ask"
     said = f"The project's rule for {rule.tool} {rule.pattern}" if rule else ""
     if answer == "never":
@@ -110,9 +118,22 @@ def telling(tool: str, arguments: Mapping[str, Any], worktree: Worktree) -> str:
     told = next((value for name in names if isinstance(value := arguments.get(name), str)), None)
     if told is None:
         return json.dumps(arguments, sort_keys=True) if arguments else ""
-    if tool in _CHANGING or tool == "Read":
+    if tool in _FILES:
         return worktree.shortened(told)
     return told
+
+
+def _names(tool: str, arguments: Mapping[str, Any], worktree: Worktree) -> list[str]:
+    """What a rule's pattern may be of: what tells most of the call; of a file, all that it is called.
+
+    The whole path is what questions and transcripts show. It means the same file where there is no sandbox: a `never`
+    that fits nothing would let everything.
+    """
+    told = telling(tool, arguments, worktree)
+    said = arguments.get(_TELLING.get(tool, ""))
+    if tool not in _FILES or not isinstance(said, str):
+        return [told]
+    return [str(name) for one in (told, worktree.followed(said)) if one is not None for name in (one, INSIDE / one)]
 
 
 def _is_inside(path: object, worktree: Worktree) -> bool:
