@@ -5,6 +5,7 @@ descriptions and reasons are not compared: they are words, which may change with
 """
 
 from datetime import datetime
+from heapq import heappop, heappush
 
 import msgspec
 
@@ -131,15 +132,24 @@ class Overdue(msgspec.Struct, frozen=True):
 
 
 class Due:
-    """Follows the dispatcher's moments in the order of what it had read, as `HeldBack` does, for steps."""
+    """Follows the dispatcher's moments in the order of what it had read, as `HeldBack` does, for steps.
+
+    A look costs what changed since the last one, and what is due and not taken: never the plan.
+    """
 
     def __init__(self) -> None:
-        self._watched: dict[str, None] = {}
-        """Decisions that wait, and tasks that stand still for a conflict."""
-        self._merges: dict[str, Step | None] = {}
-        """Of conflicts, the steps that were worked out since anything changed for them."""
+        self._decisions: dict[str, None] = {}
+        """Those that wait."""
+        self._conflicts: dict[str, None] = {}
+        """Tasks that stand still for one."""
+        self._open: dict[str, None] = {}
+        """Of both, those for which a step may be due: it was at the last look, or something changed for them since."""
+        self._steps: dict[str, Step] = {}
+        """What is due for these, as far as it was worked out since."""
         self._taken: dict[str, int] = {}
         """Tasks whose step was taken as of then, each with the event that says so: it may come later."""
+        self._ends: list[tuple[int, str]] = []
+        """The same as a heap: events, each with the task whose taking ends with it."""
         self._waited: dict[str, list[tuple[int, datetime]]] = {}
         """Those whose step was not, each with the events that the dispatcher stored at these moments."""
         self._told: set[str] = set()
@@ -150,6 +160,7 @@ class Due:
         self._acted = max(self._acted or (0, record.time), (record.seq, record.time))
         if (step := step_of(record)) is not None:
             self._taken[step[0]] = record.seq
+            heappush(self._ends, (record.seq, step[0]))
             self._waited.pop(step[0], None)
 
     def look(self, board: Board, seen: int) -> list[Overdue]:
@@ -158,12 +169,14 @@ class Due:
         overdue: list[Overdue] = []
         if acted is None:
             return overdue
-        for code in self._watched:
+        for code in list(self._open):
             if code in self._taken or code in self._told:
+                del self._open[code]  # until that ends
                 continue
             step = self._step(board, code)
             if step is None:
                 self._waited.pop(code, None)
+                del self._open[code]
                 continue
             waited = self._waited.setdefault(code, [])
             # Only what it had heard of by the next moment is behind it: else both may be the same one's delay.
@@ -178,31 +191,71 @@ class Due:
         return overdue
 
     def _step(self, board: Board, code: str) -> Step | None:
-        if code in self._merges:
-            return self._merges[code]
+        if code in self._steps:
+            return self._steps[code]
         try:
             step = next_step_now(board, code)
         except ChoiceDiffers:
-            step = None  # what was done instead is compared, and says so
-        if not board.tasks[code].is_decision:
-            self._merges[code] = step
+            return None  # what was done instead is compared, and says so
+        if step is not None:
+            self._steps[code] = step
         return step
 
     def fold(self, record: Recorded, board: Board) -> None:
         """An event that the board has just folded."""
         code, state = record.entity, board.tasks.get(record.entity)
-        if self._taken:
-            self._taken = {one: seq for one, seq in self._taken.items() if seq > record.seq}
+        while self._ends and self._ends[0][0] <= record.seq:
+            _, taken = heappop(self._ends)
+            if self._taken.get(taken, record.seq + 1) <= record.seq:
+                del self._taken[taken]
+                self._touch(taken)
         if code == PLAN or isinstance(record.event, e.TaskEdited):
-            self._merges.clear()
             self._waited.clear()  # it may have been paused, or extended
+            self._steps.clear()
+            self._touch_all(record.event)
         if state is None or state.spec is None:
             return
         self._waited.pop(code, None)
         self._told.discard(code)
+        self._watch(self._decisions, code, state.is_decision and state.status == "pending")
+        self._watch(self._conflicts, code, state.status == "needs_attention" and state.conflict is not None)
         for one in (code, state.spec.resolves):
-            self._merges.pop(one, None)
-        if state.status == "pending" if state.is_decision else state.status == "needs_attention" and state.conflict:
-            self._watched[code] = None
+            self._touch(one)
+        if state.satisfied:
+            self._touch_behind(board, code)
+
+    def _watch(self, among: dict[str, None], code: str, is_one: bool) -> None:
+        if is_one:
+            among[code] = None
         else:
-            self._watched.pop(code, None)
+            among.pop(code, None)
+
+    def _touch(self, code: str) -> None:
+        """What is due for it has to be worked out again, if anything can be."""
+        self._steps.pop(code, None)
+        if code in self._decisions or code in self._conflicts:
+            self._open[code] = None
+        else:
+            self._open.pop(code, None)
+
+    def _touch_all(self, event: e.Event | None) -> None:
+        """Those for which an event of the plan, or other words in a task, may have made a step due."""
+        match event:
+            case e.PlanExtended():
+                self._touch(event.before)
+            case e.TaskEdited():  # who merges may be another one now
+                self._open.update(self._conflicts)
+            case _:
+                self._open.update(self._decisions | self._conflicts)
+
+    def _touch_behind(self, board: Board, code: str) -> None:
+        """The decisions that may go ahead now that this one is done; what has no commit stands for what was before."""
+        ways, met = [code], {code}
+        while ways:
+            for successor in board.successors(ways.pop()):
+                state = board.tasks[successor]
+                if state.is_decision:
+                    self._touch(successor)
+                if successor not in met and state.satisfied and not state.commit:
+                    met.add(successor)
+                    ways.append(successor)

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Callable, Coroutine, Iterator
 from contextlib import contextmanager
+from datetime import timedelta
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -18,10 +20,11 @@ from shared.history.archive import Archive
 from shared.history.event_file import EventFile
 from shared.history.verify import Verified, verify
 from shared.plan import PlanState
+from shared.spec import TaskSpec
 from shared.store import Meta, Recorded
 from shared.transact import to_plan
-from tests.histories.stage import ANN, PLAN_ID, Stage, fixed_ids
-from tests.histories.stories import fails, plan, task
+from tests.histories.stage import ANN, PLAN_ID, Stage, completes, fixed_ids
+from tests.histories.stories import fails, judges, plan, task
 from tests.simulation.virtual_time import run_in_virtual_time
 from tests.simulation.world import World
 
@@ -321,14 +324,31 @@ def test_another_decision_on_reviews_is_found(tmp_path: Path, approved: bool, ro
     )
 
 
-async def merged_by_nobody() -> Stage:
-    """Others go on for a minute and a half, then a person looks."""
-    found = e.Conflict(files=("src/a.py",), tasks=("T1", "T2"))
-    chain = [task("Q1"), *(task(f"Q{number}", f"Q{number - 1}") for number in range(2, 9))]
-    async with Stage({"T3": [fails("merge_conflict", 1.0, conflict=found)]}).open() as stage:
-        await stage.submit(plan(task("T1"), task("T2"), task("T3", "T1", "T2"), *chain), on_conflict="agent")
-        await stage.until("Q8", "completed")
-        await stage.say("T3", c.MarkComplete(note="merged by hand"))
+CONFLICT = e.Conflict(files=("src/a.py",), tasks=("T1", "T2"))
+
+
+def chain(name: str) -> list[TaskSpec]:
+    return [task(f"{name}1"), *(task(f"{name}{number}", f"{name}{number - 1}") for number in range(2, 9))]
+
+
+async def merged_by_nobody(
+    chains: str = "Q", *, work_s: float = 10.0, slow_s: float = 0.0, pause: bool = False
+) -> Stage:
+    """T3 meets a conflict and others go on, each task of a chain for `work_s`; then a person looks."""
+    others = [t for name in chains for t in chain(name)]
+    works = {t.code: [completes(work_s)] for t in others if not t.code.endswith("1")}
+    stage = Stage({"T3": [fails("merge_conflict", 1.0, conflict=CONFLICT)], **works})
+    stage.log.slow_s["Extend"] = slow_s
+    async with stage.open():
+        await stage.submit(plan(task("T1"), task("T2"), task("T3", "T1", "T2"), *others), on_conflict="agent")
+        if pause:
+            await stage.until("Q4", "running")
+            await to_plan(stage.log, PLAN_ID, c.Pause(reason="let me look"), ANN)
+            await stage.until("Q4", "completed")
+            await to_plan(stage.log, PLAN_ID, c.Resume(), ANN)
+        await stage.until(others[-1].code, "completed")
+        if not slow_s:
+            await stage.say("T3", c.MarkComplete(note="merged by hand"))
         await stage.until("_plan", "completed")
     return stage
 
@@ -338,10 +358,20 @@ def told_by(story_: Callable[[], Coroutine[Any, Any, Stage]]) -> list[Recorded]:
         return run_in_virtual_time(story_()).records()
 
 
-def test_a_merge_that_was_due_and_never_came_is_found(tmp_path: Path) -> None:
+def idle(story_: Callable[[], Coroutine[Any, Any, Stage]] = merged_by_nobody) -> list[Recorded]:
+    """What a dispatcher stores that knows nothing of conflicts."""
     with pytest.MonkeyPatch.context() as broken:
         broken.setattr("services.dispatcher.dispatcher.next_step", lambda *_: None)
-        records = told_by(merged_by_nobody)
+        return told_by(story_)
+
+
+def until(records: list[Recorded], *codes: str) -> list[Recorded]:
+    """The history up to the last of these tasks' dispatches."""
+    return records[: 1 + max(place(records, code, "dispatched") for code in codes)]
+
+
+def test_a_merge_that_was_due_and_never_came_is_found(tmp_path: Path) -> None:
+    records = idle()
     result = judged(records, tmp_path)
     assert result.differences == 1 and result.first is not None
     assert result.first.entity != "T3" and "T3: today's code takes the next step before" in result.first.message
@@ -351,17 +381,81 @@ def test_a_merge_that_was_due_and_never_came_is_found(tmp_path: Path) -> None:
     assert (records[result.first.seq - 1].time - failed.time).total_seconds() >= 15
 
 
-def test_a_merge_that_comes_some_seconds_late_is_none_that_never_came(tmp_path: Path) -> None:
-    async def slowly() -> Stage:
-        stage = Stage({"T3": [fails("merge_conflict", 1.0, conflict=e.Conflict(files=("a",), tasks=("T1", "T2")))]})
-        stage.log.slow_s["Extend"] = 12.0
-        chain = [task("Q1"), *(task(f"Q{number}", f"Q{number - 1}") for number in range(2, 9))]
-        async with stage.open():
-            await stage.submit(plan(task("T1"), task("T2"), task("T3", "T1", "T2"), *chain), on_conflict="agent")
-            await stage.until("_plan", "completed")
-        return stage
+@pytest.mark.parametrize(("waited_s", "differences"), [(14.9, 0), (15.0, 1)])
+def test_a_merge_is_missed_fifteen_seconds_after_it_was_first_due(
+    waited_s: float, differences: int, tmp_path: Path
+) -> None:
+    """As Q3, Q4 and Q5 are dispatched: thrice."""
+    records = until(idle(), "Q5")
+    due = place(records, "Q3", "dispatched")
+    ended = records[due].time + timedelta(seconds=waited_s)
+    quick = [replace(r, time=records[due].time) for r in records[due:-1]]
+    result = judged([*records[:due], *quick, replace(records[-1], time=ended)], tmp_path)
+    assert result.differences == differences, result.first
 
-    assert judged(told_by(slowly), tmp_path).verdict == "same"
+
+@pytest.mark.parametrize(("last", "differences"), [("Q4", 0), ("Q5", 1)])
+def test_a_merge_is_missed_once_the_dispatcher_acted_a_third_time_without_it(
+    last: str, differences: int, tmp_path: Path
+) -> None:
+    """However long it all takes: a dispatcher may have died, and the next one been slow."""
+    records = until(idle(partial(merged_by_nobody, work_s=60.0)), last)
+    assert judged(records, tmp_path).differences == differences
+
+
+@pytest.mark.parametrize(("last", "differences"), [(("P4", "Q4"), 0), (("P5", "Q5"), 1)])
+def test_what_a_dispatcher_did_before_it_could_hear_of_the_last_is_the_same_delay(
+    last: tuple[str, ...], differences: int, tmp_path: Path
+) -> None:
+    """The tasks of two chains end together, and what follows one is stored behind the end of the other."""
+    records = until(idle(partial(merged_by_nobody, "PQ", work_s=20.0)), *last)
+    first, second = sorted((records[place(records, code, "dispatched")] for code in ("P3", "Q3")), key=lambda r: r.seq)
+    assert first.meta.seen < second.meta.seen < first.seq
+    assert judged(records, tmp_path).differences == differences
+
+
+@pytest.mark.parametrize(("last", "differences"), [("Q5", 0), ("Q6", 0), ("Q7", 1)])
+def test_a_merge_that_waited_out_a_pause_is_waited_for_anew(last: str, differences: int, tmp_path: Path) -> None:
+    """It was due as Q3 and Q4 were dispatched; then nothing was, for ten seconds."""
+    records = until(idle(partial(merged_by_nobody, pause=True)), last)
+    paused, resumed = (place(records, "_plan", type_) for type_ in ("paused", "resumed"))
+    assert place(records, "Q4", "dispatched") < paused < resumed < place(records, "Q5", "dispatched")
+    assert judged(records, tmp_path).differences == differences
+
+
+async def reviewed_and_merged() -> Stage:
+    decide = TaskSpec(
+        code="decide", name="Decide", assignee="", depends_on=("look",), max_review_rounds=1, budget_usd=0.0
+    )
+    asked = [task("T1"), task("T2"), task("T3", "T1", "T2"), task("look", "T1", reviews="T1"), decide, *chain("Q")]
+    works = {"T3": [fails("merge_conflict", 1.0, conflict=CONFLICT)], "look": [judges(True)]}
+    async with Stage(works).open() as stage:
+        await stage.submit(plan(*asked), on_conflict="agent")
+        await stage.until("_plan", "completed")
+    return stage
+
+
+@pytest.mark.parametrize(
+    ("code", "type_", "missed"),
+    [("decide", "decided", "task.decided"), ("T3", "redispatch_requested", "task.redispatch_requested")],
+)
+def test_a_step_that_another_task_made_due_and_that_never_came_is_found(
+    code: str, type_: str, missed: str, tmp_path: Path
+) -> None:
+    """A review that ended, or a merge."""
+    records = until(told_by(reviewed_and_merged), "Q8")
+    at = place(records, code, type_)
+    assert judged(records, tmp_path).verdict == "same"
+    result = judged_anew([*records[:at], *(r for r in records[at:] if r.entity != code)], tmp_path)
+    assert result.first is not None and result.differences == 1
+    assert result.first.recorded == {"": f"no {missed} for {code} by then"}
+
+
+def test_a_merge_that_was_tried_at_once_and_stored_late_is_none_that_never_came(tmp_path: Path) -> None:
+    records = told_by(partial(merged_by_nobody, slow_s=45.0))
+    failed, extended = place(records, "T3", "failed"), place(records, "_plan", "extended")
+    assert sum(r.type == "dispatched" for r in records[failed:extended]) > 3
+    assert judged(records, tmp_path).verdict == "same"
 
 
 # A start after a pause ----------------------------------------------------------------------------------------------
