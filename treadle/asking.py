@@ -8,6 +8,7 @@ from typing import Any
 
 import msgspec
 
+from shared.spec import DELIVER
 from treadle.plain_text import one_line, plain
 
 Task = Mapping[str, Any]
@@ -44,13 +45,19 @@ def changes_with(plan: str, code: str) -> str:
     return f"treadle diff {code} --plan {plan}"
 
 
+def word_on(plan: str, code: str) -> str:
+    """What a person types to settle a task that needs attention. The delivery can only be tried again."""
+    verbs = "redispatch" if code == DELIVER else "redispatch|complete|abandon"
+    return f"treadle task {verbs} {code} --plan {plan}"
+
+
 def asked_shortly(plan: str, task: Task) -> list[str]:
     """What a task waits for, in a few lines, with the command that answers."""
     code, asked = task["code"], task["approval"]
     is_result = asked["kind"] == "result"
     return [
         f"{code} {_DOES['result'] if is_result else asks_for(asked)}",
-        f"  {one_line(asked['why'])}; {_until(asked)}",
+        f"  {one_line(asked['why']).removesuffix('.')}; {_until(asked)}",
         *([f"  {changes_with(plan, code)}"] if is_result else []),
         f"  {answer_with(plan, code)}",
     ]
@@ -95,7 +102,7 @@ def conflict_lines(task: Task) -> Iterator[str]:
 
 def _until(asked: Mapping[str, Any]) -> str:
     at = datetime.fromisoformat(asked["expires_at"]).astimezone()
-    return f"no answer until {at:%Y-%m-%d %H:%M} is a no"
+    return f"no answer until {at:%Y-%m-%d %H:%M %Z} is a no"
 
 
 def _does(tool: str, text: str) -> str:

@@ -20,6 +20,7 @@ from shared.history.archive_format import SUFFIX
 from shared.history.event_file import EventFile, HistoryDamaged
 from shared.history.history import History, NoSuchMoment
 from shared.history.moment import Moment
+from shared.history.times import has_fraction
 from treadle.api import Gateway, checked
 from treadle.archive_files import STANDARD_STREAM, readable
 from treadle.bad_input import BadInput
@@ -65,9 +66,18 @@ def open_history(instance: Instance, plan_or_file: str | None) -> Iterator[Opene
 def seq_of(history: History, at: str) -> int:
     """The sequence that a person means: `123`, `end`, or a time, which is this machine's where it names no zone.
 
-    Times are shown so too. Raises `NoSuchMoment`.
+    Times are shown so too, most without their fraction: then it is the whole second. Raises `NoSuchMoment`.
     """
     return history.seq_of(_with_zone(at))
+
+
+def end_words(history: History, at: str) -> str:
+    """What is to be said of a moment for which `seq_of` found the end though it comes after it; empty for others."""
+    if not history.is_behind_end(_with_zone(at)):
+        return ""
+    last = history.last_seq
+    time = history.file.time_of(last).astimezone()
+    return f"the plan's last event is {last}, of {time:%Y-%m-%d %H:%M:%S}; this is how it stood after it"
 
 
 def _with_zone(at: str) -> str:
@@ -75,7 +85,8 @@ def _with_zone(at: str) -> str:
         return at
     try:
         time = datetime.fromisoformat(at.strip())
-        return (time if time.tzinfo else time.astimezone()).isoformat()
+        shown = "microseconds" if has_fraction(at) else "seconds"
+        return (time if time.tzinfo else time.astimezone()).isoformat(timespec=shown)
     except (ValueError, OverflowError):  # what it has to be, the history says
         return at
 

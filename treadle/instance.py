@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import ipaddress
 import os
 import time
@@ -12,12 +13,14 @@ from types import TracebackType
 from typing import get_args
 from urllib.parse import urlsplit
 
+import click
 import httpx
 import msgspec
 
 from services.runner.sandbox_mode import SandboxMode
 from treadle.api import Address, Gateway
 from treadle.bad_input import BadInput
+from treadle.plain_text import plain
 from treadle.supervision.data_dir import DataDir
 from treadle.supervision.ensure import JoinedSuite, ensure_suite
 from treadle.supervision.environment import Secrets
@@ -92,13 +95,13 @@ class Instance:
     def reach(self, options: SuiteOptions | None = None) -> Reached:
         """The gateway elsewhere, or our running suite; none running, one is started that stops when nobody needs it.
 
-        Raises `SuiteError`.
+        A wait that is longer than a moment is told on standard error. Raises `SuiteError`.
         """
         if self.elsewhere is not None:
             return Reached(self.elsewhere)
         chosen = options or self.usual_options()
         in_background = msgspec.structs.replace(chosen, idle_after_s=IDLE_AFTER_S)
-        suite = ensure_suite(in_background, self._keys or Secrets.of(os.environ))
+        suite = ensure_suite(in_background, self._keys or Secrets.of(os.environ), say=_say)
         return Reached(Address(suite.info.gateway_url, suite.token), suite)
 
     def reach_again(self, options: SuiteOptions) -> Reached:
@@ -106,6 +109,11 @@ class Instance:
         if self.elsewhere is not None:
             _wait_until_back(self.elsewhere)
         return self.reach(options)
+
+
+def _say(words: str) -> None:
+    with contextlib.suppress(BrokenPipeError):
+        click.echo(plain(words), err=True)
 
 
 def _address(url: str, environment: Mapping[str, str]) -> Address:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-import re
 import sys
 from collections.abc import Callable, Mapping
 from datetime import UTC, datetime
@@ -16,13 +15,14 @@ from rich.console import Console
 
 from shared.spec import BUDGET_MIN_USD, PLAN_BUDGET_MAX_USD
 from treadle.api import ApiError, Gateway
-from treadle.asking import asked_shortly, conflict_lines
+from treadle.asking import asked_shortly, conflict_lines, word_on
 from treadle.bad_input import BadInput
 from treadle.clean import find_items, size_words, total
 from treadle.found import Plan, find_plan, imported_plans, known_task
 from treadle.goal import candidate_lines, is_being_made, request_lines, see_drafted
 from treadle.instance import Instance
 from treadle.lines import imported_line, lineage_lines, standing_line
+from treadle.no_commit import without_commit
 from treadle.plain_text import one_line, plain
 from treadle.reviewing import NO_VERDICT, finding_lines, verdict
 from treadle.run import REASON_MAX_CHARS, say, watch_plan
@@ -105,7 +105,7 @@ def status(instance: Instance, plan: str | None, as_json: bool) -> None:
     if held_up := found.get("held_up"):
         click.echo(f"\nits candidate can't be finalized by itself: {one_line(held_up, REASON_MAX_CHARS)}")
     for task in tasks:
-        for line in about_task(found["plan"], task):
+        for line in about_task(found["plan"], task, is_imported=bool(found.get("imported"))):
             click.echo(line)
 
 
@@ -117,7 +117,7 @@ def _table(plan: Plan, tasks: list[Plan]) -> str:
     return "\n".join(line.rstrip() for line in captured.get().splitlines())
 
 
-def about_task(plan: str, task: Mapping[str, Any]) -> list[str]:
+def about_task(plan: str, task: Mapping[str, Any], *, is_imported: bool = False) -> list[str]:
     """What a row of the table can't hold: a review's findings, what is asked of a person, why there is attention."""
     lines: list[str] = []
     code = task["code"]
@@ -128,6 +128,8 @@ def about_task(plan: str, task: Mapping[str, Any]) -> list[str]:
             lines += ["", f"{code}: {plain(task['message'])}", *conflict_lines(task)]
             if task.get("reviews") and not task.get("review"):
                 lines.append(f"  {NO_VERDICT}")
+            if not is_imported:
+                lines.append(f"  {word_on(plan, code)}")
         case "awaiting_approval":
             lines += ["", *asked_shortly(plan, task)]
         case "readied":
@@ -218,28 +220,19 @@ def diff(instance: Instance, code: str, plan: str | None, stat: bool) -> None:
     """Shows what a task changed, against what it started from."""
     with instance.reach() as reached:
         gateway = reached.gateway()
-        with known_task(found_plan := find_plan(gateway, plan)["plan"], code) as path:
+        known = find_plan(gateway, plan)
+        with known_task(known["plan"], code) as path:
             try:
                 found = gateway.get(f"{path}/diff", Plan)
             except ApiError as error:
                 if error.code != "no_commit":
                     raise
                 task = gateway.get(path, Plan)
-                raise BadInput(f"{error}{_unfinished_work(found_plan, task)}") from error
+                is_imported = bool(known.get("imported"))
+                raise BadInput(without_commit(known["plan"], task, is_imported=is_imported)) from error
     click.echo(plain(found["stat"] if stat else found["patch"]), nl=False)
     if found["cut"] and not stat:
         click.echo("… the diff goes on; it is too long to show", err=True)
-
-
-def _unfinished_work(plan: str, task: Plan) -> str:
-    """Where a failed attempt's files are, and how to look at them; empty where it says nothing of any."""
-    ref = re.search(rf"refs/treadle/{re.escape(plan)}/{re.escape(task['code'])}/[0-9]+-wip", task["message"])
-    if ref is None:
-        return ""
-    return (
-        f". Its files so far are in the code repository as {ref[0]}: there, `git show --stat {ref[0]}` lists what it "
-        f"changed last, and `git diff {task['base_commit'] or 'HEAD'} {ref[0]}` shows it all"
-    )
 
 
 @click.command()

@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import contextlib
+from collections.abc import Iterator, Mapping
 from typing import Any, get_args
 
 import click
 import msgspec
 
-from shared.spec import Delivery, OnConflict
-from treadle.api import Gateway, Resource
+from shared.spec import Answer, Delivery, OnConflict, Permission
+from treadle.api import ApiError, Gateway, Resource
 from treadle.bad_input import BadInput, not_utf8
 from treadle.instance import Instance
 from treadle.plain_text import one_line, plain
@@ -23,6 +24,11 @@ _SAID_OTHERWISE = frozenset({"has_git_credentials", "git_credentials_hint", "git
 """What a project shows and `set` doesn't set."""
 _ONLY_SET = "clear_credentials"
 _CHOICES: Mapping[str, tuple[str, ...]] = {"delivery": get_args(Delivery), "on_conflict": get_args(OnConflict)}
+
+_RULE = (
+    f"a rule has {', '.join(Permission.__struct_fields__)} (one of {', '.join(get_args(Answer))}), such as "
+    """permissions='[{"tool": "Bash", "pattern": "git push*", "answer": "ask"}]'"""
+)
 
 
 @click.group(invoke_without_command=True)
@@ -87,7 +93,8 @@ def set_(instance: Instance, project: str, settings: tuple[str, ...], as_json: b
                 raise BadInput(f"{name} is one of {', '.join(allowed)}, not {one_line(str(changes[name]), 60)}")
         if changes.get("agent_ids") is not None:
             changes["agent_ids"] = _agents(gateway, changes["agent_ids"])
-        changed = gateway.patch(f"/projects/{before['id']}", changes)
+        with _rule_shown(changes):
+            changed = gateway.patch(f"/projects/{before['id']}", changes)
     if as_json:
         _show(changed, as_json=True)
         return
@@ -95,6 +102,17 @@ def set_(instance: Instance, project: str, settings: tuple[str, ...], as_json: b
     differing = {name: value for name, value in changed.items() if value != before.get(name)}
     lines = _lines({name: value for name, value in differing.items() if name not in hidden})
     click.echo("\n".join([_line(changed), *(lines or ["  nothing has changed: it is so already"])]))
+
+
+@contextlib.contextmanager
+def _rule_shown(changes: Mapping[str, Any]) -> Iterator[None]:
+    """Where the rules about tools are refused, one is shown as it has to be. Raises `BadInput`."""
+    try:
+        yield
+    except ApiError as error:
+        if error.status >= 500 or "permissions" not in changes or not str(error).startswith("permissions"):
+            raise
+        raise BadInput(f"{error}; {_RULE}") from error
 
 
 def _agents(gateway: Gateway, wanted: Any) -> list[str]:

@@ -184,12 +184,17 @@ async def _ask_at_interrupt(plan: str, stands: str, reached: Reached, interrupte
         line.cancel()
         say("")
         return "detached"
-    answer = line.result().strip().lower()
-    if answer.startswith("c"):
+    if not line.result():  # nobody can answer any more
+        return "detached"
+    answer = line.result().strip()
+    if answer.lower() in ("c", "cancel"):
         await asyncio.to_thread(reached.gateway().post, f"/plans/{plan}/cancel", {"note": "Ctrl-C"})
         say("cancelling: what runs is being stopped")
         return None
-    return "detached" if answer.startswith("d") or not line.result() else None
+    if answer.lower() in ("d", "detach"):
+        return "detached"
+    say(f"{f'“{one_line(answer, 40)}” is neither d nor c: ' if answer else ''}watching goes on")
+    return None
 
 
 async def _line() -> str:

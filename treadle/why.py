@@ -11,6 +11,7 @@ import msgspec
 from shared.history.why import Why, why
 from shared.history.why_sentence import About, NoSuchTask, Sentence, when
 from shared.skipped import what_to_do
+from treadle.asking import word_on
 from treadle.bad_input import BadInput
 from treadle.histories import named_file, open_history
 from treadle.instance import Instance
@@ -55,12 +56,16 @@ def why_command(instance: Instance, code: str | None, plan: str | None, at: str,
         more = {"outside_the_log": outside} if is_live else {}
         click.echo(json.dumps({**msgspec.to_builtins(answer), **more}))  # ASCII: nothing in it steers a terminal
         return
-    for line in why_lines(answer, outside):
+    is_imported = history.asked != history.plan
+    for line in why_lines(answer, outside, can_act=is_live and not is_imported):
         click.echo(line)
 
 
-def why_lines(answer: Why, outside: str = "") -> Iterator[str]:
-    """The answer as a terminal may show it. `outside` is what is known now of the runners, and not from the log."""
+def why_lines(answer: Why, outside: str = "", *, can_act: bool = False) -> Iterator[str]:
+    """The answer as a terminal may show it. `outside` is what is known now of the runners, and not from the log.
+
+    `can_act`: it is about now, and a person's word on the task would count.
+    """
     first, *rest = answer.sentences
     yield f"plan {answer.plan}, event {answer.at} of {when(answer.time)}"
     yield _line(first)
@@ -74,6 +79,9 @@ def why_lines(answer: Why, outside: str = "") -> Iterator[str]:
     if first.kind == "fault":
         yield ""
         yield f"  {what_to_do(answer.plan, first.text.partition(': ')[2])}"
+    if can_act and answer.task and first.kind == "needs_attention":
+        yield ""
+        yield f"  {word_on(answer.plan, answer.task)}"
     if outside:
         yield ""
         yield f"({OUTSIDE}: {one_line(outside, SENTENCE_MAX_CHARS)})"

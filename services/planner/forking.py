@@ -106,6 +106,10 @@ class _Changes:
         self._edits: dict[str, dict[str, object]] = {}
         self._others: list[object] = []
         """What is no change of a task that is there: new ones, and what is none."""
+        self._places: dict[int, int] = {}
+        """By index in these, the place among the tasks as the person wrote them, from 1."""
+        self._written_as: dict[str, str] = {}
+        """How faults of the changed plan name a task without a code, and how those of the changes do."""
         self._removed: set[str] = set()
         self._read_tasks()
         self._read_removed()
@@ -114,9 +118,9 @@ class _Changes:
         self._why = self._compared(team)
 
     def _read_tasks(self) -> None:
-        for item, line in self._fields.items("tasks", "tasks", 2**31):
+        for place, (item, line) in enumerate(self._fields.items("tasks", "tasks", 2**31), start=1):
             if not isinstance(item, dict):
-                self._others.append(item)
+                self._take_other(item, place)
                 continue
             task, twice = half.task_in_our_names(item)
             code = _code_of(task)
@@ -124,9 +128,13 @@ class _Changes:
                 message = "the plan added it by itself: change the tasks of its author's"
                 self._faults.add(message, task=label(code), line=line)
             elif twice or code not in self._origin.tasks or code in self._edits:
-                self._others.append(item)  # said of it is what would be said of it in any plan
+                self._take_other(item, place)  # said of it is what would be said of it in any plan
             else:
                 self._edits[code] = task
+
+    def _take_other(self, item: object, place: int) -> None:
+        self._places[len(self._others)] = place
+        self._others.append(item)
 
     def _read_removed(self) -> None:
         for item, line in self._fields.items(_REMOVE, "task codes", 2**31):
@@ -233,7 +241,8 @@ class _Changes:
             yield
         except PlanFaults as faults:
             for fault in faults.faults:
-                self._faults.add(fault.message, task=fault.task, field=fault.field, line=fault.line)
+                named = self._written_as.get(fault.task, fault.task) if fault.task else fault.task
+                self._faults.add(fault.message, task=named, field=fault.field, line=fault.line)
         self._faults.raise_if_any()
 
     def names(self) -> dict[str, str]:
@@ -262,10 +271,12 @@ class _Changes:
         for code, tree in self._tasks.items():
             if code in there:
                 _add(tasks, tree)
-        for item in self._others:
+        for index, item in enumerate(self._others):
             code = _code_of(half.task_in_our_names(item)[0]) if isinstance(item, dict) else ""
             if code not in left_out:
                 _add(tasks, item)
+                if place := self._places.get(index):
+                    self._written_as[f"#{len(tasks)}"] = f"#{place}"
         self.plan["tasks"] = tasks
         return self.plan
 

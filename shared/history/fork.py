@@ -13,7 +13,6 @@ the fork rests on them, and otherwise the fork adds its own.
 """
 
 from collections.abc import Collection, Iterable, Mapping, Sequence
-from datetime import UTC, datetime
 
 import msgspec
 from msgspec.structs import replace
@@ -21,6 +20,7 @@ from msgspec.structs import replace
 from shared import events as e
 from shared import plan
 from shared.board import Board
+from shared.history.times import end_of
 from shared.plan import Candidate
 from shared.skipped import take, without_skipped
 from shared.spec import DELIVER, PlanSettings, PlanSpec, TaskSpec
@@ -30,6 +30,7 @@ from shared.task import TaskState
 
 END = "end"
 BEHIND = ".."
+_NAMED_MAX = 10
 
 
 class CantFork(Exception):
@@ -108,10 +109,9 @@ def seq_at(records: Sequence[Recorded], at: str) -> int:
         begins = f"event {first.seq}"
     else:
         try:
-            time = datetime.fromisoformat(at)
+            time = end_of(at)
         except ValueError:
             raise NotThere("at", f"{at[:40]!r} is neither a sequence nor a time such as 2026-05-01T12:00:00Z") from None
-        time = time if time.tzinfo else time.replace(tzinfo=UTC)
         found = [record.seq for record in records if record.time <= time]
         begins = first.time.isoformat()
     if not found:
@@ -299,11 +299,16 @@ def _named(origin: Origin, edges: Mapping[str, Collection[str]], only: Sequence[
         if code in origin.own:
             raise NotThere("only", f"only: {code} was added by the plan itself: name a task of its author's")
         if code not in edges:
-            raise NotThere("only", f"only: the plan has no task {code[:64]}")
+            raise NotThere("only", f"only: the plan has no task {code[:64]}: it has {_some(edges.keys() - origin.own)}")
         named.add(code)
         if word.endswith(BEHIND):
             named |= _behind(edges, code)
     return named - origin.own
+
+
+def _some(codes: Collection[str]) -> str:
+    more = f" and {len(codes) - _NAMED_MAX} more" if len(codes) > _NAMED_MAX else ""
+    return f"{', '.join(sorted(codes)[:_NAMED_MAX])}{more}"
 
 
 def _successors(edges: Mapping[str, Collection[str]]) -> dict[str, list[str]]:

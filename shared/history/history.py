@@ -8,13 +8,13 @@ that is without just what was left out by a moment may be gone on with to there,
 """
 
 from bisect import bisect_right
-from datetime import UTC, datetime
 from threading import RLock
 
 from shared.board import Board
 from shared.history import moment as moments
 from shared.history.event_file import EventFile, HistoryDamaged
 from shared.history.moment import Facts, Moment
+from shared.history.times import begin_of, end_of
 from shared.store import Recorded
 from shared.subjects import PLAN
 
@@ -116,7 +116,8 @@ class History:
     def seq_of(self, at: str) -> int:
         """The sequence that is meant by `123`, `end`, or a time (RFC 3339; without a zone it is UTC).
 
-        That of the newest event by then. Raises `NoSuchMoment`.
+        That of the newest event by then, which is by the end of that second where the time has no fraction. Raises
+        `NoSuchMoment`.
         """
         if not len(self.file):
             raise NoSuchMoment(f"plan {self.plan} has no events")
@@ -126,17 +127,26 @@ class History:
         if wish.isascii() and wish.isdecimal():
             return self.file.seq_at_place(self._place(min(int(wish[:20]), 2**63)) - 1)
         try:
-            time = datetime.fromisoformat(wish)
+            time = end_of(wish)
         except ValueError:
             raise NoSuchMoment(
                 f"{at[:80]!r} is no moment: give a sequence such as {self.last_seq}, a time such as "
                 f"{self.file.time_of(self.last_seq):%Y-%m-%dT%H:%M:%SZ}, or end"
             ) from None
-        seq = self.file.seq_at(time if time.tzinfo else time.replace(tzinfo=UTC))
+        seq = self.file.seq_at(time)
         if not seq:
             first = self.file.time_of(self.file.first_seq)
             raise NoSuchMoment(f"{at[:80]} is before the plan's first event, which is of {first:%Y-%m-%dT%H:%M:%S.%fZ}")
         return seq
+
+    def is_behind_end(self, at: str) -> bool:
+        """Whether a moment, of which `seq_of` has found one, comes after the newest event."""
+        wish = at.strip()
+        if wish == "end":
+            return False
+        if wish.isascii() and wish.isdecimal():
+            return int(wish[:20]) > self.last_seq
+        return begin_of(wish) > self.file.time_of(self.last_seq)
 
     def _place(self, seq: int) -> int:
         place = self.file.place_of(seq)

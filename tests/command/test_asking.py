@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import time
 from typing import Any
 
 import pytest
@@ -53,6 +54,17 @@ def test_everything_that_is_asked_is_shown_before_an_answer() -> None:
     ):
         assert words in shown
     assert "ab" * 6 in shown
+
+
+def test_a_reason_is_joined_to_the_deadline_which_names_its_time_zone(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("TZ", "EST5")
+    time.tzset()
+    try:
+        shown = asked_shortly("pabc", asking(why="The project's rule asks for a person."))
+    finally:
+        monkeypatch.undo()
+        time.tzset()
+    assert shown[1] == "  The project's rule asks for a person; no answer until 2099-12-31 19:00 EST is a no"
 
 
 def test_a_result_is_shown_with_the_command_that_shows_its_changes() -> None:

@@ -7,10 +7,13 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import msgspec
 import pytest
 from click.testing import CliRunner, Result
 
 from services.gateway.plans.tasks import TaskChanges
+from services.gateway.projects import work_rules
+from shared.spec import Permission
 from tests.command.test_api import Stub, project
 from tests.end_to_end.plans import git, make_repo
 from treadle.main import main
@@ -319,6 +322,22 @@ def test_projects_agents_are_named_by_their_slugs(stub: Stub) -> None:
         stub.answers = [page(before), *answers]
         refused = said(stub, "projects", "set", "Ours", given)
         assert refused.exit_code == 2 and told in refused.stderr, refused.stderr
+
+
+@pytest.mark.parametrize(
+    ("given", "detail"),
+    [
+        ("permissions=nonsense", "permissions: Expected `array | null`, got `str`"),
+        ('permissions=[{"tool": "Bash", "who": 1}]', "permissions[0]: Object contains unknown field `who`"),
+    ],
+)
+def test_rule_that_is_none_is_answered_with_one_that_is(stub: Stub, given: str, detail: str) -> None:
+    stub.answers = [page(project("a", name="Ours", permissions=[])), (400, {"code": "bad_request", "detail": detail})]
+    refused = said(stub, "projects", "set", "Ours", given)
+    assert refused.exit_code == 2 and "a rule has tool, pattern, answer" in refused.stderr
+    shown = refused.stderr.partition("permissions='")[2].rstrip("'\n")
+    (rule,) = msgspec.json.decode(shown, type=list[Permission])
+    assert work_rules.permissions([rule]) == []
 
 
 TEMPLATE = {

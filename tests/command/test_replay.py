@@ -89,6 +89,28 @@ def test_time_without_a_zone_is_this_machine_s(file: Path, monkeypatch: pytest.M
     assert said(file, "--at", "20260301").stdout == said(file).stdout
 
 
+def test_time_as_screens_show_it_is_its_whole_second_and_one_with_a_fraction_is_exact(file: Path) -> None:
+    records = story().records
+    last = records[-1]
+    shown = last.time.replace(microsecond=0)
+    assert last.time.microsecond, "the test wants an event within a second"
+    as_shown = said(file, "--at", f"{shown:%Y-%m-%dT%H:%M:%SZ}")
+    assert f"as of event {last.seq} " in as_shown.stdout and as_shown.stderr == ""
+    assert f"as of event {records[-2].seq} " in said(file, "--at", f"{shown:%Y-%m-%dT%H:%M:%S}.000Z").stdout
+    assert f"as of event {last.seq} " in said(file, "--at", last.time.isoformat()).stdout
+
+
+@pytest.mark.parametrize("words", [["--at", "9999"], ["--at", "2999-01-01"], ["--diff", "10", "9999"]])
+def test_moment_behind_the_end_is_told_to_be_the_end(file: Path, words: list[str]) -> None:
+    done = said(file, *words, "--json")
+    assert done.exit_code == 0
+    assert done.stderr.startswith("the plan's last event is 200, of 2026-03-01 ")
+    assert done.stderr.endswith("; this is how it stood after it\n") and done.stderr.count("\n") == 1
+    assert objects(done) == objects(said(file, *[word.replace("9999", "end") for word in words[:-1]], "end", "--json"))
+    for at in ("200", "end", "195"):
+        assert said(file, "--at", at).stderr == ""
+
+
 def test_until_shows_the_first_moment_at_which_it_is_so(file: Path) -> None:
     assert "as of event 150 (T3 failed)" in said(file, "--until", "task T3 failed").stdout
     assert "as of event 190 (T3 failed)" in said(file, "--at", "150", "--until", "task T3 failed").stdout
@@ -320,6 +342,44 @@ def test_moment_is_drawn_once_on_a_terminal(file: Path) -> None:
         assert terminal.ends() == 0
         assert "\x1b[?1049h" not in terminal.shown
         assert "\n!─┤ T3 " in _without_codes(terminal.shown)
+
+
+def test_picture_that_is_printed_once_has_every_task_however_low_the_terminal_is(tmp_path: Path) -> None:
+    file = archive(wide(300).records, tmp_path)
+    with on_terminal(str(file), columns=100, rows=24) as terminal:
+        assert terminal.ends() == 0
+        shown = _without_codes(terminal.shown)
+        assert re.findall(r" T([0-9]+) ", shown.partition("branch: ")[2]) == [str(number) for number in range(301)]
+        assert " _deliver " in shown and "more task" not in shown
+
+
+@pytest.mark.parametrize(("columns", "rows"), [(40, 24), (80, 24), (110, 40), (40, 8)])
+def test_how_to_quit_is_seen_on_any_terminal(file: Path, columns: int, rows: int) -> None:
+    with on_terminal(str(file), "--step", columns=columns, rows=rows) as terminal:
+        terminal.wait_for("event 1 of 20  stopped")
+        terminal.wait_for("q quits · enter next")
+        if rows >= 24:
+            terminal.wait_for("g/G first/last")
+        terminal.press("q")
+        assert terminal.ends() == 0
+
+
+def test_terminal_without_a_second_screen_keeps_the_last_picture_once(file: Path) -> None:
+    with on_terminal(str(file), "--step") as terminal:
+        terminal.wait_for("event 1 of 20  stopped")
+        terminal.press("q")
+        assert terminal.ends() == 0
+        before, _, kept = terminal.shown.rpartition("\x1b[2J\x1b[H")
+        assert before and "q quits" not in kept and kept.count("as of event 10 ") == 1
+
+
+def test_jump_behind_the_end_says_where_the_end_is(file: Path) -> None:
+    with on_terminal(str(file), "--step") as terminal:
+        terminal.wait_for("event 1 of 20  stopped")
+        terminal.press("j9999\r")
+        terminal.wait_for("event 20 of 20  stopped  the plan's last event is 200")
+        terminal.press("q")
+        assert terminal.ends() == 0
 
 
 def test_node_of_a_task_has_its_colour_but_not_where_none_is_wanted(file: Path) -> None:

@@ -26,7 +26,7 @@ from treadle.replay.signs import SIGNS
 from treadle.replay.steps import first_met, steps
 from treadle.replay.timeline import Timeline
 from treadle.replay.until import parse_condition
-from treadle.replay.words import as_json, event_words, head_lines, moment_lines, step_lines
+from treadle.replay.words import as_json, branch_words, event_words, head_lines, moment_lines, queue_words, step_lines
 
 SAMPLES = Path("tests/shared/stored")
 
@@ -255,6 +255,22 @@ def test_screen_of_a_thousand_tasks_shows_those_that_matter(opened: dict[str, Hi
     text = shown(moment_screen(moment, timeline, width=120, height=40, until=moment.time))
     for gap in ("┊     ┊ … and 399 more tasks: 399 pending", "├───!─┤ T500", "        … and 10"):
         assert f"\n{gap}" in text
+
+
+@pytest.mark.parametrize("height", [None, 24, 12])
+def test_moment_is_never_cut_off_a_narrow_screen(opened: dict[str, History], height: int | None) -> None:
+    history = opened["small"]
+    timeline = Timeline(history.file.read())
+    moment = history.moment(190)
+    told = step_lines(next(iter(steps(history, 180))))
+    for width in (40, 60, 80):
+        lines = moment_screen(moment, timeline, width=width, height=height, until=moment.time, told=told)
+        text = " ".join(shown(lines).split())
+        assert f"as of event 190 (T3 failed), {moment.time.astimezone():%Y-%m-%d %H:%M:%S.%f}" in text
+        if height == 24:
+            assert "\n    190  " in shown(lines), "the event itself keeps its place below"
+        if height is None:
+            assert f"{branch_words(moment)} " in text and f"{queue_words(moment)} " in text
 
 
 # Keys and pace --------------------------------------------------------------------------------------------------

@@ -90,3 +90,10 @@ def test_status_says_of_each_task_what_its_row_can_not_hold() -> None:
     (_, line) = about_task("p", task("T1", "running", dispatch_mode="manual", **place))
     assert line.endswith("can't be looked for: no host; its result: treadle/p/T1/result.json in /r")
     assert about_task("p", task("T2", "running")) == []
+
+
+def test_a_task_that_needs_attention_names_the_commands_that_settle_it() -> None:
+    failed = task("T1", "needs_attention", message="it broke")
+    assert about_task("p", failed)[-1] == "  treadle task redispatch|complete|abandon T1 --plan p"
+    assert about_task("p", {**failed, "code": "_deliver"})[-1] == "  treadle task redispatch _deliver --plan p"
+    assert about_task("p", failed, is_imported=True) == ["", "T1: it broke"]

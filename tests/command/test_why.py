@@ -99,3 +99,10 @@ def test_what_is_known_of_runners_now_is_marked_as_from_outside_the_log() -> Non
     said = sentence("stands", "queued", "T1 was dispatched", (3,))
     assert list(why_lines(answer(said), "no runner is there"))[-1] == f"({OUTSIDE}: no runner is there)"
     assert not any(OUTSIDE in line for line in why_lines(answer(said)))
+
+
+def test_a_task_that_needs_attention_now_names_the_commands_that_settle_it() -> None:
+    told = answer(sentence("stands", "needs_attention", "T1 needs a person's attention", (3,)))
+    command = f"  treadle task redispatch|complete|abandon T1 --plan {PLAN_ID}"
+    assert list(why_lines(told, can_act=True))[-1] == command
+    assert command not in list(why_lines(told)), "of a file, or of an earlier moment, nothing can be done"

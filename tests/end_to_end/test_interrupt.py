@@ -140,6 +140,18 @@ def test_ctrl_c_and_enter_goes_on_watching(terminal: Terminal, gate: Gate, start
     assert terminal.ends() == 0
 
 
+def test_an_answer_that_is_none_is_said_to_be_none(terminal: Terminal, gate: Gate, started: Path) -> None:
+    until(started.exists, "the task runs")
+    terminal.wait_for("running")
+    terminal.type("\x03")
+    terminal.wait_for(QUESTION)
+    terminal.type("continue\n")  # which begins as the word that cancels
+    terminal.wait_for("“continue” is neither d nor c: watching goes on")
+    gate.open()
+    terminal.wait_for("completed")
+    assert terminal.ends() == 0
+
+
 def test_ctrl_c_and_c_cancels_the_plan(suite: Suite, terminal: Terminal, started: Path) -> None:
     until(started.exists, "the task runs")
     terminal.wait_for("running")

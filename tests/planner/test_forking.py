@@ -180,3 +180,14 @@ def test_another_projects_plan_is_refused() -> None:
             plan="pbbbbbbbbbbbb", candidate="1", origin=ORIGIN, at="end", actor="user:ann", correlation="c",
             project="other", mode="auto", agents=(),
         ))  # fmt: skip
+
+
+def test_what_has_no_code_is_numbered_as_the_person_wrote_it() -> None:
+    told = faults(chain(), "tasks:\n- code: A\n- code: B\n- just a text\n- name: No code\n  assignee: sh\n")
+    assert any(fault.startswith("task #3: a task is a mapping") for fault in told), told
+    assert any(fault.startswith("task #4") and "code" in fault for fault in told), told
+
+
+def test_a_task_that_is_not_there_is_answered_with_some_that_are() -> None:
+    with pytest.raises(CantFork, match=r"^only: the plan has no task nope: it has A, B, C, D$"):
+        fork(chain(), only=("nope",))

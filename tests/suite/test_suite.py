@@ -25,6 +25,8 @@ from shared.bus import OPERATOR, USERS
 from tests.nats_process import NatsServer
 from tests.suite.conditions import gone, until, wait_for
 from tests.suite.conftest import fill
+from treadle.instance import Instance
+from treadle.supervision import slowness
 from treadle.supervision.data_dir import DataDir
 from treadle.supervision.ensure import JoinedSuite, ensure_suite, stop_suite
 from treadle.supervision.environment import Secrets
@@ -135,6 +137,33 @@ def test_killed_supervisor_takes_its_children_along_and_the_next_start_works(dat
         with ensure_suite(options(data.path), SECRETS) as after:
             assert after.info.pid != suite.info.pid
             wait_for(lambda: len(told(data, "started")) == 10)
+
+
+def test_a_slow_start_says_what_it_does_and_a_quick_one_says_nothing(
+    data: DataDir, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    said: list[str] = []
+    monkeypatch.setattr(slowness, "MOMENT_S", 0.0)  # any start is slow
+    with ensure_suite(options(data.path), SECRETS, say=said.append) as suite:
+        assert said[-1] == f"starting Treadle in {data.path} …"
+        monkeypatch.setattr(slowness, "MOMENT_S", 60.0)
+        before = list(said)
+        with ensure_suite(options(data.path), SECRETS, say=said.append):
+            assert said == before
+        monkeypatch.setattr(slowness, "MOMENT_S", 0.0)
+        os.kill(suite.info.pid, signal.SIGKILL)
+        wait_for(lambda: data.holder_pid() is None)
+        with ensure_suite(options(data.path), SECRETS, say=said.append):
+            assert f"the suite (process {suite.info.pid}) is gone; starting it again in {data.path} …" in said
+
+
+def test_a_command_that_waits_for_its_suite_tells_the_person_and_not_its_output(
+    data: DataDir, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(slowness, "MOMENT_S", 0.0)
+    with Instance(data, keys=SECRETS).reach(options(data.path)):
+        told = capsys.readouterr()
+    assert f"starting Treadle in {data.path} …\n" in told.err and told.out == ""
 
 
 async def test_killed_nats_server_comes_back_on_its_port_with_everything_acknowledged(data: DataDir) -> None:

@@ -18,7 +18,7 @@ from rich.text import Text
 from shared.history.compare import compare
 from shared.history.history import History
 from treadle.bad_input import BadInput
-from treadle.histories import open_history, seq_of
+from treadle.histories import end_words, open_history, seq_of
 from treadle.instance import Instance
 from treadle.plain_text import one_line
 from treadle.plan_commands import json_option, plan_argument
@@ -84,7 +84,8 @@ def replay(
     """Shows a plan as it was at any moment.
 
     PLAN is an id, the beginning of one, or a .treadle file (- is one at standard input); left out, it is the newest
-    plan. A moment is a sequence of the log, a time (of this machine's zone unless it names one), or end.
+    plan. A moment is a sequence of the log, a time (of this machine's zone unless it names one; the whole second unless
+    it has a fraction), or end.
 
     Exit status: 0; 1 where --until never came true, or --verify or --policy found a difference; 2 bad input; 3 where
     --verify could not decide again what it must, or nothing at all; 130 interrupted.
@@ -124,6 +125,8 @@ def _show(
     met = first_met(history, condition, looked_from) if condition is not None else None
     if condition is not None and met is None and not moves:
         return NEVER_MET
+    if at is not None:
+        _say_if_behind_end(history, at)
     end = met or (history.last_seq if moves or at is None else begin)
     wish = _Wish(history, begin, end, steps_, speed, as_json)
     if not moves:
@@ -189,8 +192,15 @@ def _step_json(step: Step) -> dict[str, object]:
     }
 
 
+def _say_if_behind_end(history: History, at: str) -> None:
+    if words := end_words(history, at):
+        say(words)
+
+
 def _compare(history: History, moments: tuple[str, str], as_json: bool) -> None:
     before, after = (history.moment(seq_of(history, at)) for at in moments)
+    # The end is the same for both: it is said once.
+    _say_if_behind_end(history, next((at for at in moments if end_words(history, at)), "end"))
     found = compare(before, after)
     if as_json:
         _say_json(found)

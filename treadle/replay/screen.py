@@ -8,6 +8,7 @@ from datetime import datetime
 from itertools import pairwise
 from typing import NamedTuple
 
+from rich.console import Console
 from rich.text import Text
 
 from shared.history.moment import Moment, TaskMoment
@@ -19,6 +20,8 @@ from treadle.replay.timeline import Timeline
 from treadle.replay.words import head_lines, note
 
 WIDTH_MIN, HEIGHT_MIN = 20, 8
+MOMENT_PLACE = 1
+"""Which of the heads says the moment."""
 LABEL_SHARE = 0.25
 LABEL_MIN = 6
 NOTE_FROM_WIDTH = 90
@@ -45,23 +48,46 @@ def moment_screen(
     timeline: Timeline,
     *,
     width: int,
-    height: int,
+    height: int | None,
     until: datetime,
     told: Sequence[str] = (),
     encoding: str = "utf-8",
 ) -> list[Text]:
     """At most `height` lines of at most `width` cells, in what the terminal's encoding has.
 
+    For a `height` of None there are as many as it takes to show every task and nothing cut of what is above them.
     `until` is where the timeline ends, not before the moment; `told` are the event itself and what it changed.
     """
-    width, height = max(width, WIDTH_MIN), max(height, HEIGHT_MIN)
+    width = max(width, WIDTH_MIN)
     heads = [Text(line, "bold" if place == 0 else "") for place, line in enumerate(head_lines(moment))]
     said = [Text(line, "dim" if place else "cyan") for place, line in enumerate(told)]
-    top = [*heads, *said][: height // 2]
-    lines = [*top, *_task_lines(moment, timeline, width, height - len(top), until)]
+    if height is None:
+        top = [*_wrapped(heads, width, None), *said]
+        rows = len(moment.tasks) + 1
+    else:
+        height = max(height, HEIGHT_MIN)
+        top = [*_wrapped(heads, width, height // 2 - len(heads) - len(said)), *said][: height // 2]
+        rows = height - len(top)
+    lines = [*top, *_task_lines(moment, timeline, width, rows, until)]
     for line in lines:
         line.truncate(width, overflow="ellipsis")
     return [in_letters(line, encoding) for line in lines]
+
+
+def _wrapped(heads: Sequence[Text], width: int, spare: int | None) -> list[Text]:
+    """The heads on more lines where one is too long, `spare` more at most; what finds no room is cut later.
+
+    None: there is room for all. The moment comes first and always has it: without it a picture says nothing.
+    """
+    wrapping = Console(width=width)
+    lines = [[head] for head in heads]
+    for place in sorted(range(len(heads)), key=lambda place: place != MOMENT_PLACE):
+        wrapped = [*heads[place].wrap(wrapping, width)]
+        more = len(wrapped) - 1
+        if spare is None or place == MOMENT_PLACE or more <= spare:
+            lines[place] = wrapped
+            spare = None if spare is None else spare - more
+    return [line for wrapped in lines for line in wrapped]
 
 
 def _task_lines(moment: Moment, timeline: Timeline, width: int, rows: int, until: datetime) -> list[Text]:

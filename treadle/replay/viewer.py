@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Sequence
 from itertools import islice
 from textwrap import wrap
 
@@ -14,7 +13,7 @@ from rich.text import Text
 from shared.history.history import History, NoSuchMoment
 from shared.history.moment import Moment
 from treadle.bad_input import BadInput
-from treadle.histories import seq_of
+from treadle.histories import end_words, seq_of
 from treadle.plain_text import one_line
 from treadle.replay.keys import CLOSED, Keys
 from treadle.replay.letters import in_letters
@@ -34,7 +33,12 @@ ANSWER_MAX_CHARS = 100
 SAID_MAX_CHARS = 1_000
 WHERE_LINES = 8
 """A wrong condition names all that it could have been."""
-HELP = "enter next · b back · space plays/stops · +/- speed · j jump · u until · g/G first/last · q quit"
+HELP = (
+    "q quits", "enter next", "b back", "space plays/stops", "j jump", "u until", "+/- speed", "g/G first/last",
+)  # fmt: skip
+"""The first is what nobody may miss: it is there on the smallest screen."""
+HELP_SHARE = 6
+"""The keys take one line of so many, and at least one."""
 
 _FORWARD = {"enter": 1, "n": 1, "right": 1, "down": 1, "page-down": PAGE_EVENTS}
 _BACK = {"b": 1, "p": 1, "left": 1, "up": 1, "backspace": 1, "page-up": PAGE_EVENTS}
@@ -73,18 +77,24 @@ class Viewer:
     def run(self, console: Console) -> None:
         """Until the person quits, or all was played. Whatever ends it, the terminal is as it was before."""
         with Keys() as keys, Live(console=console, auto_refresh=False, screen=True) as live:
-            drawn_size, drawn_s = (0, 0), 0.0
-            while not self.over:
-                size = (console.size.width, console.size.height)
-                may_wait = self.playing and time.monotonic() - drawn_s < 1 / DRAWS_PER_S
-                if size != drawn_size or (self._is_changed and not may_wait):
-                    live.update(self.screen(*size, console.encoding), refresh=True)
-                    drawn_size, drawn_s, self._is_changed = size, time.monotonic(), False
-                key = keys.next(self._wait_s())
-                if key is not None:
-                    self.press(key)
-                elif self.playing:
-                    self.play()
+            try:
+                self._run(console, keys, live)
+            finally:
+                console.clear()  # a terminal without a second screen would keep the last picture above what follows
+
+    def _run(self, console: Console, keys: Keys, live: Live) -> None:
+        drawn_size, drawn_s = (0, 0), 0.0
+        while not self.over:
+            size = (console.size.width, console.size.height)
+            may_wait = self.playing and time.monotonic() - drawn_s < 1 / DRAWS_PER_S
+            if size != drawn_size or (self._is_changed and not may_wait):
+                live.update(self.screen(*size, console.encoding), refresh=True)
+                drawn_size, drawn_s, self._is_changed = size, time.monotonic(), False
+            key = keys.next(self._wait_s())
+            if key is not None:
+                self.press(key)
+            elif self.playing:
+                self.play()
 
     def _wait_s(self) -> float:
         if not self.playing:
@@ -170,6 +180,7 @@ class Viewer:
         try:
             if asked == "j":
                 self._go(file.place_of(seq_of(self._history, answer)) - 1)
+                self._said = end_words(self._history, answer)
                 return
             met = first_met(self._history, parse_condition(answer), self.seq + 1)
         except (NoSuchMoment, BadInput) as error:
@@ -200,15 +211,19 @@ class Viewer:
     def screen(self, width: int, height: int, encoding: str = "utf-8") -> RenderableType:
         """What is shown now, in lines that fit, of what the terminal's encoding has."""
         where = [Text(line, "bold") for line in wrap(self._where(), width)[:WHERE_LINES]]
-        question = Text(self._question() or HELP, "" if self._asking else "dim")
-        question.truncate(width, overflow="ellipsis")
-        room = max(1, height - len(where) - 1)
+        if self._asking:
+            keys = [Text(self._question())]
+        else:
+            keys = [Text(line, "dim") for line in _help_lines(width)[: max(1, height // HELP_SHARE)]]
+        for line in keys:
+            line.truncate(width, overflow="ellipsis")
+        room = max(1, height - len(where) - len(keys))
         told = step_lines(self._step)[: 1 + CHANGES_SHOWN]
         moment = self._history.moment(self.seq)
         lines = moment_screen(
             moment, self._timeline, width=width, height=room, until=self._horizon, told=told, encoding=encoding
         )[:room]
-        below = [in_letters(line, encoding) for line in (*where, question)]
+        below = [in_letters(line, encoding) for line in (*where, *keys)]
         return Group(*lines, *[Text()] * (room - len(lines)), *below)
 
     def _where(self) -> str:
@@ -218,19 +233,37 @@ class Viewer:
         return f"event {self._place + 1} of {count}  {mode}{said}"
 
     def _question(self) -> str:
-        if not self._asking:
-            return ""
         wanted = "to which SEQ, TIME or end" if self._asking == "j" else "until (task CODE failed, cost > 2, …)"
         return f"{wanted}: {self._answer}▏"
 
     def last_screen(self, console: Console) -> list[Text]:
-        """The moment as it stays on the terminal afterwards."""
-        return still(self._history.moment(self.seq), self._timeline, console, step_lines(self._step)[:1])
+        """The moment as it stays on the terminal afterwards: on one screen, as it was looked at."""
+        width, height = console.size
+        moment, told = self._history.moment(self.seq), step_lines(self._step)[:1]
+        return moment_screen(
+            moment,
+            self._timeline,
+            width=width,
+            height=height - 1,
+            until=moment.time,
+            told=told,
+            encoding=console.encoding,
+        )
 
 
-def still(moment: Moment, timeline: Timeline, console: Console, told: Sequence[str] = ()) -> list[Text]:
-    """A moment to be printed once."""
-    width, height = console.size
+def still(moment: Moment, timeline: Timeline, console: Console) -> list[Text]:
+    """A moment to be printed once, with every task: the terminal scrolls by itself."""
     return moment_screen(
-        moment, timeline, width=width, height=height - 1, until=moment.time, told=told, encoding=console.encoding
+        moment, timeline, width=console.size.width, height=None, until=moment.time, encoding=console.encoding
     )
+
+
+def _help_lines(width: int) -> list[str]:
+    """The keys, in lines that end between two of them."""
+    lines = [HELP[0]]
+    for key in HELP[1:]:
+        if len(longer := f"{lines[-1]} · {key}") <= width:
+            lines[-1] = longer
+        else:
+            lines.append(key)
+    return lines

@@ -16,8 +16,9 @@ from typing import IO, TypeVar
 from treadle.supervision.background import start_in_background
 from treadle.supervision.data_dir import DataDir
 from treadle.supervision.environment import Secrets
+from treadle.supervision.slowness import Slowness
 from treadle.supervision.suite_error import DataDirHeld, SuiteError
-from treadle.supervision.suite_info import SuiteInfo, SuiteOptions, running_suite
+from treadle.supervision.suite_info import SuiteInfo, SuiteOptions, running_suite, stored_info
 
 T = TypeVar("T")
 
@@ -46,33 +47,43 @@ class JoinedSuite:
         self.close()
 
 
-def ensure_suite(options: SuiteOptions, secrets: Secrets, deadline_s: float = 90.0) -> JoinedSuite:
+def _say_nothing(_: str) -> None:
+    """For programs, which wait without being told for what."""
+
+
+def ensure_suite(
+    options: SuiteOptions, secrets: Secrets, deadline_s: float = 90.0, say: Callable[[str], None] = _say_nothing
+) -> JoinedSuite:
     """Joins the suite that uses the data directory, or starts one; of two that start at once, one wins and both join.
 
-    Options and secrets count only for a suite that is started here. Raises SuiteError.
+    Options and secrets count only for a suite that is started here. `say` hears what is being waited for where that
+    takes longer than a moment. Raises SuiteError.
     """
     data_dir = DataDir(Path(options.data_dir))
     data_dir.prepare()
     until_s = time.monotonic() + deadline_s
-    membership = _until(until_s, data_dir.join_as_client)
-    if membership is None:
-        raise SuiteError(f"the suite of {data_dir.path} is stopping, and was not done within {deadline_s:g} s")
-    with contextlib.ExitStack() as on_failure:
+    with Slowness(say) as slowness, contextlib.ExitStack() as on_failure:
+        slowness.waits_for(f"the suite in {data_dir.path} is stopping; waiting for its end …")
+        membership = _until(until_s, data_dir.join_as_client)
+        if membership is None:
+            raise SuiteError(f"the suite of {data_dir.path} is stopping, and was not done within {deadline_s:g} s")
         on_failure.enter_context(membership)
-        info, process = _found_or_started(data_dir, options, secrets, until_s)
+        info, process = _found_or_started(data_dir, options, secrets, until_s, slowness)
         on_failure.pop_all()
     return JoinedSuite(info, data_dir.token.read_text(encoding="utf-8").strip(), membership, process)
 
 
 def _found_or_started(
-    data_dir: DataDir, options: SuiteOptions, secrets: Secrets, until_s: float
+    data_dir: DataDir, options: SuiteOptions, secrets: Secrets, until_s: float, slowness: Slowness
 ) -> tuple[SuiteInfo, subprocess.Popen[bytes] | None]:
     process = None
+    slowness.waits_for(f"waiting for the suite in {data_dir.path} to answer …")
     while time.monotonic() < until_s:
         info = running_suite(data_dir)
         if info is not None:
             return info, process
         if data_dir.holder_pid() is None:
+            slowness.waits_for(_start_words(data_dir))
             with contextlib.suppress(DataDirHeld):
                 process = start_in_background(data_dir, options, secrets, until_s - time.monotonic())
                 continue
@@ -82,6 +93,13 @@ def _found_or_started(
         f"{data_dir.path} is in use by {f'process {pid}' if pid else 'another process'}, which does not answer: see "
         f"{data_dir.log('supervisor')}, end that process, or choose another directory with --data"
     )
+
+
+def _start_words(data_dir: DataDir) -> str:
+    died = stored_info(data_dir)  # one that stops takes its file away
+    if died is not None:
+        return f"the suite (process {died.pid}) is gone; starting it again in {data_dir.path} …"
+    return f"starting Treadle in {data_dir.path} …"
 
 
 def stop_suite(data_dir: DataDir, deadline_s: float = 40.0) -> bool:

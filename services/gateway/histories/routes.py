@@ -17,7 +17,7 @@ from shared.history.history import History, NoSuchMoment
 from shared.history.moment import Moment
 
 WORD_MAX_CHARS = 64
-WORDS = "a sequence (`123`), a time (RFC 3339; without a zone it is UTC), or `end`"
+WORDS = "a sequence (`123`), a time (RFC 3339; without a zone it is UTC, without a fraction its whole second), or `end`"
 
 UNREADABLE_HISTORY = Problem(
     status=503,

@@ -87,9 +87,7 @@ def _ends(fold: PlanFold, code: str) -> tuple[str, str]:
         return asked.base_commit, asked.commit
     view = fold.task(code)
     if not view.commit or not view.base_commit:
-        detail = (
-            f"task {code} has no commit{' yet' if not view.ended_at else ''}: it is {view.status.replace('_', ' ')}"
-        )
+        detail = f"task {code} has no commit{' yet' if not view.ended_at else ''}; its status is {view.status}"
         raise ProblemError(NO_COMMIT.status, NO_COMMIT.code, NO_COMMIT.title, detail)
     return view.base_commit, view.commit
 

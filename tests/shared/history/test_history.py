@@ -15,6 +15,7 @@ from shared.history import history as histories
 from shared.history import moment as moments
 from shared.history.event_file import EventFile
 from shared.history.history import History, NoSuchMoment
+from shared.history.times import begin_of, end_of
 from shared.store import Recorded
 from shared.subjects import PLAN
 from tests.shared.history.worlds import Folded, Story, shown, simulated, written
@@ -262,12 +263,28 @@ def told(tmp_path: Path) -> History:
         ("2026-01-01T01:00:30+01:00", 30),
         ("2025-12-31T23:00:40-01:00", 40),
         ("2026-01-02", 60),
+        ("2026-01-01T00:00:29.000Z", 20),
+        ("2026-01-01T00:00:30.000Z", 30),
         ("9999-12-31T23:59:59Z", 60),
     ],
 )
 def test_a_moment_is_the_newest_event_by_then(told: History, word: str, seq: int) -> None:
     assert told.seq_of(word) == seq
     assert told.moment(told.seq_of(word)).seq == seq
+
+
+@pytest.mark.parametrize(
+    ("text", "fraction"),
+    [
+        ("2026-01-01T00:00:10", 999_999),
+        ("2026-01-01T00:00:10+01:00", 999_999),
+        ("2026-01-01T00:00:10.000Z", 0),
+        ("2026-01-01 00:00:10,25", 250_000),
+    ],
+)
+def test_a_time_without_a_fraction_is_its_whole_second(text: str, fraction: int) -> None:
+    assert end_of(text).microsecond == fraction
+    assert end_of(text).replace(microsecond=0) == begin_of(text).replace(microsecond=0)
 
 
 @pytest.mark.parametrize(
