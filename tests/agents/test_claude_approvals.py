@@ -62,7 +62,7 @@ async def asks(runner: ClaudeRunner, make_lease: MakeLease, kept: Kept, prompt: 
     """A first lease, up to what it asks a person."""
     job = await make_lease(lease=3, prompt=prompt, rules=RULES, memory=kept.lease())
     end = await run_turn(runner, job, Reported().append)
-    assert isinstance(end, Asks)
+    assert isinstance(end, Asks), end
     assert not processes(job)
     return end
 

@@ -4,16 +4,21 @@ from __future__ import annotations
 
 import json
 from datetime import UTC, datetime
-from pathlib import PurePosixPath
+from pathlib import Path, PurePosixPath
 from typing import Any, Literal
 
 import pytest
 
 from services.runner.agents.claude_conversation import Call, Entry, take_up
+from services.runner.worktree import Worktree
 from shared.events import ApprovalKind
 from shared.task import Approval
 
 PUSH = {"command": "git push"}
+
+
+def worktree(inside: str) -> Worktree:
+    return Worktree(Path(inside), PurePosixPath(inside))
 
 
 def entry(uuid: str, parent: str | None, kind: str, **fields: Any) -> Entry:
@@ -28,9 +33,9 @@ def use(number: str, arguments: dict[str, Any], tool: str = "Bash") -> dict[str,
     return {"type": "tool_use", "id": number, "name": tool, "input": arguments}
 
 
-def marker(uuid: str, parent: str, number: str, arguments: dict[str, Any]) -> Entry:
-    """The input that it names is not what would run, and is not looked at."""
-    attachment = {"type": "hook_deferred_tool", "toolUseID": number, "toolName": "Bash", "toolInput": arguments}
+def marker(uuid: str, parent: str, number: str, arguments: dict[str, Any], tool: str = "Bash") -> Entry:
+    """The input that it names is what a person saw."""
+    attachment = {"type": "hook_deferred_tool", "toolUseID": number, "toolName": tool, "toolInput": arguments}
     return entry(uuid, parent, "attachment", attachment=attachment)
 
 
@@ -118,6 +123,37 @@ def test_of_two_calls_that_wait_none_runs() -> None:
     assert len(taken_up.added) == 2
 
 
+def asks_with(raw: dict[str, Any], seen: dict[str, Any], tool: str = "Bash") -> list[Entry]:
+    message, mark = (
+        entry("a3", "a2", "assistant", **said("assistant", use("t2", raw))),
+        marker("d", "r1", "t2", seen, tool),
+    )
+    return [{"a3": message, "d": mark}.get(str(each.get("uuid")), each) for each in ASKS]
+
+
+def test_what_a_person_saw_runs_in_place_of_what_the_message_says() -> None:
+    raw = {"command": "git push", "timeout": "5"}
+    entries = asks_with(raw, PUSH)
+    taken_up = take_up(entries, answer(), "")
+    assert taken_up.allowed == Call("t2", "Bash", PUSH)
+    assert taken_up.entries == ASKS
+    assert entries[3]["message"]["content"][0]["input"] == raw, "what is kept stays as it is"
+
+
+@pytest.mark.parametrize(
+    "entries", [asks_with(PUSH, {"command": "ls"}), asks_with(PUSH, PUSH, "Write"), asks_with({}, {})]
+)
+def test_answer_to_what_the_marker_does_not_show_runs_nothing(entries: list[Entry]) -> None:
+    taken_up = take_up(entries, answer(), "")
+    assert (taken_up.allowed, len(taken_up.added)) == (None, 1)
+    assert "nobody was asked" in taken_up.added[0]["message"]["content"][0]["content"]
+
+
+def test_of_two_messages_with_the_same_call_none_runs() -> None:
+    twice = [*ASKS, entry("a4", "x", "assistant", **said("assistant", use("t2", {"command": "ls"})))]
+    assert take_up(twice, answer(), "").allowed is None
+
+
 def test_marker_alone_runs_nothing() -> None:
     forged = [*ASKS[:2], marker("d", "a1", "t9", PUSH)]
     taken_up = take_up(forged, answer(), "")
@@ -132,16 +168,16 @@ def test_words_of_the_runner_take_the_place_of_those_about_the_interruption() ->
 def test_who_goes_on_in_another_directory_is_told_where_the_files_are_now() -> None:
     entries = [{**entry, "cwd": "/leases/T1-1/code"} for entry in ASKS[:2]]
     for now in ("/leases/T1-2/code", "/treadle/code"):
-        moved = take_up(entries, None, "", PurePosixPath(now)).words
+        moved = take_up(entries, None, "", worktree(now)).words
         assert f"Working directory: {now}\nIt was /leases/T1-1/code before" in moved
     unmoved = take_up(entries, None, "").words
-    assert take_up(entries, None, "", PurePosixPath("/leases/T1-1/code")).words == unmoved
+    assert take_up(entries, None, "", worktree("/leases/T1-1/code")).words == unmoved
 
 
 def test_whose_shell_had_gone_further_down_has_not_moved() -> None:
     entries = [*ASKS[:1], {**ASKS[1], "cwd": "/treadle/code/src"}]
-    assert take_up(entries, None, "", PurePosixPath("/treadle/code")).words == take_up(entries, None, "").words
-    assert "It was /treadle/code/src before" in take_up(entries, None, "", PurePosixPath("/treadle/cod")).words
+    assert take_up(entries, None, "", worktree("/treadle/code")).words == take_up(entries, None, "").words
+    assert "It was /treadle/code/src before" in take_up(entries, None, "", worktree("/treadle/cod")).words
 
 
 @pytest.mark.parametrize("entries", [[], [{"type": "summary"}], ASKS[:1]])

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+import shlex
 from typing import Any, Literal
 
 from claude_agent_sdk import HookContext, HookInput, HookJSONOutput, HookMatcher
@@ -15,6 +17,10 @@ _ONE_AT_A_TIME = "A person is asked about another call of yours first: make this
 _NOT_TO_BE_READ = (
     "A person would have to look at this call, and it holds a password or key, which nobody may read there. Make it "
     "without, with a file or a variable for instance, or find another way."
+)
+_ELSEWHERE = (
+    "A person has to allow this command, and it would run in {root} then, not in {cwd}, where you are. Go there with "
+    "`cd {root}`, in a call of its own, and make this call from there, so that they see where it is to run."
 )
 _NOBODY = "Nobody can be asked here. Find another way, or do without and say so in the end."
 
@@ -40,7 +46,7 @@ class Gate:
             return _answer("allow", "A person allowed it.")
         verdict = decide_for(tool, arguments, self._job.rules, self._job.worktree)
         if verdict.answer in ("ask", "question"):
-            verdict = self._ask(verdict, arguments)
+            verdict = self._elsewhere(tool, arguments, str(fields.get("cwd", ""))) or self._ask(verdict, arguments)
         match verdict.answer:
             case "always" if tool in TOOLS:
                 return {}  # the CLI's own rules know these tools, and have the last word
@@ -50,6 +56,19 @@ class Gate:
                 return _answer("deny", verdict.why)
             case _:
                 return _answer("defer", verdict.why)
+
+    def _elsewhere(self, tool: str, arguments: dict[str, Any], cwd: str) -> Verdict | None:
+        """Refuses a command that would run in another directory, once it is allowed, than the one that it is for.
+
+        A conversation goes on in the worktree's root, wherever its shell had gone, and a person sees no directory. (To
+        say `cd` in the command itself is no way out: the CLI cuts off one to where the shell is already.)
+        """
+        root = str(self._job.worktree.inside)
+        if tool != "Bash" or os.path.realpath(cwd) == os.path.realpath(root):
+            return None
+        if str(arguments.get("command")).startswith("cd /"):
+            return None
+        return Verdict("never", _ELSEWHERE.format(cwd=shlex.quote(cwd), root=root))
 
     def _ask(self, verdict: Verdict, arguments: dict[str, Any]) -> Verdict:
         if self._job.memory is None:

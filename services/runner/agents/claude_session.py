@@ -83,7 +83,7 @@ class ClaudeSession:
         job = self._job
         if job.memory is None or not job.memory.resumes:
             return TakenUp(entries=[])
-        taken_up = take_up(await job.memory.load(), job.approval, said, job.worktree.inside)
+        taken_up = take_up(await job.memory.load(), job.approval, said, job.worktree)
         if not taken_up.entries:
             self._report(activity("treadle", "Nothing was kept of the conversation so far: it begins anew."))
             return taken_up
