@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import time
 from pathlib import Path
 
@@ -125,7 +126,7 @@ def test_a_stopped_suite_hands_its_tasks_back_and_the_next_command_goes_on_with_
     made_file = write(tmp_path, wide_plan(at_work, gate))
     submitted = own_suite.command("run", made_file, "--repo", str(repo), "--detach", "--slots", "4")
     assert submitted.status == 0, submitted.err
-    made = submitted.err.split()[1].rstrip(":")
+    [made] = re.findall(r"^plan (p[a-z0-9]+)", submitted.err, re.MULTILINE)
     until(lambda: running(at_work) == SLOTS, "every slot is taken")
     asked_s = time.monotonic()
     own_suite.down()
