@@ -170,7 +170,7 @@ async def test_allowed_write_to_where_the_files_are_no_more_does_not_run_and_cla
     asked_for, fields = await asks_to_write(runner, make_lease, kept, "granted/x.txt")
     old = str((await make_lease()).worktree.inside)
     if old == "/treadle/code":  # kept since before the worktree had one name
-        old = "/data/work/p1/T1-3/code"
+        old = "/srv/treadle/p1/T1-3/code"
         kept.entries = json.loads(json.dumps(kept.entries).replace("/treadle/code", old))
         moved = {**asked_for.input, "file_path": f"{old}/granted/x.txt"}
         asked_for = Asks(kind="tool", tool="Write", input=moved, why="", usage=asked_for.usage)

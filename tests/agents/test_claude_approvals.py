@@ -353,7 +353,7 @@ async def test_conversation_from_before_the_worktree_had_one_name_is_told_where_
     write = call("Write", file_path="later.txt", content="later\n")
     prompt = scripted([call("Bash", command="true")], [ONCE], [write], [{"text": "Done."}])
     await asks(runner, make_lease, kept, prompt)
-    old = "/data/work/p1/T1-3/code"
+    old = "/srv/treadle/p1/T1-3/code"
     kept.entries = json.loads(json.dumps(kept.entries).replace("/treadle/code", old))
     job, finished = await goes_on(runner, make_lease, kept, None, prompt=prompt)
     assert (finished.kind, finished.summary) == ("completed", "Done.")

@@ -18,7 +18,7 @@ from tests.runner.bench import Bench, open_bench
 from tests.runner.repositories import Project, make_project
 from tests.runner.test_execution import Worker, dispatched, ended
 
-BOTH = Worktree(Path("/data/work/p1/T1-3/code"), INSIDE)
+BOTH = Worktree(Path("/srv/treadle/p1/T1-3/code"), INSIDE)
 
 
 @pytest.fixture
@@ -63,7 +63,7 @@ def finding(file: str) -> dict[str, object]:
     return {"approve": False, "findings": [{"file": file, "line": 3, "severity": "minor", "message": "Mend it."}]}
 
 
-@pytest.mark.parametrize("file", ["src/a.py", "/treadle/code/src/a.py", "/data/work/p1/T1-3/code/src/a.py"])
+@pytest.mark.parametrize("file", ["src/a.py", "/treadle/code/src/a.py", "/srv/treadle/p1/T1-3/code/src/a.py"])
 def test_review_of_a_file_by_either_name_is_of_its_path_in_the_repository(file: str) -> None:
     (found,) = read_review(finding(file), BOTH, round_=1, commit="c").findings
     assert (found.file, found.line) == ("src/a.py", 3)
