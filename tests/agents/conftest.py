@@ -12,14 +12,32 @@ from typing import Any
 import pytest
 
 from services.runner.agents import Job
+from services.runner.agents.claude import ClaudeRunner
+from services.runner.proxy import KeyProxy
 from services.runner.sandbox import Unsandboxed, enclose, find_sandbox
 from shared.spec import AgentSpec
+from tests.agents.claude_probes import KEY
 from tests.agents.probes import MakeJob, MakeLease, Reported
+from treadle.scripted_model import ScriptedModel
 
 
 @pytest.fixture
 def reported() -> Reported:
     return Reported()
+
+
+@pytest.fixture
+async def model() -> AsyncIterator[ScriptedModel]:
+    """The provider."""
+    async with ScriptedModel(api_key=KEY) as model:
+        yield model
+
+
+@pytest.fixture
+async def runner(model: ScriptedModel) -> AsyncIterator[ClaudeRunner]:
+    """Claude, behind the proxy that has the key."""
+    async with KeyProxy(KEY, model.base_url) as proxy:
+        yield ClaudeRunner(proxy)
 
 
 @pytest.fixture

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import sys
-from collections.abc import AsyncIterator
 from typing import Any
 
 import pytest
@@ -13,9 +12,8 @@ from services.runner.agents import ANSWER_MAX_BYTES, Asks, Finished, open_runner
 from services.runner.agents.claude import ClaudeRunner
 from services.runner.agents.last_object import last_object
 from services.runner.agents.permissions import decide_for, offered_for
-from services.runner.proxy import KeyProxy
 from shared.spec import AgentSpec, Permission, WorkRules
-from tests.agents.claude_probes import KEY, asked, call, last_said, scripted
+from tests.agents.claude_probes import asked, call, last_said, scripted
 from tests.agents.kept import Kept
 from tests.agents.probes import MakeJob, Reported, processes, run_agent, run_turn
 from treadle.scripted_model import ScriptedModel
@@ -30,18 +28,6 @@ PLAN_RULES = WorkRules(answer="plan", plan_schema=json.dumps(SCHEMA))
 REVIEW_RULES = WorkRules(answer="review", reviews="T1")
 GOOD = {"name": "A plan", "tasks": [{"code": "T1"}]}
 EVERYTHING = tuple(Permission(tool=tool, answer="always") for tool in ("*", "Write", "Bash", "WebFetch"))
-
-
-@pytest.fixture
-async def model() -> AsyncIterator[ScriptedModel]:
-    async with ScriptedModel(api_key=KEY) as model:
-        yield model
-
-
-@pytest.fixture
-async def runner(model: ScriptedModel) -> AsyncIterator[ClaudeRunner]:
-    async with KeyProxy(KEY, model.base_url) as proxy:
-        yield ClaudeRunner(proxy)
 
 
 def gives(**answer: Any) -> dict[str, Any]:

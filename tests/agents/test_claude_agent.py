@@ -39,12 +39,6 @@ PS = "for each in /proc/[0-9]*/cmdline; do tr '\\0' ' ' < $each; echo; done > ar
 
 
 @pytest.fixture
-async def model() -> AsyncIterator[ScriptedModel]:
-    async with ScriptedModel(api_key=KEY) as model:
-        yield model
-
-
-@pytest.fixture
 async def runner(model: ScriptedModel) -> AsyncIterator[ClaudeRunner]:
     async with KeyProxy(KEY, model.base_url) as proxy:
         yield ClaudeRunner(proxy, limits=Limits(retries_max=1, api_timeout_s=6.0, stream_idle_s=12.0))

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import subprocess
-from collections.abc import AsyncIterator
 from pathlib import Path
 from typing import Any
 
@@ -12,24 +11,11 @@ import pytest
 
 from services.runner.agents import Asks
 from services.runner.agents.claude import ClaudeRunner
-from services.runner.proxy import KeyProxy
-from tests.agents.claude_probes import KEY, call, last_said, scripted
+from tests.agents.claude_probes import call, last_said, scripted
 from tests.agents.kept import Kept, answered
 from tests.agents.probes import MakeLease, Reported, run_turn
 from tests.agents.test_claude_approvals import QUESTION, WRITES, asks, goes_on, lines
 from treadle.scripted_model import ScriptedModel
-
-
-@pytest.fixture
-async def model() -> AsyncIterator[ScriptedModel]:
-    async with ScriptedModel(api_key=KEY) as model:
-        yield model
-
-
-@pytest.fixture
-async def runner(model: ScriptedModel) -> AsyncIterator[ClaudeRunner]:
-    async with KeyProxy(KEY, model.base_url) as proxy:
-        yield ClaudeRunner(proxy)
 
 
 @pytest.fixture

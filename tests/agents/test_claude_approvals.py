@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import subprocess
-from collections.abc import AsyncIterator
 from pathlib import Path
 from typing import Any, Literal
 
@@ -12,11 +11,10 @@ import pytest
 
 from services.runner.agents import Asks, Finished, Job
 from services.runner.agents.claude import ClaudeRunner
-from services.runner.proxy import KeyProxy
 from services.runner.redaction import Redactor
 from shared.spec import Permission, WorkRules
 from shared.task import Approval
-from tests.agents.claude_probes import KEY, asked, call, last_said, scripted
+from tests.agents.claude_probes import asked, call, last_said, scripted
 from tests.agents.kept import Kept, LeaseOver, answered
 from tests.agents.probes import MakeLease, Reported, processes, run_agent, run_turn
 from treadle.scripted_model import ScriptedModel
@@ -34,18 +32,6 @@ QUESTION = {
         }
     ]
 }
-
-
-@pytest.fixture
-async def model() -> AsyncIterator[ScriptedModel]:
-    async with ScriptedModel(api_key=KEY) as model:
-        yield model
-
-
-@pytest.fixture
-async def runner(model: ScriptedModel) -> AsyncIterator[ClaudeRunner]:
-    async with KeyProxy(KEY, model.base_url) as proxy:
-        yield ClaudeRunner(proxy)
 
 
 @pytest.fixture

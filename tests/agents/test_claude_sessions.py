@@ -6,7 +6,6 @@ import asyncio
 import json
 import shutil
 import time
-from collections.abc import AsyncIterator
 from pathlib import Path
 from typing import Any
 
@@ -14,23 +13,10 @@ import pytest
 
 from services.runner.agents import Finished
 from services.runner.agents.claude import ClaudeRunner
-from services.runner.proxy import KeyProxy
-from tests.agents.claude_probes import KEY, asked, call, last_said, scripted
+from tests.agents.claude_probes import asked, call, last_said, scripted
 from tests.agents.kept import Kept, LeaseOver
 from tests.agents.probes import MakeLease, Reported, eventually, is_running, only_sleep, processes, run_agent
 from treadle.scripted_model import ScriptedModel
-
-
-@pytest.fixture
-async def model() -> AsyncIterator[ScriptedModel]:
-    async with ScriptedModel(api_key=KEY) as model:
-        yield model
-
-
-@pytest.fixture
-async def runner(model: ScriptedModel) -> AsyncIterator[ClaudeRunner]:
-    async with KeyProxy(KEY, model.base_url) as proxy:
-        yield ClaudeRunner(proxy)
 
 
 async def test_later_turns_go_on_in_the_same_conversation_and_find_no_process_of_earlier_ones(
